@@ -1,0 +1,42 @@
+# make serve   set up and serve the built-in model; make serve ARGS="model.gguf --port 8000" for more
+# make test    set up the pinned test environment and run the tests; make test ARGS="tests/plan -x"
+# make lint    ruff, and mypy for Linux, macOS and Windows
+# make bench   speed of the built-in model on this machine; make bench ARGS="model.gguf -t 4"
+#
+# PYTHON and VENV choose the interpreter (3.11 or newer) and the folder of the virtual environment. The install is an
+# editable one: changes of Python files count at once, changes of native code or pyproject.toml at the next make.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard backends/prima_numpy/native/*)
+
+.PHONY: serve test lint bench
+serve: $(VENV)/.installed
+	$(BIN)/prima serve $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --platform linux
+	$(BIN)/mypy --platform darwin
+	$(BIN)/mypy --platform win32
+
+bench: $(VENV)/.installed
+	$(BIN)/prima bench $(ARGS)
+
+$(VENV)/.installed: $(BUILD_INPUTS) | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(BUILD_INPUTS) constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(VENV)/.installed $@
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"prima needs Python 3.11 or newer, this is {v}: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)

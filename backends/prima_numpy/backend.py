@@ -1,0 +1,107 @@
+"""The host's processor as a backend, with kernels of three kinds.
+
+`native`: the compiled module. `int8`: its arithmetic in plain numpy. `exact`: float32 everything, for tiny models.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import psutil
+
+from prima_core.arch.shard import OpsShard
+from prima_core.errors import ConfigError, DeviceMemoryError, PluginError
+from prima_core.interfaces import BackendOptions, Device, Shard, Slice, Store
+from prima_core.model.names import OUTPUT, OUTPUT_NORM, TOKEN_EMBD
+from prima_core.model.spec import ModelSpec
+from prima_numpy.kernels import Kernels, load_kernels, native_fault
+from prima_numpy.ops import NativeOps, ReferenceOps, exact_product
+from prima_numpy.twin import Int8Ops
+
+log = logging.getLogger(__name__)
+
+DEVICE = "numpy:cpu"
+KINDS = ("auto", "native", "int8", "exact")
+SLOW = "plain numpy: right, but some hundred times slower than the native kernels"
+
+
+def available_bytes() -> int:
+    """Memory that can be had without swapping; what the page cache holds of the model counts as available."""
+    return int(psutil.virtual_memory().available)
+
+
+class NumpyBackend:
+    """Raises ConfigError for unknown kernels or a negative thread count, PluginError for native that is not built."""
+
+    def __init__(self, options: BackendOptions, available: Callable[[], int] = available_bytes) -> None:
+        if options.kernels not in KINDS:
+            raise ConfigError(f"kernels {options.kernels!r} are unknown", hint=f"one of: {', '.join(KINDS)}")
+        if options.threads < 0:
+            raise ConfigError(f"{options.threads} threads cannot be", hint="0 leaves the choice to prima")
+        self._available = available
+        self._kernels = _native(options) if options.kernels in ("auto", "native") else None
+        self._kind = "int8" if options.kernels == "auto" else options.kernels
+        self._ops = NativeOps(self._kernels) if self._kernels else _reference(self._kind)
+
+    def devices(self) -> Sequence[Device]:
+        facts = self.describe()
+        return [Device(DEVICE, self._available(), f"CPU, {facts['kernels']}, {facts['threads']} threads")]
+
+    def describe(self) -> Mapping[str, str]:
+        if self._kernels:
+            return self._kernels.describe()
+        return {"kernels": self._kind, "threads": "numpy's own", "note": native_fault() or SLOW}
+
+    def ops(self, device: str) -> ReferenceOps:
+        """Raises PluginError for a device that is not there."""
+        if device != DEVICE:
+            raise PluginError(f"backend 'numpy' has no device {device!r}", hint=f"it has {DEVICE}")
+        return self._ops
+
+    def load(self, model: ModelSpec, device: str, part: Slice, store: Store) -> Shard:
+        """See `Backend.load`. Weights stay in the map, but must fit in memory: each token reads all of them."""
+        ops = self.ops(device)
+        needed, available = sum(_sizes(model, part, store)), self._available()
+        if needed > available:
+            raise DeviceMemoryError(
+                f"{needed / 1e9:.2f} GB of weights do not fit the {available / 1e9:.2f} GB of available memory",
+                hint="free memory, add a node, or use a smaller or more quantised model",
+            )
+        return OpsShard(ops, model, part, store)
+
+    def close(self) -> None:
+        """Nothing to give back: the kernels' threads sleep when idle, and end with the backend and its last shard."""
+
+
+def _reference(kind: str) -> ReferenceOps:
+    return ReferenceOps(exact_product, np.float32) if kind == "exact" else Int8Ops()
+
+
+def _native(options: BackendOptions) -> Kernels | None:
+    kernels = load_kernels(options.threads)
+    if kernels is not None:
+        return kernels
+    if options.kernels == "native":
+        raise PluginError(
+            native_fault(), hint="install prima-llm where a C++ compiler is, or use another kind of kernels"
+        )
+    log.warning("%s; computing in %s", native_fault(), SLOW)
+    return None
+
+
+def _sizes(model: ModelSpec, part: Slice, store: Store) -> Iterator[int]:
+    """Bytes of each tensor of the part."""
+    for layer in (layer for layers in part.layers for layer in layers):
+        yield from (weight.data.nbytes for weight in store.acquire(layer).values())
+        store.release(layer)
+    shared = store.shared()
+    yield from (shared[name].data.nbytes for name in _end_names(model, part))
+
+
+def _end_names(model: ModelSpec, part: Slice) -> set[str]:
+    names = {TOKEN_EMBD} if part.has_input else set()
+    if part.has_output:
+        names |= {OUTPUT_NORM, TOKEN_EMBD if model.tied_output else OUTPUT}
+    return names

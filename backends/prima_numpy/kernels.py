@@ -1,0 +1,197 @@
+"""The native kernels as typed Python: `load_kernels()` gives them, or None where the module was not built.
+
+Arrays are C-contiguous float32 unless said otherwise; a wrong shape, type or layout is a ValueError that names the
+argument, and nothing is read or written out of bounds. Every CPU variant and every number of threads gives the same
+bits, and a row's result does not depend on the other rows of a call. Calls release the GIL and run one at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from prima_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prima_core.interfaces import Weight
+    from prima_numpy import _kernels
+
+Float32s = NDArray[np.float32]
+KvCache = NDArray[np.float16] | NDArray[np.float32]
+
+VARIANT_VARIABLE = "PRIMA_CPU"
+
+
+def load_kernels(threads: int = 0, variant: str | None = None) -> Kernels | None:
+    """Kernels with a pool of `threads` (0: `default_threads()`), or None when the native module is not usable.
+
+    `variant` is one of `Kernels.variants()` or "auto" for the best; None: what PRIMA_CPU says, else "auto".
+    Raises ConfigError for a variant that does not exist or that this CPU cannot run.
+    """
+    if native_fault():
+        return None
+    return Kernels(threads, variant or os.environ.get(VARIANT_VARIABLE) or "auto")
+
+
+def native_fault() -> str:
+    """Why the native module cannot be used; empty when it can."""
+    try:
+        from prima_numpy import _kernels  # noqa: F401  (the import is the question)
+    except ImportError as error:
+        return f"the native module is not usable: {error}"
+    return ""
+
+
+def default_threads() -> int:
+    """Physical cores, but no more than this process may use by affinity and by its cgroup's quota."""
+    return max(1, min(psutil.cpu_count(logical=False) or 1, _affinity(), _cgroup_quota()))
+
+
+class Kernels:
+    """The kernels of one CPU variant and the thread pool they run on.
+
+    `out` arguments are written and returned; without one a fresh array is made.
+    """
+
+    def __init__(self, threads: int = 0, variant: str = "auto") -> None:
+        from prima_numpy import _kernels
+
+        if variant != "auto" and variant not in _kernels.variants():
+            choices = ", ".join(["auto", *_kernels.variants()])
+            raise ConfigError(
+                f"CPU variant {variant!r} cannot be used here", hint=f"{VARIANT_VARIABLE} may be one of: {choices}"
+            )
+        self._engine: _kernels.Engine = _kernels.Engine(threads or default_threads(), variant)
+
+    @staticmethod
+    def variants() -> tuple[str, ...]:
+        """The variants that this CPU can run, best first."""
+        from prima_numpy import _kernels
+
+        return tuple(_kernels.variants())
+
+    @property
+    def threads(self) -> int:
+        return self._engine.threads
+
+    @property
+    def variant(self) -> str:
+        return self._engine.variant
+
+    def describe(self) -> Mapping[str, str]:
+        """Facts for `prima doctor`."""
+        from prima_numpy import _kernels
+
+        features = " ".join(name for name, is_present in _kernels.cpu_features() if is_present)
+        return {
+            "kernels": f"native, {self.variant}",
+            "threads": str(self.threads),
+            "variants": " ".join(self.variants()),
+            "cpu": features,
+            "build": _kernels.build_info(),
+        }
+
+    def linear(
+        self, weight: Weight, x: Float32s, bias: Float32s | None = None, out: Float32s | None = None
+    ) -> Float32s:
+        """x [n, cols] . weight [rows, cols] transposed + bias [rows] -> [n, rows], straight from the weight's blocks.
+
+        With Q8_0, Q4_K and Q6_K weights, x is rounded to int8 first (see `quant.py`, which gives the same bits).
+        """
+        result = np.empty((x.shape[0], weight.shape[0]), np.float32) if out is None else out
+        self._engine.linear((_product(weight, bias, result),), x)
+        return result
+
+    def linear_many(
+        self, weights: Sequence[Weight], x: Float32s, biases: Sequence[Float32s | None] | None = None
+    ) -> list[Float32s]:
+        """`linear` of one x by several weights (q, k, v; gate, up): x is rounded once, the pool is woken once."""
+        results = [np.empty((x.shape[0], weight.shape[0]), np.float32) for weight in weights]
+        chosen = biases if biases is not None else [None] * len(weights)
+        self._engine.linear(tuple(map(_product, weights, chosen, results)), x)
+        return results
+
+    def rms_norm(self, x: Float32s, gain: Float32s, eps: float, out: Float32s | None = None) -> Float32s:
+        """x [n, dim] / sqrt(mean(x^2) + eps) * gain [dim], row by row. `out` may be x."""
+        result = np.empty_like(x) if out is None else out
+        self._engine.rms_norm(x, gain, eps, result)
+        return result
+
+    def rope(self, x: Float32s, cos: Float32s, sin: Float32s, neox: bool) -> None:
+        """Rotate the first 2 * half elements of each head of x [n, heads, head_dim] in place; cos and sin [n, half].
+
+        Element i turns with i + half (`neox`) or 2i with 2i + 1.
+        """
+        self._engine.rope(x, cos, sin, neox)
+
+    def swiglu(self, gate: Float32s, up: Float32s, out: Float32s | None = None) -> Float32s:
+        """gate * sigmoid(gate) * up, [n, dim] each. `out` may be one of them."""
+        result = np.empty_like(gate) if out is None else out
+        self._engine.swiglu(gate, up, result)
+        return result
+
+    def add(self, x: Float32s, y: Float32s, out: Float32s | None = None) -> Float32s:
+        """x + y, [n, dim] each. `out` may be one of them."""
+        result = np.empty_like(x) if out is None else out
+        self._engine.add(x, y, result)
+        return result
+
+    def attention(
+        self, q: Float32s, k_cache: KvCache, v_cache: KvCache, start: int, scale: float, out: Float32s | None = None
+    ) -> Float32s:
+        """Causal attention of one sequence's consecutive rows q [n, n_heads, head_dim]; row i is position start + i.
+
+        Row i attends to positions 0..start + i, all written, of the caches [n_kv_heads, capacity, head_dim], which are
+        both float16 or both float32. Query head h reads K/V head h // (n_heads / n_kv_heads).
+        """
+        result = np.empty_like(q) if out is None else out
+        self._engine.attention(q, k_cache, v_cache, start, scale, result)
+        return result
+
+    def kv_write(self, k: Float32s, cache: KvCache, start: int) -> None:
+        """k [n, n_kv_heads, head_dim] to positions start, start + 1, ... of cache [n_kv_heads, capacity, head_dim].
+
+        A float16 cache gets values rounded to nearest even.
+        """
+        self._engine.kv_write(k, cache, start)
+
+
+    def read(self, data: NDArray[np.uint8]) -> int:
+        """Read all of `data` with the pool, in the way products read weights, and do nothing else with it.
+
+        The time it takes says how fast memory is for these threads; the result is a checksum without meaning.
+        """
+        return self._engine.read(data)
+
+
+def _product(
+    weight: Weight, bias: Float32s | None, out: Float32s
+) -> tuple[int, NDArray[np.uint8], int, int, Float32s | None, Float32s]:
+    rows, cols = weight.shape
+    return int(weight.type), weight.data, rows, cols, bias, out
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux only
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cgroup_quota() -> int:
+    """CPUs that the cgroup's quota amounts to, rounded up; very many without a quota."""
+    v2, v1 = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu")
+    with suppress(OSError, ValueError):
+        quota, period = v2.read_text().split()
+        return -(-int(quota) // int(period))
+    with suppress(OSError, ValueError):
+        quota, period = (v1 / "cpu.cfs_quota_us").read_text(), (v1 / "cpu.cfs_period_us").read_text()
+        if int(quota) > 0:
+            return -(-int(quota) // int(period))
+    return os.cpu_count() or 1

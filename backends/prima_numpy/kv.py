@@ -1,0 +1,178 @@
+"""The KV cache: per layer and sequence one room for K and one for V, each [n_kv_heads, capacity, head_dim].
+
+Rooms are made at their full size by `np.empty`, which the OS backs with memory only as positions are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prima_core.errors import DeviceMemoryError, FrameError
+from prima_core.interfaces import Chunk, KvKind, KvOp, Layers, Step
+
+# float32 for the exact twin, float16 otherwise; no static type says "one of the two".
+HalfOrFloat = NDArray[Any]
+
+
+@dataclass(slots=True)
+class Room:
+    """K and V of one sequence in one layer; positions [0, length) have been written and may be read."""
+
+    k: HalfOrFloat  # [n_kv_heads, capacity, head_dim]
+    v: HalfOrFloat
+    length: int = 0
+
+    @property
+    def capacity(self) -> int:
+        return self.k.shape[1]  # type: ignore[no-any-return]  # numpy types shapes of NDArray as Any
+
+
+Rooms = dict[int, Room]  # by sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What attention needs: which rows belong to which chunk, and the rooms of each layer."""
+
+    spans: tuple[tuple[int, int, Chunk], ...]  # row start, row stop, chunk
+    rooms: Mapping[int, Rooms]  # by layer
+    head_dim: int
+
+
+class NumpyKv:
+    """`KvCache` for host memory. `dtype` is what positions are stored in."""
+
+    def __init__(self, layers: Iterable[Layers], n_kv_heads: int, head_dim: int, dtype: type[np.float16 | np.float32]):
+        self._shape = n_kv_heads, head_dim
+        self._dtype = dtype
+        self._rooms: dict[int, Rooms] = {layer: {} for visited in layers for layer in visited}
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one position of one sequence takes, over all layers of the cache."""
+        n_kv_heads, head_dim = self._shape
+        return 2 * n_kv_heads * head_dim * np.dtype(self._dtype).itemsize * len(self._rooms)
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes of all open rooms at their full capacity."""
+        return sum(room.k.nbytes + room.v.nbytes for rooms in self._rooms.values() for room in rooms.values())
+
+    def begin(self, layers: Layers, step: Step) -> Pass:
+        """See `KvCache.begin`."""
+        for layer in layers:
+            _check_step(step, self._rooms[layer])
+        if step.kv:
+            self._change({layer: self._rooms[layer] for layer in layers}, step.kv)
+        return Pass(tuple(_spans(step.chunks)), self._rooms, self._shape[1])
+
+    def close(self) -> None:
+        for rooms in self._rooms.values():
+            rooms.clear()
+
+    def _change(self, before: Mapping[int, Rooms], operations: Sequence[KvOp]) -> None:
+        """Apply checked operations to copies, then put the copies in place: a failed allocation changes nothing."""
+        after = {layer: dict(rooms) for layer, rooms in before.items()}
+        for operation in operations:
+            for rooms in after.values():
+                self._apply(operation, rooms)
+        self._rooms.update(after)
+
+    def _apply(self, operation: KvOp, rooms: Rooms) -> None:
+        match operation.kind:
+            case KvKind.OPEN:
+                rooms[operation.sequence] = self._room(operation)
+            case KvKind.FORK:
+                rooms[operation.sequence] = self._forked(rooms[operation.source], operation)
+            case KvKind.TRUNCATE:
+                # A new Room over the same arrays, so that the old one stays as it was until all went well.
+                room = rooms[operation.sequence]
+                rooms[operation.sequence] = Room(room.k, room.v, min(room.length, operation.length))
+            case KvKind.DROP:
+                rooms.pop(operation.sequence, None)
+
+    def _room(self, operation: KvOp) -> Room:
+        n_kv_heads, head_dim = self._shape
+        shape = n_kv_heads, operation.capacity, head_dim
+        try:
+            return Room(np.empty(shape, self._dtype), np.empty(shape, self._dtype))
+        except (MemoryError, ValueError) as error:  # ValueError: more bytes than an address can count
+            raise DeviceMemoryError(
+                f"no memory for the KV of {operation.capacity} positions", hint="use a smaller context (-c)"
+            ) from error
+
+    def _forked(self, source: Room, operation: KvOp) -> Room:
+        room, length = self._room(operation), operation.length
+        room.k[:, :length] = source.k[:, :length]
+        room.v[:, :length] = source.v[:, :length]
+        room.length = length
+        return room
+
+
+def write(room: Room, chunk: Chunk, k: HalfOrFloat, v: HalfOrFloat) -> None:
+    """Put k and v [count, n_kv_heads * head_dim] at the chunk's positions. What stood after them is forgotten."""
+    n_kv_heads, _, head_dim = room.k.shape
+    stop = chunk.start + chunk.count
+    room.k[:, chunk.start : stop] = k.reshape(-1, n_kv_heads, head_dim).swapaxes(0, 1)
+    room.v[:, chunk.start : stop] = v.reshape(-1, n_kv_heads, head_dim).swapaxes(0, 1)
+    room.length = stop
+
+
+def _spans(chunks: Iterable[Chunk]) -> Iterable[tuple[int, int, Chunk]]:
+    row = 0
+    for chunk in chunks:
+        yield row, row + chunk.count, chunk
+        row += chunk.count
+
+
+def _check_step(step: Step, rooms: Rooms) -> None:
+    """Raises FrameError when the step cannot be applied to a layer with these rooms. Changes nothing."""
+    named = rooms if step.kv else [chunk.sequence for chunk in step.chunks if chunk.sequence in rooms]
+    sizes = {sequence: (rooms[sequence].length, rooms[sequence].capacity) for sequence in named}
+    for operation in step.kv:
+        _check_operation(operation, sizes)
+    for chunk in step.chunks:
+        sizes[chunk.sequence] = _checked_chunk(chunk, sizes.get(chunk.sequence))
+
+
+def _check_operation(operation: KvOp, sizes: dict[int, tuple[int, int]]) -> None:
+    """Follow the operation in `sizes` (sequence -> positions written, capacity)."""
+    sequence, kind = operation.sequence, operation.kind
+    if kind == KvKind.DROP:
+        sizes.pop(sequence, None)
+        return
+    _require((sequence in sizes) == (kind == KvKind.TRUNCATE), operation, "the sequence is unknown or open already")
+    if kind == KvKind.TRUNCATE:
+        length, capacity = sizes[sequence]
+        _require(operation.length >= 0, operation, "a length is not negative")
+        sizes[sequence] = min(length, operation.length), capacity
+        return
+    _require(operation.capacity >= 1, operation, "a sequence needs room for one position at least")
+    if kind == KvKind.FORK:
+        _require(operation.source in sizes, operation, "the source is unknown")
+        written = min(sizes[operation.source][0], operation.capacity)
+        _require(0 <= operation.length <= written, operation, f"only {written} positions can be copied")
+    sizes[sequence] = (operation.length if kind == KvKind.FORK else 0), operation.capacity
+
+
+def _require(holds: bool, operation: KvOp, otherwise: str) -> None:
+    if not holds:
+        raise FrameError(f"KV operation {operation} cannot be: {otherwise}", hint="the step is lost or out of order")
+
+
+def _checked_chunk(chunk: Chunk, size: tuple[int, int] | None) -> tuple[int, int]:
+    """The sequence's size after the chunk."""
+    if size is None:
+        raise FrameError(f"{chunk} is of a sequence that is not open", hint="the step is lost or out of order")
+    length, capacity = size
+    stop = chunk.start + chunk.count
+    if chunk.count < 1 or chunk.start < 0 or stop > capacity:
+        raise FrameError(f"{chunk} does not fit the sequence's {capacity} positions")
+    if chunk.start > length:
+        raise FrameError(f"{chunk} leaves a gap: {length} positions were written", hint="an earlier step is missing")
+    return stop, capacity

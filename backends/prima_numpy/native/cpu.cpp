@@ -1,0 +1,107 @@
+#include "cpu.h"
+
+#include <cstdint>
+
+#ifdef PRIMA_X86
+#if defined(_MSC_VER)
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+
+namespace prima {
+
+namespace {
+
+#ifdef PRIMA_X86
+
+struct Registers {
+    uint32_t a, b, c, d;
+};
+
+Registers cpuid(uint32_t leaf, uint32_t subleaf) {
+    Registers r{};
+#if defined(_MSC_VER)
+    int values[4];
+    __cpuidex(values, int(leaf), int(subleaf));
+    r = {uint32_t(values[0]), uint32_t(values[1]), uint32_t(values[2]), uint32_t(values[3])};
+#else
+    __cpuid_count(leaf, subleaf, r.a, r.b, r.c, r.d);
+#endif
+    return r;
+}
+
+// Which register files the operating system saves: bit 2 AVX, 5-7 AVX-512, 17-18 AMX.
+uint64_t saved_state() {
+#if defined(_MSC_VER)
+    return _xgetbv(0);
+#else
+    uint32_t low, high;
+    __asm__ __volatile__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return uint64_t(high) << 32 | low;
+#endif
+}
+
+struct X86 {
+    bool f16c = false, fma = false, avx2 = false, avx_vnni = false;
+    bool avx512f = false, avx512dq = false, avx512bw = false, avx512vl = false;
+    bool avx512vnni = false, avx512bf16 = false, amx_int8 = false, amx_bf16 = false;
+
+    X86() {
+        const uint32_t highest = cpuid(0, 0).a;
+        if (highest < 7) return;
+        const Registers one = cpuid(1, 0), seven = cpuid(7, 0);
+        const Registers seven_one = seven.a >= 1 ? cpuid(7, 1) : Registers{};
+        const auto bit = [](uint32_t value, int index) { return (value >> index & 1) != 0; };
+        if (!bit(one.c, 27)) return;  // no XGETBV
+        const uint64_t saved = saved_state();
+        const bool has_avx = (saved & 0x6) == 0x6 && bit(one.c, 28);
+        const bool has_512 = has_avx && (saved & 0xe6) == 0xe6;
+        const bool has_amx = (saved & 0x60000) == 0x60000;
+        f16c = has_avx && bit(one.c, 29);
+        fma = has_avx && bit(one.c, 12);
+        avx2 = has_avx && bit(seven.b, 5);
+        avx_vnni = has_avx && bit(seven_one.a, 4);
+        avx512f = has_512 && bit(seven.b, 16);
+        avx512dq = has_512 && bit(seven.b, 17);
+        avx512bw = has_512 && bit(seven.b, 30);
+        avx512vl = has_512 && bit(seven.b, 31);
+        avx512vnni = has_512 && bit(seven.c, 11);
+        avx512bf16 = has_512 && bit(seven_one.a, 5);
+        amx_int8 = has_amx && bit(seven.d, 25);
+        amx_bf16 = has_amx && bit(seven.d, 22);
+    }
+};
+
+#endif
+
+}  // namespace
+
+std::vector<std::pair<std::string, bool>> cpu_features() {
+#ifdef PRIMA_X86
+    const X86 cpu;
+    return {{"f16c", cpu.f16c},         {"fma", cpu.fma},           {"avx2", cpu.avx2},
+            {"avx_vnni", cpu.avx_vnni}, {"avx512f", cpu.avx512f},   {"avx512dq", cpu.avx512dq},
+            {"avx512bw", cpu.avx512bw}, {"avx512vl", cpu.avx512vl}, {"avx512vnni", cpu.avx512vnni},
+            {"avx512bf16", cpu.avx512bf16}, {"amx_int8", cpu.amx_int8}, {"amx_bf16", cpu.amx_bf16}};
+#elif defined(__aarch64__) || defined(_M_ARM64)
+    return {{"neon", true}};
+#else
+    return {};
+#endif
+}
+
+std::vector<const Table*> usable_tables() {
+    std::vector<const Table*> tables;
+#ifdef PRIMA_X86
+    const X86 cpu;
+    const bool has_512 = cpu.avx512f && cpu.avx512dq && cpu.avx512bw && cpu.avx512vl && cpu.avx512vnni;
+    if (has_512 && cpu.avx2 && cpu.fma && cpu.f16c) tables.push_back(&avx512vnni_table());
+    if (cpu.avx2 && cpu.fma && cpu.f16c) tables.push_back(&avx2_table());
+#endif
+    tables.push_back(&portable_table());
+    return tables;
+}
+
+}  // namespace prima

@@ -1,0 +1,18 @@
+// What this CPU can do, and which variants of the kernels can run on it.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+
+namespace prima {
+
+// Every feature that matters to some kernel, with whether CPU and operating system have it.
+std::vector<std::pair<std::string, bool>> cpu_features();
+
+// Usable here, best first; "portable" is always last.
+std::vector<const Table*> usable_tables();
+
+}  // namespace prima

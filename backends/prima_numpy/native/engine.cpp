@@ -1,0 +1,218 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+namespace prima {
+
+namespace {
+
+// Below this many multiplications (or elements) waking a thread costs more than it brings.
+constexpr int64_t kSmallWork = 64 * 1024;
+// Enough tasks per thread that one slowed by a neighbour is not waited for long, few enough that streams stay long.
+constexpr int64_t kTasksPerThread = 6;
+
+struct Task {
+    const Product* product;
+    int64_t r0, r1;
+};
+
+size_t row_bytes(const TypeInfo& type, int64_t cols) { return size_t(cols / type.block_weights) * size_t(type.block_bytes); }
+
+// Four rows at once from distant quarters of r0..r1: four streams keep more reads in flight than one (kernels: 1.6x).
+void run_rows(const MatrixKernels& kernels, const Product& p, size_t bytes, int64_t r0, int64_t r1,
+              const Activations& a) {
+    const int64_t quarter = (r1 - r0 + 3) / 4;
+    for (int64_t i = 0; i < quarter; ++i) {
+        int64_t index[4];
+        const uint8_t* rows[4];
+        for (int k = 0; k < 4; ++k) {
+            index[k] = std::min(r0 + k * quarter + i, r1 - 1);  // past the end: the last row again
+            rows[k] = p.data + size_t(index[k]) * bytes;
+        }
+        for (int64_t t = 0; t < a.n; ++t) {
+            float out[4];
+            kernels.rows(rows, a, t, out);
+            for (int k = 0; k < 4; ++k) p.out[t * p.rows + index[k]] = out[k];
+        }
+    }
+}
+
+void run_panels(const MatrixKernels& kernels, const Product& p, size_t bytes, int64_t r0, int64_t r1,
+                const Activations& a) {
+    for (int64_t r = r0; r < r1; r += kPanelRows) {
+        const int n_rows = int(std::min<int64_t>(kPanelRows, r1 - r));
+        kernels.panel(p.data + size_t(r) * bytes, bytes, n_rows, a, p.out + r, p.rows);
+    }
+}
+
+void run_task(const Table& table, const Task& task, const Activations& a) {
+    const Product& p = *task.product;
+    const TypeInfo& type = *type_info(int(p.type));
+    const MatrixKernels& kernels = table.*type.kernels;
+    const bool uses_panel = kernels.panel != nullptr && a.n >= kernels.panel_from;
+    (uses_panel ? run_panels : run_rows)(kernels, p, row_bytes(type, a.cols), task.r0, task.r1, a);
+    if (p.bias == nullptr) return;
+    for (int64_t t = 0; t < a.n; ++t) {
+        for (int64_t r = task.r0; r < task.r1; ++r) p.out[t * p.rows + r] += p.bias[r];
+    }
+}
+
+std::vector<Task> split(const std::vector<Product>& products, int64_t n_parts) {
+    int64_t total = 0;
+    for (const Product& p : products) total += p.rows;
+    const int64_t ideal = (total + n_parts - 1) / n_parts;
+    const int64_t rows = std::max<int64_t>((ideal + kPanelRows - 1) / kPanelRows * kPanelRows, kPanelRows);
+    std::vector<Task> tasks;
+    for (const Product& p : products) {
+        for (int64_t r = 0; r < p.rows; r += rows) tasks.push_back({&p, r, std::min(p.rows, r + rows)});
+    }
+    return tasks;
+}
+
+template <class T>
+T* grow(std::unique_ptr<T[]>& blocks, int64_t& have, int64_t want) {
+    if (have < want) {
+        blocks.reset(new T[size_t(want)]);
+        have = want;
+    }
+    return blocks.get();
+}
+
+}  // namespace
+
+const TypeInfo* type_info(int type) {
+    static constexpr TypeInfo f32{1, 4, 4, &Table::f32}, f16{1, 2, 2, &Table::f16}, bf16{1, 2, 2, &Table::bf16};
+    static constexpr TypeInfo q8_0{kQ8Block, kQ8Bytes, 1, &Table::q8_0};
+    static constexpr TypeInfo q4_k{kKBlock, kQ4KBytes, 1, &Table::q4_k}, q6_k{kKBlock, kQ6KBytes, 1, &Table::q6_k};
+    switch (Type(type)) {
+        case Type::F32: return &f32;
+        case Type::F16: return &f16;
+        case Type::BF16: return &bf16;
+        case Type::Q8_0: return &q8_0;
+        case Type::Q4_K: return &q4_k;
+        case Type::Q6_K: return &q6_k;
+    }
+    return nullptr;
+}
+
+// work(begin, end) over 0..n in pieces; `cost_each` in elements.
+template <class Work>
+void Engine::spread(int64_t n, int64_t cost_each, const Work& work) {
+    if (n * cost_each < kSmallWork || pool_.size() == 1) {
+        if (n > 0) work(int64_t(0), n);
+        return;
+    }
+    const int64_t n_tasks = std::min(n, pool_.size() * kTasksPerThread);
+    pool_.run(n_tasks, [&](int64_t i) { work(n * i / n_tasks, n * (i + 1) / n_tasks); });
+}
+
+Activations Engine::prepare(const std::vector<Product>& products, const float* x, int64_t n, int64_t cols) {
+    Activations a{x, nullptr, nullptr, n, cols};
+    bool needs_k = false, needs_8 = false;
+    for (const Product& p : products) {
+        needs_k |= p.type == Type::Q4_K || p.type == Type::Q6_K;
+        needs_8 |= p.type == Type::Q8_0;
+    }
+    if (needs_k) {
+        BlockK* blocks = grow(blocks_k_, n_blocks_k_, n * (cols / kKBlock));
+        spread(n, cols, [&](int64_t t0, int64_t t1) { table_.quantize_k(a, t0, t1, blocks); });
+        a.k = blocks;
+    }
+    if (needs_8) {
+        Block8* blocks = grow(blocks_8_, n_blocks_8_, n * (cols / kQ8Block));
+        spread(n, cols, [&](int64_t t0, int64_t t1) { table_.quantize_8(a, t0, t1, blocks); });
+        a.q8 = blocks;
+    }
+    return a;
+}
+
+void Engine::linear(const std::vector<Product>& products, const float* x, int64_t n, int64_t cols) {
+    if (n == 0) return;
+    std::lock_guard<std::mutex> lock(scratch_mutex_);
+    const Activations a = prepare(products, x, n, cols);
+    int64_t rows = 0;
+    for (const Product& p : products) rows += p.rows;
+    const bool is_small = pool_.size() == 1 || rows * cols * n < kSmallWork;
+    const std::vector<Task> tasks = split(products, is_small ? 1 : pool_.size() * kTasksPerThread);
+    if (is_small) {
+        for (const Task& task : tasks) run_task(table_, task, a);
+        return;
+    }
+    pool_.run(int64_t(tasks.size()), [&](int64_t i) { run_task(table_, tasks[size_t(i)], a); });
+}
+
+uint64_t Engine::read(const uint8_t* data, int64_t n_bytes) {
+    constexpr int64_t piece = 1 << 20;
+    std::atomic<uint64_t> total{0};
+    const int64_t n_pieces = (n_bytes + piece - 1) / piece;
+    pool_.run(n_pieces, [&](int64_t i) {
+        const int64_t start = i * piece;
+        total += table_.read(data + start, std::min(piece, n_bytes - start) / 64);
+    });
+    return total;
+}
+
+void Engine::rms_norm(const float* x, const float* gain, int64_t n, int64_t dim, float eps, float* out) {
+    spread(n, dim, [&](int64_t t0, int64_t t1) {
+        table_.rms_norm(x + t0 * dim, gain, t1 - t0, dim, eps, out + t0 * dim);
+    });
+}
+
+void Engine::rope(float* x, const float* cos, const float* sin, int64_t n, int64_t n_heads, int64_t head_dim,
+                  int64_t half, bool neox) {
+    spread(n, n_heads * half * 2, [&](int64_t t0, int64_t t1) {
+        for (int64_t t = t0; t < t1; ++t) {
+            table_.rope(x + t * n_heads * head_dim, cos + t * half, sin + t * half, n_heads, head_dim, half, neox);
+        }
+    });
+}
+
+void Engine::swiglu(const float* gate, const float* up, int64_t n, float* out) {
+    constexpr int64_t piece = 1024;
+    spread((n + piece - 1) / piece, 8 * piece, [&](int64_t p0, int64_t p1) {
+        const int64_t i0 = p0 * piece, i1 = std::min(n, p1 * piece);
+        table_.swiglu(gate + i0, up + i0, i1 - i0, out + i0);
+    });
+}
+
+void Engine::add(const float* x, const float* y, int64_t n, float* out) {
+    constexpr int64_t piece = 4096;
+    spread((n + piece - 1) / piece, piece, [&](int64_t p0, int64_t p1) {
+        const int64_t i0 = p0 * piece, i1 = std::min(n, p1 * piece);
+        table_.add(x + i0, y + i0, i1 - i0, out + i0);
+    });
+}
+
+void Engine::attention(const float* q, const Cache& cache, int64_t n, int64_t n_heads, int64_t start, float scale,
+                       float* out) {
+    const int64_t group = n_heads / cache.n_kv_heads;
+    // Head by head, so that neighbouring tasks read the same K and V.
+    spread(n * cache.n_kv_heads, (start + n) * group * cache.head_dim, [&](int64_t i0, int64_t i1) {
+        for (int64_t i = i0; i < i1; ++i) {
+            const int64_t kv_head = i / n, row = i % n;
+            const int64_t offset = (row * n_heads + kv_head * group) * cache.head_dim;
+            table_.attend(q + offset, cache, kv_head, group, start + row + 1, scale, out + offset);
+        }
+    });
+}
+
+void Engine::kv_write(const float* k, int64_t n, int64_t start, int64_t n_kv_heads, int64_t capacity, int64_t head_dim,
+                      bool is_half, void* cache) {
+    spread(n, n_kv_heads * head_dim, [&](int64_t t0, int64_t t1) {
+        for (int64_t t = t0; t < t1; ++t) {
+            for (int64_t h = 0; h < n_kv_heads; ++h) {
+                const float* from = k + (t * n_kv_heads + h) * head_dim;
+                const int64_t to = (h * capacity + start + t) * head_dim;
+                if (is_half) {
+                    table_.to_half(from, head_dim, static_cast<uint16_t*>(cache) + to);
+                } else {
+                    std::memcpy(static_cast<float*>(cache) + to, from, size_t(head_dim) * 4);
+                }
+            }
+        }
+    });
+}
+
+}  // namespace prima

@@ -1,0 +1,353 @@
+// What every variant does in the same way, written against `Lanes` and compiled once per variant, inside its namespace.
+// No standard library templates here: an inline function of theirs, compiled for AVX-512 in one file, could be the copy
+// that the linker keeps for all.
+
+// ---------------------------------------------------------------- lanes at a ragged end
+
+inline Lanes load_some(const float* p, int64_t n) {
+    float buffer[16] = {};
+    std::memcpy(buffer, p, size_t(n) * 4);
+    return Lanes::load(buffer);
+}
+
+inline void store_some(const Lanes& v, float* p, int64_t n) {
+    float buffer[16];
+    v.store(buffer);
+    std::memcpy(p, buffer, size_t(n) * 4);
+}
+
+// How 16 or fewer values of a stored type become floats.
+struct F32Type {
+    using Element = float;
+    static Lanes load(const float* p) { return Lanes::load(p); }
+};
+struct F16Type {
+    using Element = uint16_t;
+    static Lanes load(const uint16_t* p) { return Lanes::load_half(p); }
+};
+struct BF16Type {
+    using Element = uint16_t;
+    static Lanes load(const uint16_t* p) { return Lanes::load_bf16(p); }
+};
+
+template <class T>
+inline Lanes load_some_as(const typename T::Element* p, int64_t n) {
+    typename T::Element buffer[16] = {};
+    std::memcpy(buffer, p, size_t(n) * sizeof(buffer[0]));
+    return T::load(buffer);
+}
+
+// ---------------------------------------------------------------- products with float weights
+
+constexpr int64_t kPrefetchBytes = 1024;
+
+inline void prefetch(const void* p) {
+#if defined(__GNUC__) || defined(__clang__)
+    __builtin_prefetch(p);
+#elif defined(_M_X64)
+    _mm_prefetch((const char*)p, _MM_HINT_T0);
+#else
+    (void)p;
+#endif
+}
+
+template <class T>
+void dot_float_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, float out[4]) {
+    using Element = typename T::Element;  // GGUF aligns tensors, but loads do not count on it
+    const float* x = a.x + t * a.cols;
+    Lanes total[4] = {Lanes::set(0), Lanes::set(0), Lanes::set(0), Lanes::set(0)};
+    int64_t c = 0;
+    for (; c + 16 <= a.cols; c += 16) {
+        const Lanes xs = Lanes::load(x + c);
+        for (int r = 0; r < 4; ++r) {
+            const uint8_t* w = rows[r] + c * int64_t(sizeof(Element));
+            prefetch(w + kPrefetchBytes);
+            total[r] = total[r] + T::load((const Element*)w) * xs;
+        }
+    }
+    if (c < a.cols) {
+        const Lanes xs = load_some(x + c, a.cols - c);
+        for (int r = 0; r < 4; ++r) {
+            const Element* w = (const Element*)(rows[r] + c * int64_t(sizeof(Element)));
+            total[r] = total[r] + load_some_as<T>(w, a.cols - c) * xs;
+        }
+    }
+    for (int r = 0; r < 4; ++r) out[r] = total[r].sum();
+}
+
+// Four activation rows at a time share the widened weights of one row.
+template <class T>
+void dot_float_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, float* out,
+                     int64_t out_stride) {
+    using Element = typename T::Element;
+    for (int64_t t0 = 0; t0 < a.n; t0 += 4) {
+        const float* x[4];
+        for (int i = 0; i < 4; ++i) x[i] = a.x + (t0 + i < a.n ? t0 + i : a.n - 1) * a.cols;
+        for (int r = 0; r < n_rows; ++r) {
+            const uint8_t* w = rows + size_t(r) * row_bytes;
+            Lanes total[4] = {Lanes::set(0), Lanes::set(0), Lanes::set(0), Lanes::set(0)};
+            int64_t c = 0;
+            for (; c + 16 <= a.cols; c += 16) {
+                const Lanes ws = T::load((const Element*)(w + c * int64_t(sizeof(Element))));
+                for (int i = 0; i < 4; ++i) total[i] = total[i] + ws * Lanes::load(x[i] + c);
+            }
+            if (c < a.cols) {
+                const Lanes ws = load_some_as<T>((const Element*)(w + c * int64_t(sizeof(Element))), a.cols - c);
+                for (int i = 0; i < 4; ++i) total[i] = total[i] + ws * load_some(x[i] + c, a.cols - c);
+            }
+            for (int i = 0; i < 4 && t0 + i < a.n; ++i) out[(t0 + i) * out_stride + r] = total[i].sum();
+        }
+    }
+}
+
+template <class T>
+constexpr MatrixKernels float_kernels() {
+    return {dot_float_rows<T>, dot_float_panel<T>, 2};
+}
+
+// ---------------------------------------------------------------- quantised activations
+
+// The largest magnitude as bits, which order like the values, NaN above all.
+inline uint32_t largest_magnitude(const float* x, int n) {
+    uint32_t largest = 0;
+    for (int i = 0; i < n; ++i) {
+        const uint32_t bits = bits_of_float(x[i]) & 0x7fffffffu;
+        largest = largest > bits ? largest : bits;
+    }
+    return largest;
+}
+
+// q = round(x * 127 / largest) to even; returns the scale. A run with NaN or infinity gets q = 0 and scale NaN, so that
+// the result is NaN too; below 1e-30, where 127 / largest could overflow, all is 0.
+inline float quantize_run(const float* x, int n, int8_t* q) {
+    const uint32_t bits = largest_magnitude(x, n);
+    const float largest = float_of_bits(bits);
+    const bool is_finite = bits < 0x7f800000u;
+    if (!is_finite || largest < 1e-30f) {
+        std::memset(q, 0, size_t(n));
+        return is_finite ? 0.0f : float_of_bits(0x7fc00000u);
+    }
+    const float inverse = 127.0f / largest;
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    for (int i = 0; i < n; ++i) q[i] = int8_t(int32_t((x[i] * inverse + magic) - magic));
+    return largest / 127.0f;
+}
+
+void quantize_k(const Activations& a, int64_t t0, int64_t t1, BlockK* out) {
+    for (int64_t t = t0; t < t1; ++t) {
+        for (int64_t b = 0; b < a.cols / kKBlock; ++b) {
+            BlockK& block = out[b * a.n + t];
+            block.scale = quantize_run(a.x + t * a.cols + b * kKBlock, kKBlock, block.q);
+            for (int j = 0; j < 16; ++j) {
+                int sum = 0;
+                for (int i = 0; i < 16; ++i) sum += block.q[16 * j + i];
+                block.sum16[j] = int16_t(sum);
+            }
+            for (int j = 0; j < 8; ++j) block.sum32[j] = int16_t(block.sum16[2 * j] + block.sum16[2 * j + 1]);
+        }
+    }
+}
+
+void quantize_8(const Activations& a, int64_t t0, int64_t t1, Block8* out) {
+    for (int64_t t = t0; t < t1; ++t) {
+        for (int64_t b = 0; b < a.cols / kQ8Block; ++b) {
+            Block8& block = out[b * a.n + t];
+            block.scale = quantize_run(a.x + t * a.cols + b * kQ8Block, kQ8Block, block.q);
+            int sum = 0;
+            for (int i = 0; i < kQ8Block; ++i) sum += block.q[i];
+            block.sum = sum;
+        }
+    }
+}
+
+// Eight 6-bit scales and eight minima from the 12 bytes of a Q4_K block, a byte each.
+inline void unpack_scales(const uint8_t* packed, uint64_t& scales, uint64_t& minima) {
+    uint32_t a, b, c;
+    std::memcpy(&a, packed, 4);
+    std::memcpy(&b, packed + 4, 4);
+    std::memcpy(&c, packed + 8, 4);
+    const uint32_t high_scales = (c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u);
+    const uint32_t high_minima = (c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u);
+    scales = uint64_t(high_scales) << 32 | (a & 0x3f3f3f3fu);
+    minima = uint64_t(high_minima) << 32 | (b & 0x3f3f3f3fu);
+}
+
+// ---------------------------------------------------------------- elementwise and norms
+
+// e^x within 2 ulp for x in [-87, 88], clamped to that range; NaN stays NaN. Cephes' expf polynomial.
+inline Lanes exp(Lanes x) {
+    const Lanes magic = Lanes::set(12582912.0f);
+    x = min(Lanes::set(88.0f), max(Lanes::set(-87.0f), x));
+    const Lanes shifted = x * Lanes::set(1.44269504088896341f) + magic;
+    const Lanes k = shifted - magic;
+    const Lanes r = x - k * Lanes::set(0.693359375f) - k * Lanes::set(-2.12194440e-4f);
+    Lanes p = Lanes::set(1.9875691500e-4f);
+    p = p * r + Lanes::set(1.3981999507e-3f);
+    p = p * r + Lanes::set(8.3334519073e-3f);
+    p = p * r + Lanes::set(4.1665795894e-2f);
+    p = p * r + Lanes::set(1.6666665459e-1f);
+    p = p * r + Lanes::set(5.0000001201e-1f);
+    p = p * r * r + r + Lanes::set(1.0f);
+    return p * shifted.power_of_two();
+}
+
+void rms_norm(const float* x, const float* gain, int64_t n, int64_t dim, float eps, float* out) {
+    for (int64_t t = 0; t < n; ++t, x += dim, out += dim) {
+        Lanes squares = Lanes::set(0);
+        int64_t i = 0;
+        for (; i + 16 <= dim; i += 16) squares = squares + Lanes::load(x + i) * Lanes::load(x + i);
+        if (i < dim) {
+            const Lanes rest = load_some(x + i, dim - i);
+            squares = squares + rest * rest;
+        }
+        const float scale = 1.0f / sqrtf(squares.sum() / float(dim) + eps);
+        const Lanes scales = Lanes::set(scale);
+        for (i = 0; i + 16 <= dim; i += 16) (Lanes::load(x + i) * scales * Lanes::load(gain + i)).store(out + i);
+        for (; i < dim; ++i) out[i] = x[i] * scale * gain[i];
+    }
+}
+
+void rope(float* x, const float* cos, const float* sin, int64_t n_heads, int64_t head_dim, int64_t half, bool neox) {
+    const int64_t step = neox ? 1 : 2, partner = neox ? half : 1;
+    for (int64_t h = 0; h < n_heads; ++h, x += head_dim) {
+        for (int64_t i = 0; i < half; ++i) {
+            float* p = x + i * step;
+            const float a = p[0], b = p[partner];
+            p[0] = a * cos[i] - b * sin[i];
+            p[partner] = a * sin[i] + b * cos[i];
+        }
+    }
+}
+
+inline Lanes silu(Lanes x) { return x / (Lanes::set(1.0f) + exp(Lanes::set(0.0f) - x)); }
+
+void swiglu(const float* gate, const float* up, int64_t n, float* out) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) (silu(Lanes::load(gate + i)) * Lanes::load(up + i)).store(out + i);
+    if (i < n) store_some(silu(load_some(gate + i, n - i)) * load_some(up + i, n - i), out + i, n - i);
+}
+
+void add(const float* x, const float* y, int64_t n, float* out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = x[i] + y[i];
+}
+
+void to_half(const float* x, int64_t n, uint16_t* out) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) Lanes::load(x + i).store_half(out + i);
+    for (; i < n; ++i) out[i] = float_to_half(x[i]);
+}
+
+uint64_t read(const uint8_t* data, int64_t n_lines) {
+    const int64_t quarter = n_lines / 4;
+    uint64_t sums[8] = {};
+    for (int64_t i = 0; i < quarter; ++i) {
+        for (int s = 0; s < 4; ++s) {
+            const uint8_t* line = data + (s * quarter + i) * 64;
+            prefetch(line + kPrefetchBytes);
+            uint64_t values[8];
+            std::memcpy(values, line, 64);
+            for (int w = 0; w < 8; ++w) sums[w] += values[w];
+        }
+    }
+    for (int w = 1; w < 8; ++w) sums[0] += sums[w];
+    return sums[0];
+}
+
+// ---------------------------------------------------------------- attention
+
+constexpr int kTile = 32;  // positions whose scores are held at once; counted from position 0, so the chunk does not matter
+
+// scores[g][j] = scale * (q_g . k_j)
+template <class T, int G>
+void score_tile(const float* q, const typename T::Element* k, int64_t dim, int count, float scale,
+                float scores[][kTile]) {
+    for (int j = 0; j < count; ++j, k += dim) {
+        Lanes total[G];
+        for (int g = 0; g < G; ++g) total[g] = Lanes::set(0);
+        int64_t c = 0;
+        for (; c + 16 <= dim; c += 16) {
+            const Lanes ks = T::load(k + c);
+            for (int g = 0; g < G; ++g) total[g] = total[g] + ks * Lanes::load(q + g * dim + c);
+        }
+        if (c < dim) {
+            const Lanes ks = load_some_as<T>(k + c, dim - c);
+            for (int g = 0; g < G; ++g) total[g] = total[g] + ks * load_some(q + g * dim + c, dim - c);
+        }
+        for (int g = 0; g < G; ++g) scores[g][j] = total[g].sum() * scale;
+    }
+}
+
+// out_g = out_g * fade_g + sum over j of scores[g][j] * v_j
+template <class T, int G>
+void add_values(const typename T::Element* v, int64_t dim, int count, const float scores[][kTile], const float* fade,
+                float* out) {
+    for (int64_t c = 0; c < dim; c += 16) {
+        const int64_t width = dim - c < 16 ? dim - c : 16;
+        Lanes total[G];
+        for (int g = 0; g < G; ++g) total[g] = load_some(out + g * dim + c, width) * Lanes::set(fade[g]);
+        for (int j = 0; j < count; ++j) {
+            const typename T::Element* p = v + j * dim + c;
+            const Lanes vs = width == 16 ? T::load(p) : load_some_as<T>(p, width);
+            for (int g = 0; g < G; ++g) total[g] = total[g] + Lanes::set(scores[g][j]) * vs;
+        }
+        for (int g = 0; g < G; ++g) store_some(total[g], out + g * dim + c, width);
+    }
+}
+
+// Online softmax (Milakov and Gimelshein 2018) over tiles; scores become weights in place.
+// Returns by how much what was summed before shrinks; `top` and `sum` move on.
+inline float soften(float* scores, int count, float& top, float& sum) {
+    float new_top = top;
+    for (int j = 0; j < count; ++j) new_top = scores[j] > new_top ? scores[j] : new_top;
+    for (int j = count; j < kTile; ++j) scores[j] = new_top;
+    const Lanes tops = Lanes::set(new_top);
+    float fade[16];
+    exp(Lanes::set(top) - tops).store(fade);
+    for (int j = 0; j < kTile; j += 16) exp(Lanes::load(scores + j) - tops).store(scores + j);
+    for (int j = count; j < kTile; ++j) scores[j] = 0.0f;
+    sum = sum * fade[0] + (Lanes::load(scores) + Lanes::load(scores + 16)).sum();
+    top = new_top;
+    return fade[0];
+}
+
+template <class T, int G>
+void attend_group(const float* q, const typename T::Element* k, const typename T::Element* v, int64_t dim,
+                  int64_t n_positions, float scale, float* out) {
+    float scores[G][kTile], top[G], sum[G], fade[G];
+    for (int g = 0; g < G; ++g) top[g] = -3.0e38f, sum[g] = 0.0f;
+    std::memset(out, 0, size_t(G * dim) * 4);
+    for (int64_t j = 0; j < n_positions; j += kTile) {
+        const int count = n_positions - j < kTile ? int(n_positions - j) : kTile;
+        score_tile<T, G>(q, k + j * dim, dim, count, scale, scores);
+        for (int g = 0; g < G; ++g) fade[g] = soften(scores[g], count, top[g], sum[g]);
+        add_values<T, G>(v + j * dim, dim, count, scores, fade, out);
+    }
+    for (int g = 0; g < G; ++g) {
+        for (int64_t c = 0; c < dim; ++c) out[g * dim + c] /= sum[g];
+    }
+}
+
+template <class T>
+void attend_heads(const float* q, const Cache& cache, int64_t kv_head, int64_t group, int64_t n_positions, float scale,
+                  float* out) {
+    const int64_t dim = cache.head_dim, offset = kv_head * cache.capacity * dim;
+    const auto* k = (const typename T::Element*)cache.k + offset;
+    const auto* v = (const typename T::Element*)cache.v + offset;
+    for (; group >= 4; group -= 4, q += 4 * dim, out += 4 * dim) {
+        attend_group<T, 4>(q, k, v, dim, n_positions, scale, out);
+    }
+    if (group == 3) attend_group<T, 3>(q, k, v, dim, n_positions, scale, out);
+    if (group == 2) attend_group<T, 2>(q, k, v, dim, n_positions, scale, out);
+    if (group == 1) attend_group<T, 1>(q, k, v, dim, n_positions, scale, out);
+}
+
+void attend(const float* q, const Cache& cache, int64_t kv_head, int64_t group, int64_t n_positions, float scale,
+            float* out) {
+    const auto heads = cache.is_half ? attend_heads<F16Type> : attend_heads<F32Type>;
+    heads(q, cache, kv_head, group, n_positions, scale, out);
+}
+
+constexpr Table make_table(const char* name, MatrixKernels q8_0, MatrixKernels q4_k, MatrixKernels q6_k) {
+    return {name, float_kernels<F32Type>(), float_kernels<F16Type>(), float_kernels<BF16Type>(), q8_0, q4_k, q6_k,
+            quantize_k, quantize_8, rms_norm, rope, swiglu, add, attend, to_half, read};
+}

@@ -1,0 +1,99 @@
+// What a CPU variant offers: a table of plain functions on pointers and sizes. Nothing here allocates, throws or locks.
+//
+// Every variant gives the same bits. Products with quantised weights are exact integers per block, and what is float is
+// written as single multiplications and additions in a stated order, never contracted to FMA (see CMakeLists.txt):
+//   K blocks   y += x_scale * (d * float(isum) - dmin * float(imin)), block by block from the left; Q6_K has no minimum
+//   Q8_0       y += x_scale * (d * float(isum)), per 32 weights
+//   floats     16 partial sums, the l-th over columns l, l + 16, ...; then halves are added: 8, 4, 2, 1
+// `prima_numpy/quant.py` does the same in numpy.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace prima {
+
+// Numbers as in the GGUF file.
+enum class Type : int { F32 = 0, F16 = 1, Q8_0 = 8, Q4_K = 12, Q6_K = 14, BF16 = 30 };
+
+constexpr int kKBlock = 256;
+constexpr int kQ4KBytes = 144;  // d f16, dmin f16, 12 bytes of 6-bit scales and minima, 128 bytes of nibbles
+constexpr int kQ6KBytes = 210;  // 128 bytes of low nibbles, 64 of high bits, 16 int8 scales, d f16
+constexpr int kQ8Block = 32;
+constexpr int kQ8Bytes = 34;    // d f16, 32 int8
+constexpr int kPanelRows = 16;
+
+// 256 activations: q * scale, with sums of q per 16 and per 32.
+struct alignas(64) BlockK {
+    int8_t q[kKBlock];
+    int16_t sum16[16];
+    int16_t sum32[8];
+    float scale;
+};
+
+// 32 activations for Q8_0, with the sum of q.
+struct Block8 {
+    int8_t q[kQ8Block];
+    float scale;
+    int32_t sum;
+};
+
+// n rows of `cols` activations in the forms that the weights at hand need; others are null.
+// Blocks lie as [block][row], so that a tile of rows reads one run of memory per block.
+struct Activations {
+    const float* x = nullptr;
+    const BlockK* k = nullptr;
+    const Block8* q8 = nullptr;
+    int64_t n = 0;
+    int64_t cols = 0;
+};
+
+// Four weight rows by activation row `t`.
+using DotRows = void (*)(const uint8_t* const rows[4], const Activations& a, int64_t t, float out[4]);
+
+// Up to 16 consecutive weight rows by all activation rows: out[t * out_stride + r].
+using DotPanel = void (*)(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, float* out,
+                          int64_t out_stride);
+
+struct MatrixKernels {
+    DotRows rows = nullptr;
+    DotPanel panel = nullptr;  // null: `rows` for each activation row
+    int panel_from = 0;        // smallest n for which the panel pays
+};
+
+// K and V of one layer and sequence: [n_kv_heads, capacity, head_dim], f16 or f32.
+struct Cache {
+    const void* k = nullptr;
+    const void* v = nullptr;
+    bool is_half = true;
+    int64_t n_kv_heads = 0;
+    int64_t capacity = 0;
+    int64_t head_dim = 0;
+};
+
+struct Table {
+    const char* name;
+    MatrixKernels f32, f16, bf16, q8_0, q4_k, q6_k;
+    // Activation rows t0..t1 of a.n.
+    void (*quantize_k)(const Activations& a, int64_t t0, int64_t t1, BlockK* out);
+    void (*quantize_8)(const Activations& a, int64_t t0, int64_t t1, Block8* out);
+    void (*rms_norm)(const float* x, const float* gain, int64_t n, int64_t dim, float eps, float* out);
+    void (*rope)(float* x, const float* cos, const float* sin, int64_t n_heads, int64_t head_dim, int64_t half,
+                 bool neox);  // one row
+    void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);
+    void (*add)(const float* x, const float* y, int64_t n, float* out);
+    // One row and K/V head: `group` query heads of head_dim at q, attending to positions 0..n_positions.
+    void (*attend)(const float* q, const Cache& cache, int64_t kv_head, int64_t group, int64_t n_positions, float scale,
+                   float* out);
+    void (*to_half)(const float* x, int64_t n, uint16_t* out);
+    // Reads lines of 64 bytes in the way dot_rows does, four distant streams; the sum is there to be used.
+    uint64_t (*read)(const uint8_t* data, int64_t n_lines);
+};
+
+const Table& portable_table();
+#ifdef PRIMA_X86
+const Table& avx2_table();
+const Table& avx512vnni_table();
+#endif
+
+}  // namespace prima

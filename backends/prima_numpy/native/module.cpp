@@ -1,0 +1,290 @@
+// The Python module `_kernels`: checks every array once, releases the GIL, calls the engine.
+// `_kernels.pyi` has the signatures, `kernels.py` the documented wrapper.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <initializer_list>
+#include <string>
+
+#include "cpu.h"
+#include "engine.h"
+
+namespace nb = nanobind;
+using namespace prima;
+
+namespace {
+
+using In = nb::ndarray<nb::ro>;
+using Out = nb::ndarray<>;
+
+constexpr int64_t kMaxThreads = 1024;
+constexpr int64_t kMaxSize = int64_t(1) << 40;  // of any dimension: products of two cannot overflow unnoticed below
+
+[[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
+
+template <class Array>
+std::string shape_text(const Array& array) {
+    std::string text = "[";
+    for (size_t i = 0; i < array.ndim(); ++i) text += (i ? ", " : "") + std::to_string(array.shape(i));
+    return text + "]";
+}
+
+template <class Array>
+bool is_contiguous(const Array& array) {
+    int64_t expected = 1;
+    for (size_t i = array.ndim(); i-- > 0;) {
+        if (array.shape(i) != 1 && array.stride(i) != expected) return false;
+        expected *= int64_t(array.shape(i));
+    }
+    return true;
+}
+
+template <class Array>
+void check_layout(const Array& array, const char* name, size_t ndim) {
+    if (array.ndim() != ndim) {
+        refuse(std::string(name) + ": " + std::to_string(ndim) + " dimensions expected, got " + shape_text(array));
+    }
+    if (array.size() != 0 && !is_contiguous(array)) refuse(std::string(name) + ": not C-contiguous");
+    if (array.device_type() != nb::device::cpu::value) refuse(std::string(name) + ": not in host memory");
+}
+
+template <class Array>
+void check_shape(const Array& array, const char* name, std::initializer_list<int64_t> shape) {
+    std::string wanted;
+    bool is_same = true;
+    size_t i = 0;
+    for (int64_t size : shape) {
+        is_same = is_same && int64_t(array.shape(i++)) == size;
+        wanted += (wanted.empty() ? "[" : ", ") + std::to_string(size);
+    }
+    if (!is_same) refuse(std::string(name) + ": shape " + shape_text(array) + " where " + wanted + "] is expected");
+}
+
+template <class Array>
+void check_float(const Array& array, const char* name, size_t ndim) {
+    if (array.dtype() != nb::dtype<float>()) refuse(std::string(name) + ": not float32");
+    check_layout(array, name, ndim);
+}
+
+const float* input(const In& array, const char* name, std::initializer_list<int64_t> shape) {
+    check_float(array, name, shape.size());
+    check_shape(array, name, shape);
+    return static_cast<const float*>(array.data());
+}
+
+float* output(const Out& array, const char* name, std::initializer_list<int64_t> shape) {
+    check_float(array, name, shape.size());
+    check_shape(array, name, shape);
+    return static_cast<float*>(array.data());
+}
+
+template <class Array>
+bool is_half(const Array& array, const char* name) {
+    const bool half = array.dtype() == nb::dlpack::dtype{uint8_t(nb::dlpack::dtype_code::Float), 16, 1};
+    if (!half && array.dtype() != nb::dtype<float>()) refuse(std::string(name) + ": neither float16 nor float32");
+    return half;
+}
+
+struct Matrix {
+    Product product;
+    int64_t cols;
+};
+
+Matrix matrix(int type, const In& data, int64_t rows, int64_t cols) {
+    const TypeInfo* info = type_info(type);
+    if (info == nullptr) refuse("type " + std::to_string(type) + " is not supported");
+    if (rows < 0 || cols <= 0 || rows > kMaxSize || cols > kMaxSize) {
+        refuse("a matrix of " + std::to_string(rows) + " x " + std::to_string(cols));
+    }
+    if (cols % info->block_weights != 0) {
+        refuse("cols: " + std::to_string(cols) + " is not a multiple of " + std::to_string(info->block_weights));
+    }
+    if (data.dtype() != nb::dtype<uint8_t>()) refuse("data: not uint8");
+    check_layout(data, "data", 1);
+    // Divide rather than multiply: rows * bytes could overflow.
+    const size_t row = size_t(cols / info->block_weights) * size_t(info->block_bytes);
+    if (data.size() % row != 0 || data.size() / row != size_t(rows)) {
+        refuse("data: " + std::to_string(data.size()) + " bytes where " + std::to_string(rows) + " rows of " +
+               std::to_string(row) + " are expected");
+    }
+    if (reinterpret_cast<uintptr_t>(data.data()) % size_t(info->alignment) != 0) refuse("data: not aligned");
+    return {{Type(type), static_cast<const uint8_t*>(data.data()), rows, nullptr, nullptr}, cols};
+}
+
+Matrix job(nb::handle item, int64_t n) {
+    const auto fields = nb::cast<nb::tuple>(item);
+    if (fields.size() != 6) refuse("a product is (type, data, rows, cols, bias or None, out)");
+    Matrix m = matrix(nb::cast<int>(fields[0]), nb::cast<In>(fields[1]), nb::cast<int64_t>(fields[2]),
+                      nb::cast<int64_t>(fields[3]));
+    if (!fields[4].is_none()) m.product.bias = input(nb::cast<In>(fields[4]), "bias", {m.product.rows});
+    m.product.out = output(nb::cast<Out>(fields[5]), "out", {n, m.product.rows});
+    return m;
+}
+
+// `jobs` holds references to every array until the call returns.
+void linear(Engine& engine, nb::tuple jobs, const In& x) {
+    check_float(x, "x", 2);
+    const int64_t n = int64_t(x.shape(0)), cols = int64_t(x.shape(1));
+    std::vector<Product> products;
+    products.reserve(jobs.size());
+    for (nb::handle item : jobs) {
+        const Matrix m = job(item, n);
+        if (m.cols != cols) {
+            refuse("x: " + std::to_string(cols) + " columns where " + std::to_string(m.cols) + " are expected");
+        }
+        products.push_back(m.product);
+    }
+    nb::gil_scoped_release release;
+    engine.linear(products, static_cast<const float*>(x.data()), n, cols);
+}
+
+void rms_norm(Engine& engine, const In& x, const In& gain, float eps, const Out& out) {
+    check_float(x, "x", 2);
+    const int64_t n = int64_t(x.shape(0)), dim = int64_t(x.shape(1));
+    const float* gains = input(gain, "gain", {dim});
+    float* result = output(out, "out", {n, dim});
+    nb::gil_scoped_release release;
+    engine.rms_norm(static_cast<const float*>(x.data()), gains, n, dim, eps, result);
+}
+
+void rope(Engine& engine, const Out& x, const In& cos, const In& sin, bool neox) {
+    check_float(x, "x", 3);
+    check_float(cos, "cos", 2);
+    const int64_t n = int64_t(x.shape(0)), n_heads = int64_t(x.shape(1)), head_dim = int64_t(x.shape(2));
+    const int64_t half = int64_t(cos.shape(1));
+    if (half > head_dim / 2) refuse("cos: " + std::to_string(half) + " angles for heads of " + std::to_string(head_dim));
+    const float* cosines = input(cos, "cos", {n, half});
+    const float* sines = input(sin, "sin", {n, half});
+    nb::gil_scoped_release release;
+    engine.rope(static_cast<float*>(x.data()), cosines, sines, n, n_heads, head_dim, half, neox);
+}
+
+void swiglu(Engine& engine, const In& gate, const In& up, const Out& out) {
+    check_float(gate, "gate", 2);
+    const int64_t n = int64_t(gate.shape(0)), dim = int64_t(gate.shape(1));
+    const float* ups = input(up, "up", {n, dim});
+    float* result = output(out, "out", {n, dim});
+    nb::gil_scoped_release release;
+    engine.swiglu(static_cast<const float*>(gate.data()), ups, n * dim, result);
+}
+
+void add(Engine& engine, const In& x, const In& y, const Out& out) {
+    check_float(x, "x", 2);
+    const int64_t n = int64_t(x.shape(0)), dim = int64_t(x.shape(1));
+    const float* ys = input(y, "y", {n, dim});
+    float* result = output(out, "out", {n, dim});
+    nb::gil_scoped_release release;
+    engine.add(static_cast<const float*>(x.data()), ys, n * dim, result);
+}
+
+void attention(Engine& engine, const In& q, const In& k, const In& v, int64_t start, float scale, const Out& out) {
+    check_float(q, "q", 3);
+    check_layout(k, "k_cache", 3);
+    check_layout(v, "v_cache", 3);
+    const int64_t n = int64_t(q.shape(0)), n_heads = int64_t(q.shape(1)), head_dim = int64_t(q.shape(2));
+    Cache cache{k.data(), v.data(), is_half(k, "k_cache"), int64_t(k.shape(0)), int64_t(k.shape(1)), head_dim};
+    check_shape(k, "k_cache", {cache.n_kv_heads, cache.capacity, head_dim});
+    check_shape(v, "v_cache", {cache.n_kv_heads, cache.capacity, head_dim});
+    if (is_half(v, "v_cache") != cache.is_half) refuse("k_cache and v_cache: different types");
+    if (cache.n_kv_heads == 0 || n_heads % cache.n_kv_heads != 0) {
+        refuse("q: " + std::to_string(n_heads) + " heads cannot share " + std::to_string(cache.n_kv_heads) + " K/V heads");
+    }
+    if (start < 0 || start > cache.capacity || n > cache.capacity - start) {
+        refuse("start: rows at " + std::to_string(start) + " + " + std::to_string(n) + " leave a cache of " +
+               std::to_string(cache.capacity));
+    }
+    float* result = output(out, "out", {n, n_heads, head_dim});
+    nb::gil_scoped_release release;
+    engine.attention(static_cast<const float*>(q.data()), cache, n, n_heads, start, scale, result);
+}
+
+void kv_write(Engine& engine, const In& k, const Out& cache, int64_t start) {
+    check_float(k, "k", 3);
+    check_layout(cache, "cache", 3);
+    const int64_t n = int64_t(k.shape(0)), n_kv_heads = int64_t(k.shape(1)), head_dim = int64_t(k.shape(2));
+    const int64_t capacity = int64_t(cache.shape(1));
+    const bool half = is_half(cache, "cache");
+    check_shape(cache, "cache", {n_kv_heads, capacity, head_dim});
+    if (start < 0 || start > capacity || n > capacity - start) {
+        refuse("start: rows at " + std::to_string(start) + " + " + std::to_string(n) + " leave a cache of " +
+               std::to_string(capacity));
+    }
+    void* to = cache.data();
+    const auto* from = static_cast<const float*>(k.data());
+    nb::gil_scoped_release release;
+    engine.kv_write(from, n, start, n_kv_heads, capacity, head_dim, half, to);
+}
+
+uint64_t read(Engine& engine, const In& data) {
+    if (data.dtype() != nb::dtype<uint8_t>()) refuse("data: not uint8");
+    check_layout(data, "data", 1);
+    const auto* bytes = static_cast<const uint8_t*>(data.data());
+    const int64_t n_bytes = int64_t(data.size());
+    nb::gil_scoped_release release;
+    return engine.read(bytes, n_bytes);
+}
+
+std::vector<std::string> variants() {
+    std::vector<std::string> names;
+    for (const Table* table : usable_tables()) names.emplace_back(table->name);
+    return names;
+}
+
+const Table& table_named(const std::string& name) {
+    const auto tables = usable_tables();
+    if (name == "auto") return *tables.front();
+    std::string choices = "auto";
+    for (const Table* table : tables) {
+        if (name == table->name) return *table;
+        choices += std::string(", ") + table->name;
+    }
+    refuse("variant '" + name + "' is not one of: " + choices);
+}
+
+void make_engine(Engine* self, int threads, const std::string& variant) {
+    if (threads < 1 || threads > kMaxThreads) refuse("threads: " + std::to_string(threads) + " is not in 1..1024");
+    new (self) Engine(threads, table_named(variant));
+}
+
+std::string build_info() {
+#if defined(__clang__)
+    std::string text = "clang " __clang_version__;
+#elif defined(__GNUC__)
+    std::string text = "gcc " __VERSION__;
+#elif defined(_MSC_VER)
+    std::string text = "msvc " + std::to_string(_MSC_VER);
+#else
+    std::string text = "unknown compiler";
+#endif
+#if defined(__OPTIMIZE__) || (defined(_MSC_VER) && defined(NDEBUG))
+    return text + ", optimised";
+#else
+    return text + ", not optimised";
+#endif
+}
+
+}  // namespace
+
+NB_MODULE(_kernels, m) {
+    using namespace nb::literals;
+    m.def("cpu_features", &cpu_features);
+    m.def("variants", &variants);
+    m.def("build_info", &build_info);
+    nb::class_<Engine>(m, "Engine")
+        .def("__init__", &make_engine, "threads"_a, "variant"_a)
+        .def_prop_ro("threads", &Engine::n_threads)
+        .def_prop_ro("variant", &Engine::variant)
+        .def("linear", &linear, "products"_a, "x"_a)
+        .def("rms_norm", &rms_norm, "x"_a, "gain"_a, "eps"_a, "out"_a)
+        .def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "neox"_a)
+        .def("swiglu", &swiglu, "gate"_a, "up"_a, "out"_a)
+        .def("add", &add, "x"_a, "y"_a, "out"_a)
+        .def("attention", &attention, "q"_a, "k_cache"_a, "v_cache"_a, "start"_a, "scale"_a, "out"_a)
+        .def("kv_write", &kv_write, "k"_a, "cache"_a, "start"_a)
+        .def("read", &read, "data"_a);
+}

@@ -1,0 +1,167 @@
+"""`Ops` on the host: in plain numpy, slow and obviously right, and by the native kernels.
+
+In all of them each row is computed alone, so that its bits cannot depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prima_core.arch.rope import Rope
+from prima_core.interfaces import Layers, Weight
+from prima_core.model.spec import RopeKind
+from prima_numpy.kernels import Kernels
+from prima_numpy.kv import NumpyKv, Pass, Room, write
+from prima_numpy.quant import dequantize, dequantize_rows
+
+FloatArray = NDArray[np.float32]
+Product = Callable[[Weight, FloatArray], FloatArray]  # (matrix [m, n], x [rows, n]) -> [rows, m], each row alone
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A matrix where it lies in the map, with the bias [outputs] of its linear map."""
+
+    weight: Weight
+    bias: FloatArray | None
+
+
+class ReferenceOps:
+    """Plain numpy. `product` multiplies by a matrix, `kv_dtype` is what K and V are kept in."""
+
+    def __init__(self, product: Product, kv_dtype: type[np.float16 | np.float32]) -> None:
+        self._product = product
+        self._kv_dtype = kv_dtype
+
+    def vector(self, weight: Weight) -> FloatArray:
+        return np.array(dequantize(weight.type, weight.data, weight.shape))
+
+    def matrix(self, weight: Weight, bias: Weight | None = None) -> Matrix:
+        return Matrix(weight, None if bias is None else self.vector(bias))
+
+    def kv_cache(self, layers: Sequence[Layers], n_kv_heads: int, head_dim: int) -> NumpyKv:
+        return NumpyKv(layers, n_kv_heads, head_dim, self._kv_dtype)
+
+    def from_host(self, values: FloatArray) -> FloatArray:
+        return np.require(values, requirements=("C", "A"))  # a view into a frame may lie at any address
+
+    def to_host(self, x: FloatArray) -> FloatArray:
+        return x
+
+    def embedding(self, table: Matrix, ids: Sequence[int]) -> FloatArray:
+        return dequantize_rows(table.weight, np.asarray(ids, np.int64))
+
+    def linear(self, x: FloatArray, matrix: Matrix) -> FloatArray:
+        y = self._product(matrix.weight, x)
+        return y if matrix.bias is None else np.add(y, matrix.bias, out=y)
+
+    def linears(self, x: FloatArray, matrices: Sequence[Matrix]) -> Sequence[FloatArray]:
+        return [self.linear(x, matrix) for matrix in matrices]
+
+    def rms_norm(self, x: FloatArray, gain: FloatArray, eps: float) -> FloatArray:
+        runs = x.reshape(-1, len(gain))
+        mean_square = np.mean(runs * runs, axis=1, keepdims=True)
+        normed: FloatArray = runs / np.sqrt(mean_square + np.float32(eps)) * gain
+        return normed.reshape(x.shape)
+
+    def rope(self, x: FloatArray, rope: Rope[FloatArray]) -> FloatArray:
+        n_pairs = rope.cos.shape[1]
+        rotated = x.reshape(len(x), -1, rope.head_dim)[:, :, : 2 * n_pairs]
+        if rope.kind == RopeKind.NEOX:
+            first, second = rotated[:, :, :n_pairs], rotated[:, :, n_pairs:]
+        else:
+            first, second = rotated[:, :, 0::2], rotated[:, :, 1::2]
+        cos, sin = rope.cos[:, None], rope.sin[:, None]
+        turned = first * cos - second * sin, first * sin + second * cos
+        first[...], second[...] = turned  # both are views of x
+        return x
+
+    def attention(self, q: FloatArray, k: FloatArray, v: FloatArray, layer: int, kv: Pass) -> FloatArray:
+        out = np.empty_like(q)
+        for start, stop, room, first in written(k, v, layer, kv):
+            _attend(q[start:stop], room, first, out[start:stop])
+        return out
+
+    def swiglu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
+        with np.errstate(over="ignore"):  # exp(-gate) = inf gives the right 0
+            product: FloatArray = gate / (1 + np.exp(-gate)) * up
+        return product
+
+    def add(self, x: FloatArray, y: FloatArray) -> FloatArray:
+        return x + y
+
+
+class NativeOps(ReferenceOps):
+    """The same by the native kernels, straight from the mapped blocks; K and V are float16."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        super().__init__(kernels.linear, np.float16)
+        self._kernels = kernels
+
+    def linear(self, x: FloatArray, matrix: Matrix) -> FloatArray:
+        return self._kernels.linear(matrix.weight, x, matrix.bias)
+
+    def linears(self, x: FloatArray, matrices: Sequence[Matrix]) -> Sequence[FloatArray]:
+        weights, biases = [matrix.weight for matrix in matrices], [matrix.bias for matrix in matrices]
+        return self._kernels.linear_many(weights, x, biases)
+
+    def rms_norm(self, x: FloatArray, gain: FloatArray, eps: float) -> FloatArray:
+        return self._kernels.rms_norm(x.reshape(-1, len(gain)), gain, eps).reshape(x.shape)
+
+    def rope(self, x: FloatArray, rope: Rope[FloatArray]) -> FloatArray:
+        heads = x.reshape(len(x), -1, rope.head_dim)
+        self._kernels.rope(heads, rope.cos, rope.sin, rope.kind == RopeKind.NEOX)
+        return x
+
+    def attention(self, q: FloatArray, k: FloatArray, v: FloatArray, layer: int, kv: Pass) -> FloatArray:
+        rooms, out = kv.rooms[layer], np.empty_like(q)
+        for start, stop, chunk in kv.spans:
+            room, heads = rooms[chunk.sequence], (stop - start, -1, kv.head_dim)
+            self._kernels.kv_write(k[start:stop].reshape(heads), room.k, chunk.start)
+            self._kernels.kv_write(v[start:stop].reshape(heads), room.v, chunk.start)
+            room.length = chunk.start + chunk.count
+            rows, result = q[start:stop].reshape(heads), out[start:stop].reshape(heads)
+            self._kernels.attention(rows, room.k, room.v, chunk.start, kv.head_dim**-0.5, result)
+        return out
+
+    def swiglu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
+        return self._kernels.swiglu(gate, up, out=gate)
+
+    def add(self, x: FloatArray, y: FloatArray) -> FloatArray:
+        return self._kernels.add(x, y, out=y)
+
+
+def exact_product(matrix: Weight, x: FloatArray) -> FloatArray:
+    """x @ matrix.T in float32, the matrix dequantised as a whole at each call: for tiny models."""
+    dense = dequantize(matrix.type, matrix.data, matrix.shape)
+    y = np.empty((len(x), len(dense)), np.float32)
+    for row, out in zip(x, y, strict=True):  # one product for all rows would sum in another order for other counts
+        np.dot(dense, row, out=out)
+    return y
+
+
+def written(k: FloatArray, v: FloatArray, layer: int, kv: Pass) -> Iterator[tuple[int, int, Room, int]]:
+    """Writes k and v chunk by chunk; yields the rows [start, stop) of each, its room and its first position."""
+    for start, stop, chunk in kv.spans:
+        room = kv.rooms[layer][chunk.sequence]
+        write(room, chunk, k[start:stop], v[start:stop])
+        yield start, stop, room, chunk.start
+
+
+def _attend(q: FloatArray, room: Room, start: int, out: FloatArray) -> None:
+    """Rows of q and out [n, n_heads * head_dim] stand at positions start, start + 1, ..."""
+    n_kv_heads, _, head_dim = room.k.shape
+    # [n_kv_heads, positions, head_dim]
+    keys, values = (half[:, : room.length].astype(np.float32) for half in (room.k, room.v))
+    scale = np.float32(head_dim**-0.5)
+    for position, (row, result) in enumerate(zip(q, out, strict=True), start):
+        heads = row.reshape(n_kv_heads, -1, head_dim)
+        seen = slice(0, position + 1)
+        scores = heads @ keys[:, seen].swapaxes(1, 2) * scale  # [n_kv_heads, heads of a group, positions]
+        weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+        mixed = weights @ values[:, seen] / weights.sum(axis=2, keepdims=True)
+        result[:] = mixed.reshape(-1)

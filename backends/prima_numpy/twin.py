@@ -1,0 +1,109 @@
+"""The `int8` twin: what the native kernels do, step by step in plain numpy, to the same bits.
+
+`native/generic.inl` is its original: every sum runs in LANES partial sums whose halves are then added, every product
+and sum is a float32 rounding of its own, e^x is the same polynomial, and softmax goes online over tiles of positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from prima_numpy.kv import Pass, Room
+from prima_numpy.ops import FloatArray, ReferenceOps, written
+from prima_numpy.quant import LANES, linear_int8
+
+TILE = 32
+"""Positions whose scores are held at once."""
+_MAGIC = np.float32(1.5 * 2**23)
+"""Adding it rounds to an integer."""
+_LOG2_E = np.float32(1.44269504088896341)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_POLYNOMIAL = tuple(
+    np.float32(c)
+    for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+)
+
+
+class Int8Ops(ReferenceOps):
+    """`NativeOps` without the native module; right to the bit, and slow."""
+
+    def __init__(self) -> None:
+        super().__init__(linear_int8, np.float16)
+
+    def rms_norm(self, x: FloatArray, gain: FloatArray, eps: float) -> FloatArray:
+        runs = x.reshape(-1, len(gain))
+        mean_square = _sum(_in_lanes(runs * runs)) / np.float32(len(gain))
+        scale = np.float32(1) / np.sqrt(mean_square + np.float32(eps))
+        normed: FloatArray = runs * scale[:, None] * gain
+        return normed.reshape(x.shape)
+
+    def attention(self, q: FloatArray, k: FloatArray, v: FloatArray, layer: int, kv: Pass) -> FloatArray:
+        out = np.empty_like(q)
+        for start, stop, room, first in written(k, v, layer, kv):
+            out[start:stop] = _attend(q[start:stop], room, first)
+        return out
+
+    def swiglu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
+        product: FloatArray = gate / (1 + _exp(0 - gate)) * up
+        return product
+
+
+def _in_lanes(values: FloatArray) -> FloatArray:
+    """[..., n] -> [n / LANES, ..., LANES], zeros behind a ragged end."""
+    missing = -values.shape[-1] % LANES
+    padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)])
+    return np.moveaxis(padded.reshape(*values.shape[:-1], -1, LANES), -2, 0)
+
+
+def _sum(parts: FloatArray) -> FloatArray:
+    """Parts [n, ..., LANES] one after another, then halves of the lanes: [...]."""
+    total = np.zeros_like(parts[0])
+    for part in parts:
+        total += part
+    for half in (8, 4, 2, 1):
+        total = total[..., :half] + total[..., half : 2 * half]
+    sums: FloatArray = total[..., 0]
+    return sums
+
+
+def _exp(x: FloatArray) -> FloatArray:
+    """e^x by Cephes' expf, clamped to [-87, 88]."""
+    x = np.minimum(np.float32(88), np.maximum(np.float32(-87), x))
+    k = (x * _LOG2_E + _MAGIC) - _MAGIC
+    r = x - k * _LN2_HIGH - k * _LN2_LOW
+    p: FloatArray = np.full_like(r, _POLYNOMIAL[0])
+    for coefficient in _POLYNOMIAL[1:]:
+        p = p * r + coefficient
+    power: FloatArray = np.ldexp(p * r * r + r + np.float32(1), k.astype(np.int32))
+    return power
+
+
+def _attend(q: FloatArray, room: Room, start: int) -> FloatArray:
+    """Rows q [n, n_heads * head_dim] at positions start, start + 1, ...: online softmax over tiles of positions."""
+    n_kv_heads, _, head_dim = room.k.shape
+    heads = q.reshape(len(q), n_kv_heads, -1, 1, head_dim)  # [n, n_kv_heads, group, 1, head_dim]
+    own_position = np.arange(start, start + len(q)).reshape(-1, 1, 1, 1)
+    out = np.zeros_like(heads)
+    top, total = np.full_like(out[..., 0], -3e38), np.zeros_like(out[..., 0])
+    for first, keys, values in _tiles(room):
+        sees = np.arange(first, first + keys.shape[1]) <= own_position
+        scores = _sum(_in_lanes(heads * keys[:, None])) * np.float32(head_dim**-0.5)
+        new_top = np.maximum(top, scores.max(axis=3, keepdims=True, where=sees, initial=-3e38))
+        weights = np.where(sees, _exp(scores - new_top), np.float32(0))  # what is not seen adds an exact 0
+        fade = _exp(top - new_top)
+        total = total * fade + _sum(_in_lanes(weights))[..., None]
+        out *= fade[..., None]
+        for position in range(keys.shape[1]):
+            out += weights[..., position, None, None] * values[:, None, position, None]
+        top = new_top
+    result: FloatArray = out / total[..., None]
+    return result.reshape(q.shape)
+
+
+def _tiles(room: Room) -> Iterator[tuple[int, FloatArray, FloatArray]]:
+    """First position, K and V [n_kv_heads, up to TILE, head_dim] as float32."""
+    for first in range(0, room.length, TILE):
+        tile = slice(first, min(first + TILE, room.length))
+        yield first, room.k[:, tile].astype(np.float32), room.v[:, tile].astype(np.float32)

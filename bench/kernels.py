@@ -1,0 +1,92 @@
+"""How fast the native products are, beside how fast the same threads read memory in the same run.
+
+    python bench/kernels.py [--threads 1 2] [--variant auto] [--mib 512]
+
+Decode rows: one activation row by matrices that do not fit in the caches; the ratio to plain reading is what counts,
+absolute figures change with the neighbours on a machine. Prefill rows: many activation rows by one matrix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prima_core.interfaces import Weight
+from prima_core.model.quant import BLOCKS, GGUFType
+from prima_numpy.kernels import Kernels
+
+ROWS, COLS = 2048, 8192
+TYPES = (GGUFType.Q4_K, GGUFType.Q6_K, GGUFType.Q8_0, GGUFType.F16)
+MODEL_WEIGHTS = 1.236e9
+"""Weights that a token of a Llama-3.2-1B reads, the tied output matrix included."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--variant", default="auto")
+    parser.add_argument("--mib", type=int, default=512, help="memory that a decode pass walks through")
+    options = parser.parse_args()
+    memory = np.random.default_rng(0).integers(0, 256, options.mib << 20, dtype=np.uint8)
+    for threads in options.threads:
+        kernels = Kernels(threads, options.variant)
+        print(f"\n{kernels.variant}, {threads} thread(s), matrices {ROWS} x {COLS}")
+        for type in TYPES:
+            decode(kernels, type, memory)
+        for type in TYPES:
+            prefill(kernels, type, memory)
+
+
+def decode(kernels: Kernels, type: GGUFType, memory: NDArray[np.uint8]) -> None:
+    weights = matrices(type, memory)
+    x = np.random.default_rng(1).standard_normal((1, COLS), np.float32)
+    out = np.empty((1, ROWS), np.float32)
+
+    def run() -> None:
+        for weight in weights:
+            kernels.linear(weight, x, out=out)
+
+    n_bytes = sum(weight.data.nbytes for weight in weights)
+    reading_s, running_s = best_s(lambda: kernels.read(memory[:n_bytes]), run)
+    speed, limit = n_bytes / running_s / 1e9, n_bytes / reading_s / 1e9
+    token_bytes = MODEL_WEIGHTS * BLOCKS[type].n_bytes / BLOCKS[type].n_weights
+    print(
+        f"  decode  {type.name:5}{speed:6.1f} GB/s, {speed / limit:4.0%} of reading ({limit:.1f} GB/s), "
+        f"1B shape about {speed * 1e9 / token_bytes:.1f} tokens/s"
+    )
+
+
+def prefill(kernels: Kernels, type: GGUFType, memory: NDArray[np.uint8]) -> None:
+    weight = matrices(type, memory)[0]
+    rates = []
+    for n in (2, 4, 8, 64, 256):
+        x = np.random.default_rng(2).standard_normal((n, COLS), np.float32)
+        (seconds,) = best_s(lambda x=x: kernels.linear(weight, x))  # type: ignore[misc]  # mypy wants no defaults here
+        rates.append(f"{n}: {n * ROWS * COLS / seconds / 1e9:.0f}")
+    print(f"  prefill {type.name:5} 10^9 products/s for n rows  " + "  ".join(rates))
+
+
+def matrices(type: GGUFType, memory: NDArray[np.uint8]) -> list[Weight]:
+    """As many as fit into `memory`, with random blocks and finite scales: NaN would be as fast, but not as honest."""
+    n_bytes = ROWS * COLS // BLOCKS[type].n_weights * BLOCKS[type].n_bytes
+    parts = [memory[start : start + n_bytes] for start in range(0, len(memory) - n_bytes + 1, n_bytes)]
+    return [Weight("w", type, (ROWS, COLS), part) for part in parts]
+
+
+def best_s(*actions: Callable[[], object], repeats: int = 5) -> tuple[float, ...]:
+    """Shortest time of each, taken in turns so that a busy neighbour meets all of them."""
+    best = [float("inf")] * len(actions)
+    for _ in range(repeats):
+        for i, action in enumerate(actions):
+            start = time.perf_counter()
+            action()
+            best[i] = min(best[i], time.perf_counter() - start)
+    return tuple(best)
+
+
+if __name__ == "__main__":
+    main()

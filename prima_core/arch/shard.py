@@ -1,0 +1,139 @@
+"""The executable form of a part of a model, for every backend that offers `Ops`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Generic
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prima_core.arch.families import Block, family
+from prima_core.arch.ops import A, K, Ops, W
+from prima_core.arch.rope import Rope, rope_angles, rope_frequencies
+from prima_core.errors import FrameError, ModelError, PlanError
+from prima_core.interfaces import Layers, Slice, Step, Store, Weight
+from prima_core.model.names import OUTPUT, OUTPUT_NORM, ROPE_FREQS, TOKEN_EMBD
+from prima_core.model.spec import ModelSpec
+
+FloatArray = NDArray[np.float32]
+
+
+class OpsShard(Generic[A, W, K]):
+    """`interfaces.Shard` over ops and a store, which stays the caller's.
+
+    Every layer is bound (and uploaded, where a device does that) before it is ready. Raises ModelError when the family
+    is not supported, and what the ops raise.
+    """
+
+    def __init__(self, ops: Ops[A, W, K], model: ModelSpec, part: Slice, store: Store) -> None:
+        self._ops, self._model, self._part, self._store = ops, model, part, store
+        self._family = family(model.arch)
+        shared = store.shared()
+        self._frequencies = rope_frequencies(model.rope, _rope_factors(shared.get(ROPE_FREQS)))
+        self._embedding = ops.matrix(shared[TOKEN_EMBD]) if part.has_input else None
+        self._output = self._bind_output(shared) if part.has_output else None
+        self._blocks: dict[int, tuple[Mapping[str, Weight], Block[A, K]]] = {}
+        for layer in (layer for layers in part.layers for layer in layers):
+            try:
+                self._block(layer)
+            finally:
+                store.release(layer)
+        self._kv = ops.kv_cache(part.layers, model.n_kv_heads, model.head_dim)
+
+    def embed(self, step: Step) -> FloatArray:
+        """[n_tokens, d_model] f32. Raises PlanError without the input part, FrameError for ids that do not exist."""
+        if self._embedding is None:
+            raise PlanError("this shard has no input part", hint="the plan sends tokens to the wrong node")
+        if len(step.tokens) != step.n_tokens:
+            raise FrameError(f"a step of {step.n_tokens} rows carries {len(step.tokens)} token ids")
+        wrong = [token for token in step.tokens if not 0 <= token < self._model.vocab_size]
+        if wrong:
+            raise FrameError(f"token id {wrong[0]} is outside the vocabulary of {self._model.vocab_size}")
+        if not step.tokens:  # a step that only changes KV
+            return np.empty((0, self._model.d_model), np.float32)
+        return self._ops.to_host(self._ops.embedding(self._embedding, step.tokens))
+
+    def run(self, layers: Layers, activation: FloatArray, step: Step) -> FloatArray:
+        """The activation after `layers`, [n_tokens, d_model] f32.
+
+        Raises PlanError for layers that are not here, FrameError and DeviceMemoryError as `KvCache.begin`.
+        """
+        self._check_layers(layers)
+        self._check_activation(activation, step.n_tokens)
+        kv = self._kv.begin(layers, step)
+        if not step.chunks:
+            return activation
+        ops = self._ops
+        rope = self._rope(step)
+        x = ops.from_host(activation)
+        for layer in layers:
+            try:
+                x = self._block(layer)(x, rope, kv)
+            finally:
+                self._store.release(layer)
+        return ops.to_host(x)
+
+    def logits(self, activation: FloatArray, rows: Sequence[int]) -> FloatArray:
+        """[len(rows), vocab_size] f32. Raises PlanError without the output part, FrameError for rows out of range."""
+        if self._output is None:
+            raise PlanError("this shard has no output part", hint="the plan asks the wrong node for logits")
+        self._check_activation(activation, len(activation))
+        if any(not 0 <= row < len(activation) for row in rows):
+            raise FrameError(f"logits are asked for rows {list(rows)} of {len(activation)}")
+        ops, (norm, matrix) = self._ops, self._output
+        x = ops.from_host(activation[list(rows)])
+        return ops.to_host(ops.linear(ops.rms_norm(x, norm, self._model.norm_eps), matrix))
+
+    def close(self) -> None:
+        """Lets weights and KV go; every later call raises PlanError. Idempotent."""
+        self._part = Slice(())
+        self._embedding = self._output = None
+        self._blocks.clear()
+        self._kv.close()
+
+    def _block(self, layer: int) -> Block[A, K]:
+        """The layer's block, acquired. Bound again only when the store holds the tensors elsewhere than last time."""
+        weights = self._store.acquire(layer)
+        bound = self._blocks.get(layer)
+        if bound is not None and bound[0] is weights:
+            return bound[1]
+        block = self._family(self._ops, self._model, layer, weights)
+        self._blocks[layer] = weights, block
+        return block
+
+    def _bind_output(self, shared: Mapping[str, Weight]) -> tuple[A, W]:
+        norm = self._ops.vector(shared[OUTPUT_NORM])
+        if not self._model.tied_output:
+            return norm, self._ops.matrix(shared[OUTPUT])
+        # A tied matrix is bound once: a device that uploads would hold it twice.
+        return norm, self._ops.matrix(shared[TOKEN_EMBD]) if self._embedding is None else self._embedding
+
+    def _rope(self, step: Step) -> Rope[A]:
+        angles = rope_angles(self._frequencies, step.chunks)
+        cos = self._ops.from_host(np.cos(angles).astype(np.float32))
+        sin = self._ops.from_host(np.sin(angles).astype(np.float32))
+        return Rope(self._model.rope.kind, self._model.head_dim, cos, sin)
+
+    def _check_layers(self, layers: Layers) -> None:
+        if not any(own.start <= layers.start <= layers.stop <= own.stop for own in self._part.layers):
+            own = ", ".join(f"[{own.start}, {own.stop})" for own in self._part.layers) or "none"
+            raise PlanError(
+                f"layers [{layers.start}, {layers.stop}) are not on this shard", hint=f"it was loaded with {own}"
+            )
+
+    def _check_activation(self, activation: FloatArray, n_rows: int) -> None:
+        expected = (n_rows, self._model.d_model)
+        if activation.shape != expected or activation.dtype != np.float32:
+            raise FrameError(
+                f"an activation is {activation.dtype} {list(activation.shape)}, expected float32 {list(expected)}"
+            )
+
+
+def _rope_factors(weight: Weight | None) -> FloatArray | None:
+    if weight is None:
+        return None
+    factors: FloatArray = np.frombuffer(weight.data, "<f4")
+    if not np.all(np.isfinite(factors) & (factors > 0)):
+        raise ModelError("rope factors must be positive numbers", field=weight.name)
+    return factors

@@ -1,0 +1,215 @@
+"""`prima run`, `prima chat` and `prima bench`: use a model from the terminal, through the same ring as the server."""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import psutil
+import rich_click as click
+
+from prima_core.commands.setup import Settings, say, serving_head
+from prima_core.engine.request import GREEDY, Event, Failed, Finished, Piece, Request
+from prima_core.errors import RequestError
+from prima_core.node.head import Head
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds and counts of one request; rates are tokens per second."""
+
+    n_prompt: int
+    n_generated: int = 0
+    ttft_s: float = 0.0
+    total_s: float = 0.0
+    _start: float = field(default_factory=time.perf_counter)
+
+    def token(self) -> None:
+        self.n_generated += 1
+        self.total_s = time.perf_counter() - self._start
+        self.ttft_s = self.ttft_s or self.total_s
+
+    @property
+    def prefill_tok_s(self) -> float:
+        return self.n_prompt / self.ttft_s if self.ttft_s else 0.0
+
+    @property
+    def decode_tok_s(self) -> float:
+        took = self.total_s - self.ttft_s
+        return (self.n_generated - 1) / took if took else 0.0
+
+    def facts(self) -> dict[str, float]:
+        return {
+            "n_prompt": self.n_prompt,
+            "n_generated": self.n_generated,
+            "ttft_s": round(self.ttft_s, 6),
+            "total_s": round(self.total_s, 6),
+            "prefill_tok_s": round(self.prefill_tok_s, 3),
+            "decode_tok_s": round(self.decode_tok_s, 3),
+        }
+
+
+def events(head: Head, request: Request) -> Iterator[Piece | Finished]:
+    """The events of a request, Finished last; leaving early cancels it. Raises the error of a failed one."""
+    inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    number = head.submit(request, inbox.put)
+    try:
+        while True:
+            event = inbox.get()
+            if isinstance(event, Failed):
+                raise event.error
+            yield event
+            if isinstance(event, Finished):
+                return
+    finally:
+        head.cancel(number)
+
+
+def make_request(head: Head, prompt: list[int], settings: Settings) -> Request:
+    """As many tokens as asked for, cut to what the context has left."""
+    room = head.context_length - len(prompt) + 1
+    if room < 1:
+        raise RequestError(
+            f"the prompt has {len(prompt)} tokens, the context has {head.context_length}",
+            hint="shorten the prompt, or use a longer context (-c)",
+        )
+    seed = settings.get("seed")
+    sampling = replace(head.sampling, seed=secrets.randbits(63) if seed is None else seed)
+    return Request(tuple(prompt), min(settings.get("max_tokens") or room, room), sampling)
+
+
+# ---------------------------------------------------------------- prima run
+
+
+def run(model: str | None, prompt: str, raw: bool, as_json: bool, settings: Settings) -> None:
+    """Answer one prompt; the text streams to standard output."""
+    with serving_head(model, settings) as head:
+        ids = _prompt_ids(head, prompt, raw)
+        request = make_request(head, ids, settings)
+        timings, generated, text = Timings(len(ids)), list[int](), list[str]()
+        for event in events(head, request):
+            if isinstance(event, Piece):
+                timings.token()
+                generated.append(event.token)
+            text.append(event.text)
+            if not as_json:
+                _write(event.text)
+        if not as_json:
+            _write("\n")
+            return
+        facts = {"prompt_ids": ids, "generated_ids": generated, "text": "".join(text), "timings": timings.facts()}
+        click.echo(msgspec.json.encode(facts).decode())
+
+
+def _prompt_ids(head: Head, prompt: str, raw: bool) -> list[int]:
+    if raw:
+        return head.tokenizer.encode(prompt, add_special=True)
+    return head.encode_chat([{"role": "user", "content": prompt}])
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+# ---------------------------------------------------------------- prima chat
+
+CHAT_HELP = "/new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
+
+
+def chat(model: str | None, settings: Settings) -> None:
+    """Talk to the model in the terminal."""
+    with serving_head(model, settings) as head:
+        say(f"{head.model_name}: {CHAT_HELP}")
+        messages: list[dict[str, str]] = []
+        while (line := _ask()) is not None:
+            if line == "/exit":
+                return
+            if line == "/new":
+                messages.clear()
+            elif line.startswith("/"):
+                say(CHAT_HELP)
+            elif line:
+                _answer(head, messages, line, settings)
+
+
+def _ask() -> str | None:
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
+def _answer(head: Head, messages: list[dict[str, str]], line: str, settings: Settings) -> None:
+    """One turn; what was said of a stopped answer stays in the conversation."""
+    messages.append({"role": "user", "content": line})
+    text: list[str] = []
+    try:
+        for event in events(head, make_request(head, head.encode_chat(messages), settings)):
+            text.append(event.text)
+            _write(text[-1])
+    except KeyboardInterrupt:
+        pass  # Ctrl-C stops this answer only
+    except RequestError as error:
+        messages.pop()
+        say(f"{error}; /new starts over")
+        return
+    _write("\n")
+    messages.append({"role": "assistant", "content": "".join(text)})
+
+
+# ---------------------------------------------------------------- prima bench
+
+
+def bench(model: str | None, n_prompt: int, n_gen: int, as_json: bool, settings: Settings) -> None:
+    """Time a prompt and a generation, each token of it."""
+    with serving_head(model, {**settings, "context": settings["context"] or n_prompt + n_gen}) as head:
+        _timed(head, n_prompt, n_gen)  # warms up
+        facts = bench_facts(head, _timed(head, n_prompt, n_gen))
+    if as_json:
+        click.echo(msgspec.json.encode(facts).decode())
+        return
+    for name, value in facts.items():
+        click.echo(f"{name:24} {value:,.3f}" if isinstance(value, float) else f"{name:24} {value}")
+
+
+def _timed(head: Head, n_prompt: int, n_gen: int) -> Timings:
+    prompt = tuple(index % min(256, head.tokenizer.vocab_size) for index in range(n_prompt))
+    timings = Timings(n_prompt)
+    for event in events(head, Request(prompt, n_gen, GREEDY, ignore_eos=True)):
+        if isinstance(event, Piece):
+            timings.token()
+    return timings
+
+
+def bench_facts(head: Head, timings: Timings) -> dict[str, Any]:
+    """The figures by name. A decoded token touches every layer, the output matrix, and one row of the embeddings."""
+    file, spec = head.model.file, head.model.spec
+    matrix = 0 if spec.tied_output else file.tensors["token_embd.weight"].n_bytes
+    touched = sum(info.n_bytes for info in file.tensors.values()) - matrix
+    status = head.driver.status
+    return {
+        "model": head.model_name,
+        "nodes": len(status.members),
+        "n_prompt": timings.n_prompt,
+        "n_generated": timings.n_generated,
+        "prefill_tok_s": timings.prefill_tok_s,
+        "ttft_s": timings.ttft_s,
+        "decode_tok_s": timings.decode_tok_s,
+        "tpot_ms": 1000 / timings.decode_tok_s if timings.decode_tok_s else 0.0,
+        "weight_bytes_per_token": touched,
+        "weight_gb_s": touched * timings.decode_tok_s / 1e9,
+        "rss_bytes": _rss(),
+    }
+
+
+def _rss() -> int:
+    """Resident memory of this process and its children; mapped weights are counted in each."""
+    own = psutil.Process()
+    return sum(process.memory_info().rss for process in (own, *own.children(recursive=True)))

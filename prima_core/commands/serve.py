@@ -1,0 +1,229 @@
+"""`prima serve` and `prima join`: the two long-running commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from prima_core.commands.setup import (
+    LoadProgress,
+    Settings,
+    head_options,
+    head_secret,
+    model_path,
+    node_name,
+    node_options,
+    open_model_argument,
+    say,
+    token_path,
+    worker_secret,
+)
+from prima_core.errors import ClusterError, ConfigError
+from prima_core.events import ServerReady
+from prima_core.node.driver import State, Status
+from prima_core.node.head import Head
+from prima_core.node.join import JoinOptions, WorkerNode
+from prima_core.node.local import leave_when_stdin_closes
+from prima_core.node.network import (
+    advertised,
+    cluster_address,
+    host_of,
+    is_network,
+    own_address_towards,
+    with_port,
+)
+from prima_core.plugins import Registry
+from prima_core.serve.app import make_app
+from prima_core.serve.guard import Guard
+
+GRACE_S = 1  # for answers to be written out after Ctrl-C
+
+
+class Server(uvicorn.Server):
+    """uvicorn that tells, at the first signal, so that running answers can end and need not be waited for."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._on_stop()
+        super().handle_exit(sig, frame)
+
+
+def serve(model: str | None, settings: Settings) -> None:
+    """Serve until Ctrl-C. Raises PrimaError when it cannot."""
+    host, port = settings["host"], settings["port"]
+    guard = Guard(host, settings["api_key"])
+    registry = Registry.load(os.environ)
+    with ExitStack() as exits:
+        listener = exits.enter_context(_bound(host, port))
+        opened = exits.enter_context(open_model_argument(model))
+        options = head_options(settings, opened.file.metadata)
+        exits.callback(registry.close)
+        head = exits.enter_context(Head(opened, options, registry, head_secret(settings), say))
+        if head.node.explanation:
+            say(head.node.explanation)
+        if settings["listen"] is not None:
+            say(f"other machines join with: prima join {head.join_address}\nand the token in {token_path()}")
+        config = uvicorn.Config(
+            make_app(head, guard),
+            lifespan="off",
+            log_config=None,
+            timeout_graceful_shutdown=GRACE_S,
+            server_header=False,
+        )
+        server = Server(config, head.stop_requests)
+        watch = Watch(head, server, registry, _url(listener), may_wait=settings["listen"] is not None)
+        watch.start()
+        with _ctrl_c_is_no_error():
+            server.run(sockets=[listener])
+    watch.raise_error()
+
+
+class Watch:
+    """Tells the user how the head gets ready, and ends the server when it never can."""
+
+    def __init__(self, head: Head, server: uvicorn.Server, registry: Registry, url: str, may_wait: bool) -> None:
+        self._head = head
+        self._server = server
+        self._registry = registry
+        self._url = url
+        self._may_wait = may_wait
+        self._error: ClusterError | None = None
+        self._thread = threading.Thread(target=self._main, name="prima-watch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _main(self) -> None:
+        say(f"loading {self._head.model_name} ...")
+        while True:
+            try:
+                with LoadProgress() as progress:
+                    self._head.wait_until_serving(progress.show)
+            except ClusterError as error:
+                if self._head.driver.status.state is State.STOPPED:
+                    return
+                if not self._may_wait:
+                    self._error = error
+                    self._server.should_exit = True
+                    return
+                say(f"waiting for more nodes: {error}")
+                _wait_for_change(self._head)
+                continue
+            self._announce(self._head.driver.status)
+            return
+
+    def _announce(self, status: Status) -> None:
+        for line in describe_plan(status):
+            say(line)
+        say(f"serving {self._head.model_name} at {self._url}/v1 (OpenAI-compatible), Ctrl-C ends")
+        self._registry.emit(ServerReady(self._url, self._head.model_name))
+
+
+def _wait_for_change(head: Head) -> None:
+    before = head.driver.status
+    while head.driver.status is before:
+        threading.Event().wait(0.1)
+
+
+def describe_plan(status: Status) -> Iterator[str]:
+    """A line per visit, where there is more than one node."""
+    if status.plan is None or len(status.plan.nodes) == 1:
+        return
+    for visit in status.plan.visits:
+        yield f"  layers {visit.start:>3} to {visit.stop - 1:>3} on {visit.node}"
+
+
+@contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    """The HTTP socket, bound before anything is loaded, so that a taken port is told at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot serve on {host}:{port}: {error.strerror}", hint="another --port or --host may be free"
+            ) from error
+        yield listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextmanager
+def _ctrl_c_is_no_error() -> Iterator[None]:
+    """uvicorn raises the signal again when it has shut down in order."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("stopped")
+
+
+# ---------------------------------------------------------------- prima join
+
+
+def join(head: str, until_stdin_closes: bool, settings: Settings) -> None:
+    """Compute for a head until Ctrl-C. Raises PrimaError when that cannot work."""
+    address = cluster_address(head)
+    registry = Registry.load(os.environ)
+    worker = WorkerNode(_join_options(address, settings), registry, worker_secret(settings), say)
+    signal.signal(signal.SIGTERM, lambda sig, frame: worker.stop())
+    signal.signal(signal.SIGINT, lambda sig, frame: worker.stop())
+    if until_stdin_closes:
+        leave_when_stdin_closes(worker.stop)
+    else:
+        say(f"joining {address}, Ctrl-C leaves")
+    try:
+        worker.run()
+    finally:
+        registry.close()
+
+
+def _join_options(address: str, settings: Settings) -> JoinOptions:
+    advertise = settings["advertise"]
+    return JoinOptions(
+        head=address,
+        listen=_own_listen(address, settings["listen"]),
+        name=settings["name"] or node_name(),
+        places=_places(settings),
+        advertise=lambda bound: advertised(bound, advertise),
+        node=node_options(settings),
+    )
+
+
+def _own_listen(head: str, listen: str | None) -> str:
+    """Where this node takes frames: what the user said, else any port of the interface that leads to the head."""
+    if listen is not None:
+        return listen if "://" in listen else cluster_address(listen)
+    if not is_network(head):
+        return with_port(head, 0)
+    own = own_address_towards(host_of(head))
+    return f"{head.partition('://')[0]}://{f'[{own}]' if ':' in own else own}:0"
+
+
+def _places(settings: Settings) -> tuple[Path, ...]:
+    """Where to look for the model: the user's file and folder, and the built-in model."""
+    with model_path(None) as builtin:
+        given = [Path(place) for place in (settings["model_file"], settings["models"]) if place is not None]
+    for place in given:
+        if not place.exists():
+            raise ConfigError(f"{place} does not exist", hint="check --model and --models")
+    return (*given, builtin)

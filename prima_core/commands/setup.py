@@ -1,0 +1,207 @@
+"""From the settings of a command line to the objects that commands work with."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from prima_core.engine.request import Sampling
+from prima_core.errors import ConfigError
+from prima_core.model.weights import Model, open_model
+from prima_core.node.driver import State, Status
+from prima_core.node.head import Head, HeadOptions
+from prima_core.node.network import cluster_address
+from prima_core.node.node import NodeOptions, parse_bytes
+from prima_core.plan.plan import Plan, plan_from_json
+from prima_core.plugins import Registry
+from prima_core.ring.security import find_secret, load_or_create_token, new_secret
+from prima_core.ring.wire import WirePolicy
+
+Settings = Mapping[str, Any]  # values of `config.TABLE` by name, each as its click type made it
+
+console = Console(stderr=True, highlight=False)
+BUILTIN = "prima-builtin.gguf"
+DEFAULT_SAMPLING = Sampling(temperature=0.8, top_k=40, top_p=0.95)
+
+
+@contextmanager
+def model_path(model: str | None) -> Iterator[Path]:
+    """The file that MODEL means; the built-in model where it is absent."""
+    if model is not None:
+        yield Path(model)
+        return
+    with as_file(files("prima_core.builtin") / BUILTIN) as path:
+        yield path
+
+
+def set_logging(level: str) -> None:
+    logging.basicConfig(level=level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+def token_path() -> Path:
+    """Where a head keeps the cluster's token."""
+    return Path(click.get_app_dir("prima")) / "token"
+
+
+def head_secret(settings: Settings) -> bytes:
+    """The cluster's secret; one that lives as long as this process where no other machine can join."""
+    given = find_secret(os.environ.get("PRIMA_TOKEN"), _path(settings.get("token_file")))
+    if given is not None:
+        return given
+    return new_secret() if settings.get("listen") is None else load_or_create_token(token_path())
+
+
+def worker_secret(settings: Settings) -> bytes:
+    """The secret that this machine was given. Raises ConfigError where there is none."""
+    secret = find_secret(os.environ.get("PRIMA_TOKEN"), _path(settings.get("token_file")), token_path())
+    if secret is None:
+        raise ConfigError(
+            "this machine has no cluster token",
+            hint=f"copy the head's token file to {token_path()}, or set PRIMA_TOKEN to its text",
+        )
+    return secret
+
+
+def node_options(settings: Settings, n_sharing: int = 1) -> NodeOptions:
+    """What a node may use; `n_sharing` nodes of one machine share its cores and memory."""
+    threads = settings["threads"]
+    if not threads and n_sharing > 1:
+        threads = max(1, len(_usable_cores()) // n_sharing)
+    memory = settings.get("memory")
+    return NodeOptions(
+        backend=settings["backend"],
+        threads=threads,
+        kernels=settings["kernels"],
+        memory_bytes=None if memory is None else parse_bytes(memory),
+        n_sharing=n_sharing,
+    )
+
+
+def _usable_cores() -> range | set[int]:
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return range(os.cpu_count() or 1) if affinity is None else affinity(0)
+
+
+def head_options(settings: Settings, metadata: Mapping[str, object]) -> HeadOptions:
+    n_nodes = settings.get("nodes", 1)
+    listen = settings.get("listen")
+    if listen is not None:
+        listen = cluster_address(listen)
+    elif n_nodes > 1 or settings.get("wait", 1) > 1:
+        listen = _local_address(settings["transport"])
+    return HeadOptions(
+        node=node_options(settings, n_nodes),
+        name=settings.get("name") or node_name(),
+        listen=listen,
+        advertise=settings.get("advertise"),
+        n_local=n_nodes - 1,
+        wait=settings.get("wait", 1),
+        solver=settings.get("solver", "even"),
+        plan=_plan(settings.get("plan")),
+        context=settings.get("context"),
+        parallel=settings.get("parallel", 1),
+        chunk=settings.get("chunk", 64),
+        wire=WirePolicy(settings.get("wire", "auto")),
+        sampling=sampling(settings, metadata),
+        log_level=settings["log_level"],
+    )
+
+
+def _local_address(transport: str) -> str:
+    if transport in ("tcp", "tls+tcp"):
+        return f"{transport}://127.0.0.1:0"
+    return f"{transport}://"
+
+
+def node_name() -> str:
+    return socket.gethostname().split(".")[0] or "node"
+
+
+def sampling(settings: Settings, metadata: Mapping[str, object]) -> Sampling:
+    """What the user set, else what the model's file recommends (`general.sampling.*`), else llama.cpp's defaults."""
+
+    def choose(name: str, default: float) -> float:
+        recommended = metadata.get(f"general.sampling.{name}", default)
+        value = settings.get(name)
+        if value is None:
+            value = recommended if isinstance(recommended, (int, float)) else default
+        return float(value)
+
+    return Sampling(
+        temperature=choose("temp", DEFAULT_SAMPLING.temperature),
+        top_k=int(choose("top_k", DEFAULT_SAMPLING.top_k)),
+        top_p=choose("top_p", DEFAULT_SAMPLING.top_p),
+    )
+
+
+def _plan(path: str | None) -> Plan | None:
+    if path is None:
+        return None
+    try:
+        return plan_from_json(Path(path).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read the plan {path}: {error.strerror}", hint="check --plan") from error
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+@contextmanager
+def open_model_argument(model: str | None) -> Iterator[Model]:
+    with model_path(model) as path, open_model(path) as opened:
+        yield opened
+
+
+@contextmanager
+def serving_head(model: str | None, settings: Settings) -> Iterator[Head]:
+    """A head that serves the model, for commands that use it in their own process; ends with the block."""
+    registry = Registry.load(os.environ)
+    with open_model_argument(model) as opened:
+        options = head_options(settings, opened.file.metadata)
+        with Head(opened, options, registry, head_secret(settings), say) as head:
+            with LoadProgress() as progress:
+                head.wait_until_serving(progress.show)
+            yield head
+    registry.close()
+
+
+def say(line: str) -> None:
+    console.print(line, markup=False)
+
+
+class LoadProgress:
+    """A bar per node while weights are loaded; nothing where standard error is no terminal."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), console=console,
+            transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._tasks: dict[str, Any] = {}  # rich's TaskID
+
+    def __enter__(self) -> LoadProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def show(self, status: Status) -> None:
+        if status.state is not State.LOADING:
+            return
+        for name, share in status.progress.items():
+            if name not in self._tasks:
+                self._tasks[name] = self._progress.add_task(f"loading on {name}", total=1.0)
+            self._progress.update(self._tasks[name], completed=share)

@@ -1,0 +1,91 @@
+"""Every setting of the program: one line in one table, a flag and a flat environment twin.
+
+The table is read once, at the edge, by `cli.py`; everything below gets values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import rich_click as click
+
+Command = Callable[..., Any]  # click decorates functions of every signature
+
+PORT = 7746
+CLUSTER_PORT = 7747
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting: `flags` as click takes them; the environment twin is PRIMA_ and the name in capitals."""
+
+    name: str
+    flags: tuple[str, ...]
+    kind: Any  # click's parameter types have no common static type with Python's own
+    default: object
+    help: str
+
+    @property
+    def env(self) -> str:
+        return f"PRIMA_{self.name.upper()}"
+
+
+_FILE = click.Path(dir_okay=False)
+_FOLDER = click.Path(file_okay=False)
+_POSITIVE = click.IntRange(min=1)
+
+TABLE = (
+    Setting("backend", ("--backend",), str, "auto", "What computes: auto, numpy, torch, mlx or a plugin's name."),
+    Setting("threads", ("-t", "--threads"), click.IntRange(min=0), 0, "Compute threads of a node; 0: its cores."),
+    Setting("kernels", ("--kernels",), str, "auto", "Numpy backend: auto, native, int8 or exact."),
+    Setting("context", ("-c", "--context"), _POSITIVE, None, "Context length in tokens.  [default: the model's, to 8192]"),
+    Setting("parallel", ("--parallel",), _POSITIVE, 4, "KV room for so many full contexts."),
+    Setting("chunk", ("--chunk",), click.IntRange(1, 4096), 64, "Prompt tokens per prefill step."),
+    Setting("nodes", ("--nodes",), click.IntRange(1, 64), 1, "Local node processes, this one counted."),
+    Setting("wait", ("--wait",), _POSITIVE, 1, "Wait for so many nodes, this one counted, before the first plan."),
+    Setting("plan", ("--plan",), _FILE, None, "Use this plan file instead of a solver."),
+    Setting("solver", ("--solver",), str, "even", "What makes the plan."),
+    Setting("transport", ("--transport",), str, "ipc", "Between local nodes: ipc, tcp or inproc."),
+    Setting("wire", ("--wire",), click.Choice(["auto", "f32", "f16"]), "auto", "Activations between nodes; auto: prefill f16."),
+    Setting("memory", ("--memory",), str, None, "What this node may use, e.g. 4GB.  [default: what is available]"),
+    Setting("listen", ("--listen",), str, None, "Where other machines join, e.g. 0.0.0.0:7747 or tcp://0.0.0.0:7747."),
+    Setting("advertise", ("--advertise",), str, None, "Host name or address that other nodes reach this one by."),
+    Setting("token_file", ("--token-file",), _FILE, None, "File with the cluster's token.  [default: in the state folder]"),
+    Setting("host", ("--host",), str, "127.0.0.1", "HTTP interface; another than loopback wants an API key."),
+    Setting("port", ("--port",), click.IntRange(0, 65535), PORT, "HTTP port; 0: any free one."),
+    Setting("api_key", ("--api-key",), str, None, "Key that clients must send (better: the environment variable)."),
+    Setting("model_file", ("--model",), _FILE, None, "Model file of this node."),
+    Setting("models", ("--models",), _FOLDER, None, "Folder in which this node looks for the model."),
+    Setting("name", ("--name",), str, None, "This node's name in plans.  [default: the host's name]"),
+    Setting("temp", ("--temp",), click.FloatRange(0, 100), None, "Sampling temperature; 0: always the likeliest token."),
+    Setting("top_k", ("--top-k",), click.IntRange(min=0), None, "Draw from the K likeliest tokens; 0: from all."),
+    Setting("top_p", ("--top-p",), click.FloatRange(0, 1, min_open=True), None, "Draw from the likeliest tokens that make up P."),
+    Setting("seed", ("--seed",), int, None, "Seed of the sampling.  [default: a new one each time]"),
+    Setting("max_tokens", ("-n", "--max-tokens"), _POSITIVE, None, "Tokens to generate at most."),
+    Setting("log_level", ("--log-level",), click.Choice(["debug", "info", "warning", "error"]), "warning", "What is logged."),
+)  # fmt: skip
+
+SETTINGS = {setting.name: setting for setting in TABLE}
+
+
+def options(*names: str) -> Callable[[Command], Command]:
+    """Decorator that adds these settings to a click command, in this order."""
+
+    def add(command: Command) -> Command:
+        for name in reversed(names):
+            setting = SETTINGS[name]
+            command = click.option(
+                *setting.flags,
+                setting.name,
+                type=setting.kind,
+                default=setting.default,
+                show_default=setting.default is not None,
+                envvar=setting.env,
+                show_envvar=True,
+                help=setting.help,
+            )(command)
+        return command
+
+    return add

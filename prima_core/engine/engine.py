@@ -1,0 +1,160 @@
+"""Sequences from submit to the last piece of text. A state machine: `next_step` and `accept`, no I/O, no threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prima_core.engine.request import Event, Failed, Finished, FinishReason, Piece, Request
+from prima_core.engine.scheduler import PlannedStep, Room, Scheduler, Sequence
+from prima_core.engine.text import TextStream
+from prima_core.errors import PrimaError, RequestError
+
+if TYPE_CHECKING:
+    from prima_core.model.tokenizer import Tokenizer
+
+Deliver = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What came out of a step: (sequence number, token id) of each wanted row, or the error that ended it."""
+
+    number: int
+    tokens: tuple[tuple[int, int], ...] = ()
+    error: PrimaError | None = None
+
+
+@dataclass(slots=True)
+class _Stream:
+    sequence: Sequence
+    text: TextStream
+    deliver: Deliver
+
+
+class Engine:
+    """Owned by one thread. `deliver` callbacks are called from that thread and must not block."""
+
+    def __init__(self, tokenizer: Tokenizer, context_length: int, room: Room) -> None:
+        self._tokenizer = tokenizer
+        self._scheduler = Scheduler(room)
+        self._streams: dict[int, _Stream] = {}
+        self._in_flight: dict[int, PlannedStep] = {}
+        self.context_length = context_length
+
+    @property
+    def room(self) -> Room:
+        return self._scheduler.room
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is running and nothing is in flight; requests may still wait."""
+        return not self._scheduler.running and not self._in_flight
+
+    @property
+    def n_running(self) -> int:
+        return len(self._scheduler.running)
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._scheduler.waiting)
+
+    @property
+    def n_in_flight(self) -> int:
+        return len(self._in_flight)
+
+    def submit(self, number: int, request: Request, deliver: Deliver) -> None:
+        """Queue a request under a fresh number; its events go to `deliver`. Raises RequestError if it can never run."""
+        self._check(request)
+        sequence = Sequence(number, request)
+        self._streams[number] = _Stream(sequence, TextStream(self._tokenizer, request.stop), deliver)
+        self._scheduler.add(sequence)
+
+    def cancel(self, number: int) -> None:
+        """Forget a request without an event. Idempotent."""
+        stream = self._streams.pop(number, None)
+        if stream is not None:
+            self._scheduler.remove(stream.sequence)
+
+    def next_step(self) -> PlannedStep | None:
+        planned = self._scheduler.next_step()
+        if planned is not None:
+            self._in_flight[planned.number] = planned
+        return planned
+
+    def accept(self, result: StepResult) -> None:
+        """Take the result of a step: sequences grow, end, or fail, and their events are delivered."""
+        planned = self._in_flight.pop(result.number, None)
+        if planned is None:
+            return  # a step of an epoch that was given up
+        if result.error is not None:
+            self.fail({chunk.sequence for chunk in planned.step.chunks}, result.error)
+        for number, token in result.tokens:
+            stream = self._streams.get(number)
+            if stream is not None:
+                self._grow(stream, token)
+
+    def fail(self, numbers: Iterable[int], error: PrimaError) -> None:
+        """End these requests with an error."""
+        for number in numbers:
+            stream = self._streams.pop(number, None)
+            if stream is not None:
+                self._scheduler.remove(stream.sequence)
+                stream.deliver(Failed(error))
+
+    def restart(self, room: Room, error: PrimaError) -> None:
+        """A new epoch: what runs ends with `error`, what waits goes on waiting unless it can never fit the new room."""
+        self.fail(tuple(self._scheduler.running), error)
+        self._in_flight.clear()
+        self._scheduler.reset(room)
+        for sequence in tuple(self._scheduler.waiting):
+            try:
+                self._check(sequence.request)
+            except RequestError as never:
+                self.fail([sequence.number], never)
+
+    def stop(self, error: PrimaError) -> None:
+        """End everything, also what waits."""
+        self.fail(tuple(self._streams), error)
+
+    def _check(self, request: Request) -> None:
+        n_prompt = len(request.prompt)
+        if n_prompt < 1:
+            raise RequestError("the prompt is empty", param="messages", hint="send at least one token")
+        if n_prompt + request.max_tokens - 1 > self.context_length:
+            raise RequestError(
+                f"the prompt has {n_prompt} tokens and {request.max_tokens} are wanted,"
+                f" the context has {self.context_length}",
+                param="max_tokens",
+                code="context_length_exceeded",
+                hint="shorten the prompt, lower max_tokens, or serve with a longer context (-c)",
+            )
+        if n_prompt + request.max_tokens - 1 > self._scheduler.room.kv_tokens:
+            raise RequestError(
+                f"the request needs {n_prompt + request.max_tokens - 1} KV positions,"
+                f" the cluster has memory for {self._scheduler.room.kv_tokens}",
+                param="max_tokens",
+                code="context_length_exceeded",
+                hint="lower max_tokens, or add memory or nodes",
+            )
+
+    def _grow(self, stream: _Stream, token: int) -> None:
+        sequence = stream.sequence
+        sequence.ids.append(token)
+        if token in self._tokenizer.eos_ids and not sequence.request.ignore_eos:
+            self._finish(stream, FinishReason.STOP)
+            return
+        text = stream.text.push(token)
+        stream.deliver(Piece(text, token))
+        if stream.text.stopped:
+            self._finish(stream, FinishReason.STOP)
+        elif sequence.n_generated >= sequence.request.max_tokens:
+            self._finish(stream, FinishReason.LENGTH)
+
+    def _finish(self, stream: _Stream, reason: FinishReason) -> None:
+        sequence = stream.sequence
+        del self._streams[sequence.number]
+        self._scheduler.remove(sequence)
+        held = "" if stream.text.stopped else stream.text.flush()
+        stream.deliver(Finished(reason, held, sequence.n_prompt, sequence.n_generated))

@@ -1,0 +1,50 @@
+"""From logits to a token id: a pure function of the logits, the sampling data and the token's index."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prima_core.engine.request import Sampling
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def sample(logits: NDArray[np.float32], sampling: Sampling, index: int) -> int:
+    """Draw the `index`-th generated token from logits [vocab_size].
+
+    The same logits, sampling and index always give the same token, whatever else is running: the random number
+    comes from a counter-based generator keyed with the seed, not from a shared stream. Ties go to the lowest id.
+    """
+    if sampling.temperature <= 0 or sampling.top_k == 1:
+        return int(np.argmax(logits))
+    ids = _most_likely(logits, sampling.top_k)
+    p = _softmax(logits[ids].astype(np.float64) / sampling.temperature)
+    if sampling.top_p < 1:
+        keep = int(np.searchsorted(np.cumsum(p), sampling.top_p)) + 1  # the token that crosses top_p stays
+        ids, p = ids[:keep], p[:keep]
+    cumulative = np.cumsum(p)
+    chosen = np.searchsorted(cumulative, _uniform(sampling.seed, index) * cumulative[-1], side="right")
+    return int(ids[min(int(chosen), len(ids) - 1)])
+
+
+def _most_likely(logits: NDArray[np.float32], top_k: int) -> NDArray[np.intp]:
+    """Ids by falling logit, ties by rising id; only the first `top_k` if it is positive."""
+    if 0 < top_k < len(logits):
+        threshold = np.partition(logits, len(logits) - top_k)[len(logits) - top_k]
+        candidates = np.flatnonzero(logits >= threshold)
+        return candidates[np.argsort(-logits[candidates], kind="stable")][:top_k]
+    return np.argsort(-logits, kind="stable")
+
+
+def _softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    e: NDArray[np.float64] = np.exp(x - x.max())
+    return np.divide(e, e.sum())
+
+
+def _uniform(seed: int, index: int) -> float:
+    """A number in [0, 1) that depends on seed and index only (Philox 4x64, a counter-based generator)."""
+    generator = np.random.Philox(key=seed & (2**64 - 1), counter=index)
+    return int(generator.random_raw()) / 2**64

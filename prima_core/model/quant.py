@@ -1,0 +1,88 @@
+"""GGUF tensor types: numbers, names, block sizes, and how many bytes a tensor takes. No compute.
+
+Source: ggml's type table (`enum ggml_type`, block structs) as documented in the GGUF specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from math import prod
+from types import MappingProxyType
+
+from prima_core.errors import ModelError
+
+
+class GGUFType(IntEnum):
+    """The tensor types that prima reads, by their number in the file."""
+
+    F32 = 0
+    F16 = 1
+    Q8_0 = 8
+    Q4_K = 12
+    Q6_K = 14
+    BF16 = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """`n_weights` consecutive weights of a row are stored in `n_bytes`."""
+
+    n_weights: int
+    n_bytes: int
+
+
+BLOCKS: Mapping[GGUFType, Block] = MappingProxyType(
+    {
+        GGUFType.F32: Block(1, 4),
+        GGUFType.F16: Block(1, 2),
+        GGUFType.BF16: Block(1, 2),
+        GGUFType.Q8_0: Block(32, 34),
+        GGUFType.Q4_K: Block(256, 144),
+        GGUFType.Q6_K: Block(256, 210),
+    }
+)
+
+
+# Every type that ggml has numbered, from 0 on, so that a refusal can name it. "-": a number that is not in use.
+_GGML_TYPES = (
+    "F32 F16 Q4_0 Q4_1 Q4_2 Q4_3 Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL "
+    "IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16 Q4_0_4_4 Q4_0_4_8 Q4_0_8_8 TQ1_0 TQ2_0 - - - MXFP4 NVFP4 Q1_0"
+)
+
+
+def known_type(number: int) -> GGUFType | None:
+    """The type of that number, or None when prima does not read it."""
+    try:
+        return GGUFType(number)
+    except ValueError:
+        return None
+
+
+def type_name(number: int) -> str:
+    """ggml's name of a tensor type, for messages: `Q5_K`, or `number 77` for one that nobody knows."""
+    names = _GGML_TYPES.split()
+    return names[number] if number < len(names) and names[number] != "-" else f"number {number}"
+
+
+def tensor_bytes(type: GGUFType, shape: Sequence[int], *, name: str = "") -> int:
+    """Bytes that a tensor of this type and shape (numpy order) takes in a file.
+
+    Raises ModelError, with `name` as the field, when a row is not a whole number of blocks.
+    """
+    block = BLOCKS[type]
+    if shape[-1] % block.n_weights:
+        raise ModelError(
+            f"rows of {shape[-1]} weights are no multiple of {type.name}'s blocks of {block.n_weights}", field=name
+        )
+    return prod(shape) // block.n_weights * block.n_bytes
+
+
+def unsupported_type(name: str, type_name: str) -> ModelError:
+    """The error for a tensor whose type prima does not read."""
+    return ModelError(
+        f"tensor type {type_name} is not supported in this version",
+        field=name,
+        hint=f"use a file with {', '.join(t.name for t in GGUFType)} only, for instance a Q4_K_M or Q8_0 one",
+    )

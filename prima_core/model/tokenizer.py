@@ -1,0 +1,344 @@
+"""Text to token ids and back, from nothing but a model file's metadata.
+
+Encoding is the `tokenizers` library's BPE with the file's vocabulary; finding special tokens and decoding are our own:
+the library's decoder gets tokens wrong that are stored as plain text, and a table of bytes per id streams by nature.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from prima_core.errors import ModelError, RequestError
+from prima_core.model.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from prima_core.model.vocabulary import KEY, TokenKind, Vocabulary, flag_value, read_merges, read_scores, text_value
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Encoder
+    from tokenizers.models import BPE
+
+_log = logging.getLogger(__name__)
+
+_SPACE = "\u2581"  # how SentencePiece vocabularies write a space
+_TEXT_BYTES = (
+    *range(0xC0),
+    *range(0xC2, 0xF1),
+    0xF3,
+    0xF4,
+)  # no assigned character has the others
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# Some converters store turn markers as USER_DEFINED. They are never read out of plain text all the same.
+_MARKER = re.compile(r"<\|.*\|>", re.DOTALL)
+
+
+class Tokenizer:
+    """A model's tokenizer. Immutable; any thread may use it."""
+
+    def __init__(
+        self, vocabulary: Vocabulary, encoder: Encoder, table: Sequence[bytes], *, add_bos: bool, add_eos: bool
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._encoder = encoder
+        self._bytes = table
+        self._special = frozenset(vocabulary.of_kind(TokenKind.CONTROL, TokenKind.UNKNOWN).values())
+        anywhere = vocabulary.of_kind(TokenKind.CONTROL, TokenKind.UNKNOWN, TokenKind.USER_DEFINED)
+        in_text = {text: id for text, id in anywhere.items() if id not in self._special and not _MARKER.fullmatch(text)}
+        self._anywhere = _Finder(anywhere)
+        self._in_text = _Finder(in_text)
+        self._hidden = _Finder({text: id for text, id in anywhere.items() if text not in in_text})
+        self.add_bos = add_bos
+        self.add_eos = add_eos
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, object]) -> Tokenizer:
+        """Build from the metadata of a GGUF file. Raises ModelError; `field` is the key at fault or not supported."""
+        vocabulary = Vocabulary.from_metadata(metadata)
+        if vocabulary.model == "gpt2":
+            pre = _pre_tokenizer(metadata)
+            encoder, table, add_bos = (
+                _byte_level_encoder(metadata, vocabulary, pre),
+                _byte_level_table(vocabulary),
+                pre.add_bos,
+            )
+        elif vocabulary.model == "llama":
+            encoder, table, add_bos = (
+                _sentencepiece_encoder(metadata, vocabulary),
+                _sentencepiece_table(vocabulary),
+                True,
+            )
+        else:
+            raise ModelError(
+                f"tokenizer {vocabulary.model!r:.80} is not supported yet",
+                field=KEY + "model",
+                hint="gpt2 (byte-level BPE) and llama (SentencePiece BPE) are",
+            )
+        return cls(
+            vocabulary,
+            encoder,
+            table,
+            add_bos=_added(metadata, "bos", vocabulary.bos_id, add_bos),
+            add_eos=_added(metadata, "eos", vocabulary.eos_id, False),
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._bytes)
+
+    @property
+    def bos_id(self) -> int | None:
+        return self._vocabulary.bos_id
+
+    @property
+    def eos_id(self) -> int | None:
+        """The file's own end token. Generation ends at any of `eos_ids`."""
+        return self._vocabulary.eos_id
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Every token that ends a turn: eos, eot, eom and control tokens with a well-known name such as <|im_end|>."""
+        return self._vocabulary.end_ids
+
+    @property
+    def chat_template(self) -> str | None:
+        """The file's Jinja source, or None."""
+        return self._vocabulary.chat_template
+
+    def is_special(self, id: int) -> bool:
+        """Whether the token is a control token, which stands for no text."""
+        return id in self._special
+
+    def find(self, text: str) -> int | None:
+        """The id of the token that the file spells exactly so, or None."""
+        return self._vocabulary.ids.get(text)
+
+    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """Token ids of a text. Lone surrogates count as U+FFFD.
+
+        Special tokens that are spelled out in the text stay text unless `parse_special`. `add_special` puts bos before
+        and eos after, where the file asks for them.
+        """
+        finder = self._anywhere if parse_special else self._in_text
+        ids: list[int] = []
+        for part in finder.split(_without_surrogates(text)):
+            ids.extend([part] if isinstance(part, int) else self._encoder.encode(part, add_special_tokens=False).ids)
+        return self._framed(ids) if add_special else ids
+
+    def split_special(self, text: str) -> list[str | int]:
+        """The text cut at special tokens: their ids, and the texts between them, in order."""
+        return self._anywhere.split(text)
+
+    def disarm(self, text: str, mark: str) -> str:
+        """The text with the character `mark` inside each special token that it spells, or begins to spell at its end.
+
+        What was disarmed does not become special in whatever it is put into; taking the marks out gives the text back.
+        """
+        return self._hidden.disarm(text, mark)
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that a token stands for, maybe half a character in UTF-8. Special tokens: their spelling."""
+        if 0 <= id < len(self._bytes):
+            return self._bytes[id]
+        raise RequestError(f"token id {id} is not in [0, {len(self._bytes)})", param="prompt")
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of ids; bytes that are not UTF-8 become U+FFFD."""
+        shown = (id for id in ids if not (skip_special and id in self._special))
+        return b"".join(map(self.token_bytes, shown)).decode("utf-8", "replace")
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Each token's own text, for people to look at."""
+        return [self.token_bytes(id).decode("utf-8", "replace") for id in ids]
+
+    def _framed(self, ids: list[int]) -> list[int]:
+        before = [self.bos_id] if self.add_bos and self.bos_id is not None else []
+        after = [self.eos_id] if self.add_eos and self.eos_id is not None else []
+        return before + ids + after
+
+
+class _Finder:
+    """Finds given tokens in a text, the longest that fits at the first place where one does.
+
+    The work for each character is bounded by the number of lengths that tokens have, however many tokens there are.
+    """
+
+    def __init__(self, ids: Mapping[str, int]) -> None:
+        self.ids = {text: id for text, id in ids.items() if text}
+        lengths: dict[str, set[int]] = {}
+        for text in self.ids:
+            lengths.setdefault(text[0], set()).add(len(text))
+        self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
+        self._first = re.compile(f"[{''.join(map(re.escape, lengths))}]") if lengths else None
+
+    def split(self, text: str) -> list[str | int]:
+        parts: list[str | int] = []
+        begin = at = 0
+        while self._first is not None and (match := self._first.search(text, at)):
+            at = match.start()
+            token = self._token_at(text, at)
+            if token is None:
+                at += 1
+                continue
+            parts += [text[begin:at], self.ids[token]]
+            begin = at = at + len(token)
+        parts.append(text[begin:])
+        return [part for part in parts if part != ""]
+
+    def disarm(self, text: str, mark: str) -> str:
+        return text if self._first is None else self._first.sub(lambda match: self._disarmed(match, mark), text)
+
+    def _disarmed(self, match: re.Match[str], mark: str) -> str:
+        text, at, first = match.string, match.start(), match[0]
+        if self._token_at(text, at) is None and not self._begins_at(text, at):
+            return first
+        return "\ufffd" if first in self.ids else first + mark  # nothing can be put inside a token of one character
+
+    def _begins_at(self, text: str, at: int) -> bool:
+        """Whether the rest of the text is the beginning of a token. A letter alone is not taken for one."""
+        is_short = len(text) - at < self._lengths[text[at]][0]
+        return is_short and not text[at].isalnum() and any(token.startswith(text[at:]) for token in self.ids)
+
+    def _token_at(self, text: str, at: int) -> str | None:
+        spelled = (text[at : at + length] for length in self._lengths[text[at]])
+        return next((token for token in spelled if token in self.ids), None)
+
+
+def _added(metadata: Mapping[str, object], role: str, id: int | None, default: bool) -> bool:
+    """Whether `role` is added to a text. A file that asks for a token which it does not name is refused."""
+    added = flag_value(metadata, f"{KEY}add_{role}_token", default and id is not None)
+    if added and id is None:
+        raise ModelError(f"is missing, though add_{role}_token is true", field=f"{KEY}{role}_token_id")
+    return added
+
+
+def _without_surrogates(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+# ---------------------------------------------------------------- byte-level BPE ("gpt2")
+
+
+def _pre_tokenizer(metadata: Mapping[str, object]) -> PreTokenizer:
+    key = KEY + "pre"
+    name = text_value(metadata, key)
+    if name is None:  # llama.cpp guesses here, and warns that quality will be degraded
+        raise ModelError("is missing", field=key, hint="convert the model anew with a current llama.cpp")
+    if name not in PRE_TOKENIZERS:
+        known = ", ".join(sorted(PRE_TOKENIZERS))
+        raise ModelError(f"{name!r:.80} is not supported yet", field=key, hint=f"known are {known}")
+    return PRE_TOKENIZERS[name]
+
+
+def _byte_level_encoder(metadata: Mapping[str, object], vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
+    from tokenizers import Regex, pre_tokenizers
+    from tokenizers import Tokenizer as Encoder
+
+    usable = _text_tokens(vocabulary)
+    model = _bpe(usable, read_merges(metadata, vocabulary, usable), ignore_merges=pre.ignore_merges)
+    encoder = Encoder(model)
+    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
+    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    encoder.pre_tokenizer = pre_tokenizers.Sequence([*cuts, spell])
+    spellings = _byte_spellings()
+    _warn_of_lost_bytes(n_lost=sum(spellings[byte] not in usable for byte in _TEXT_BYTES))
+    return encoder
+
+
+def _byte_level_table(vocabulary: Vocabulary) -> list[bytes]:
+    spelled = {ord(character): byte for byte, character in enumerate(_byte_spellings())}
+    return [_byte_level_bytes(*entry, spelled) for entry in zip(vocabulary.tokens, vocabulary.kinds, strict=True)]
+
+
+def _byte_level_bytes(token: str, kind: int, spelled: Mapping[int, int]) -> bytes:
+    if kind == TokenKind.NORMAL:
+        try:
+            return token.translate(spelled).encode("latin-1")
+        except UnicodeEncodeError:  # a token that was added as plain text
+            return token.encode()
+    return _plain_bytes(token, kind)
+
+
+def _byte_spellings() -> list[str]:
+    """The character that stands for each byte in byte-level vocabularies (GPT-2's `bytes_to_unicode`)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte if byte in printable else 256 + others.index(byte)) for byte in range(256)]
+
+
+# ---------------------------------------------------------------- SentencePiece BPE ("llama")
+
+
+def _sentencepiece_encoder(metadata: Mapping[str, object], vocabulary: Vocabulary) -> Encoder:
+    """SentencePiece joins the neighbours whose union has the best score: the same as merging every split of every piece
+    in the order of scores. Bytes stand in for characters that no piece has."""
+    from tokenizers import Tokenizer as Encoder
+    from tokenizers import normalizers
+
+    if flag_value(metadata, KEY + "remove_extra_whitespaces", False):
+        raise ModelError("is not supported yet", field=KEY + "remove_extra_whitespaces")
+    scores = read_scores(metadata, len(vocabulary.tokens))
+    usable = _text_tokens(vocabulary)
+    pieces = sorted(vocabulary.of_kind(TokenKind.NORMAL).items(), key=lambda piece: -scores[piece[1]])
+    merges = [pair for text, _ in pieces for pair in _splits(text) if pair[0] in usable and pair[1] in usable]
+    unknown = None if vocabulary.unknown_id is None else vocabulary.tokens[vocabulary.unknown_id]
+    if unknown is not None:
+        usable[unknown] = vocabulary.ids[unknown]
+    encoder = Encoder(_bpe(usable, merges, byte_fallback=True, unk_token=unknown))
+    prefix = [normalizers.Prepend(_SPACE)] if flag_value(metadata, KEY + "add_space_prefix", True) else []
+    encoder.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
+    _warn_of_lost_bytes(n_lost=sum(f"<0x{byte:02X}>" not in usable for byte in _TEXT_BYTES))
+    return encoder
+
+
+def _splits(piece: str) -> list[tuple[str, str]]:
+    return [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+
+
+def _sentencepiece_table(vocabulary: Vocabulary) -> list[bytes]:
+    return [
+        token.replace(_SPACE, " ").encode() if kind == TokenKind.NORMAL else _plain_bytes(token, kind)
+        for token, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True)
+    ]
+
+
+# ---------------------------------------------------------------- both
+
+
+def _text_tokens(vocabulary: Vocabulary) -> dict[str, int]:
+    """The tokens that merging may make: no special token ever comes out of plain text."""
+    return vocabulary.of_kind(
+        TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED, TokenKind.BYTE, TokenKind.UNDEFINED
+    )
+
+
+def _plain_bytes(token: str, kind: int) -> bytes:
+    byte = _BYTE_TOKEN.fullmatch(token) if kind == TokenKind.BYTE else None
+    return bytes.fromhex(byte[1]) if byte else token.encode()
+
+
+def _bpe(
+    vocab: dict[str, int],
+    merges: list[tuple[str, str]],
+    *,
+    ignore_merges: bool = False,
+    byte_fallback: bool = False,
+    unk_token: str | None = None,
+) -> BPE:
+    from tokenizers.models import BPE
+
+    try:
+        return BPE(
+            vocab, merges, ignore_merges=ignore_merges, byte_fallback=byte_fallback, unk_token=unk_token, fuse_unk=False
+        )
+    except Exception as error:  # the library raises bare Exception
+        raise ModelError(f"the vocabulary is not usable: {error}", field=KEY + "tokens") from error
+
+
+def _warn_of_lost_bytes(n_lost: int) -> None:
+    if n_lost:
+        _log.warning("the vocabulary has no token for %d of the bytes that texts are made of: they get lost", n_lost)

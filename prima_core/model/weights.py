@@ -1,0 +1,191 @@
+"""From a path to a model that can be served: checked, identified, its weights as views into the map."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prima_core.errors import ModelError
+from prima_core.interfaces import Weight
+from prima_core.model.fingerprint import ModelId, fingerprint
+from prima_core.model.gguf import FileState, GGUFFile
+from prima_core.model.names import OUTPUT, OUTPUT_NORM, TOKEN_EMBD, layer_tensor, split_layer
+from prima_core.model.spec import ModelSpec, check_tensors
+
+_PIECE_BYTES = 4 * 1024 * 1024
+_MADV_POPULATE_READ = 22  # Linux 5.14
+
+
+class MappedStore:
+    """All weights of a model as views into the map: `acquire` costs nothing and leaves reading to the page cache."""
+
+    def __init__(self, file: GGUFFile, spec: ModelSpec) -> None:
+        self._shared: dict[str, Weight] = {}
+        self._layers: list[dict[str, Weight]] = [{} for _ in range(spec.n_layers)]
+        for full_name in file.tensors:
+            place = split_layer(full_name)
+            if place is None:
+                self._shared[full_name] = file.view(full_name)
+            else:
+                self._layers[place[0]][place[1]] = file.view(full_name)
+
+    def acquire(self, layer: int) -> Mapping[str, Weight]:
+        return self._layers[layer]
+
+    def release(self, layer: int) -> None:
+        """Nothing to let go: the pages belong to the page cache."""
+
+    def shared(self) -> Mapping[str, Weight]:
+        return self._shared
+
+    def close(self) -> None:
+        """Forget the views. Idempotent."""
+        self._shared = {}
+        self._layers = []
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An open, checked model. Close it when no store of it is in use any more."""
+
+    file: GGUFFile
+    spec: ModelSpec
+    fingerprint: str
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
+    @property
+    def id(self) -> ModelId:
+        return ModelId(self.fingerprint, self.file.size, self.spec.name)
+
+    def store(self) -> MappedStore:
+        return MappedStore(self.file, self.spec)
+
+    def check_unchanged(self) -> None:
+        """Raise ModelError when the file at the path is not the one that was opened, or was written to since."""
+        try:
+            now = FileState.of(os.stat(self.path))
+        except OSError as error:
+            raise ModelError(f"{self.path} went away while it was served: {error}", field="file") from error
+        if now != self.file.state:
+            raise ModelError(
+                f"{self.path} was changed or replaced while it was served", field="file", hint="start the server again"
+            )
+
+    def close(self) -> None:
+        self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def open_model(path: str | os.PathLike[str]) -> Model:
+    """Open a model with weights of a supported family. Raises ModelError, whose `field` names the culprit."""
+    with ExitStack() as on_error:
+        file = on_error.enter_context(GGUFFile.open(path))
+        _refuse_other_content(file)
+        spec = ModelSpec.from_metadata(file.metadata, file.tensors)
+        check_tensors(spec, file.tensors)
+        model = Model(file, spec, fingerprint(file))
+        on_error.pop_all()
+    return model
+
+
+def _refuse_other_content(file: GGUFFile) -> None:
+    kind = file.metadata.get("general.type", "model")
+    if not isinstance(kind, str) or kind != "model":
+        raise ModelError(
+            f"{file.path} holds no model but: {kind!r:.80}", field="general.type", hint="name the model's file"
+        )
+    n_parts = file.metadata.get("split.count", 0)
+    if isinstance(n_parts, int) and n_parts > 1:
+        hint = "join the parts with llama.cpp's `llama-gguf-split --merge`"
+        raise ModelError(
+            f"{file.path} is one of {n_parts} parts; split files are not supported yet", field="split.count", hint=hint
+        )
+    if not file.tensors:
+        hint = "it serves `prima tokenize` only; use a file with weights"
+        raise ModelError(f"{file.path} has no weights, only a vocabulary", field="tensor_count", hint=hint)
+
+
+# ---------------------------------------------------------------- sizes, for planners
+
+
+def layer_bytes(file: GGUFFile, layer: int) -> int:
+    """Bytes of one layer's tensors."""
+    prefix = layer_tensor(layer, "")
+    return sum(info.n_bytes for name, info in file.tensors.items() if name.startswith(prefix))
+
+
+def input_bytes(file: GGUFFile) -> int:
+    """Bytes of the tensors that the input part holds: the token embeddings."""
+    return file.tensors[TOKEN_EMBD].n_bytes
+
+
+def output_bytes(file: GGUFFile) -> int:
+    """Bytes of the tensors that the output part holds. Tied models use the token embeddings there, so count them."""
+    matrix = OUTPUT if OUTPUT in file.tensors else TOKEN_EMBD
+    return file.tensors[OUTPUT_NORM].n_bytes + file.tensors[matrix].n_bytes
+
+
+# ---------------------------------------------------------------- reading ahead of use
+
+
+def populate(weights: Iterable[Weight], progress: Callable[[int], None]) -> None:
+    """Bring the weights into memory, calling `progress` with the bytes of each piece of a few MiB that is there.
+
+    On Linux other threads run on meanwhile. Raises ModelError when the file has become shorter than its map.
+    """
+    populate_read = _populate_read()
+    for weight in weights:
+        for begin in range(0, len(weight.data), _PIECE_BYTES):
+            piece = weight.data[begin : begin + _PIECE_BYTES]
+            if not populate_read(piece):
+                populate_read = _touch
+                _touch(piece)
+            progress(len(piece))
+
+
+def _touch(piece: NDArray[np.uint8]) -> bool:
+    """Read a byte of every page."""
+    piece[::4096].max(initial=0)
+    return True
+
+
+def _populate_read() -> Callable[[NDArray[np.uint8]], bool]:
+    """A function that asks the kernel for a piece's pages, and says whether it knows how to."""
+    if sys.platform != "linux":
+        return _touch
+    # Through ctypes and not `mmap.madvise`, which holds the GIL for as long as the disk takes.
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    page = os.sysconf("SC_PAGESIZE")
+
+    def populate_read(piece: NDArray[np.uint8]) -> bool:
+        begin = piece.ctypes.data // page * page
+        if madvise(begin, piece.ctypes.data + len(piece) - begin, _MADV_POPULATE_READ) == 0:
+            return True
+        error = ctypes.get_errno()
+        if error in (errno.EFAULT, errno.EIO):  # pages behind the end of the file, or a disk that fails
+            raise ModelError(
+                f"the weights cannot be read: {os.strerror(error)}", field="file", hint="is the file intact?"
+            )
+        return False
+
+    return populate_read

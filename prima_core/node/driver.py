@@ -1,0 +1,318 @@
+"""The head's one loop: engine, plan and membership meet here, in one thread that owns all of their state.
+
+Everything that happens (a request, a result, a node that came or went) is a message in one inbox, so there are no
+locks and no state that two threads change. What others may read is an immutable `Status`, swapped as a whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Protocol
+
+from prima_core.engine.engine import Deliver, Engine
+from prima_core.engine.request import Failed, Request
+from prima_core.engine.scheduler import PlannedStep, Room
+from prima_core.errors import ClusterError, PlanError, PrimaError
+from prima_core.events import Event, NodeJoined, NodeLost, PlanMade
+from prima_core.plan.plan import Plan
+from prima_core.ring.wire import Epoch
+from prima_core.ring.worker import Collected, LoadFailed, Loading, Ready, Report
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node of the cluster as the planner sees it. `data_address` is where activations are sent to."""
+
+    name: str
+    memory_bytes: int
+    devices: tuple[str, ...]
+    data_address: str
+
+
+class State(StrEnum):
+    WAITING = "waiting"  # no plan fits, or not enough nodes are there: `Status.reason` says which
+    LOADING = "loading"
+    SERVING = "serving"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the driver is doing, for whoever asks from another thread."""
+
+    state: State
+    reason: str = ""
+    plan: Plan | None = None
+    members: tuple[Member, ...] = ()
+    progress: Mapping[str, float] = field(default_factory=dict)  # loaded share of each node that still loads
+    n_running: int = 0
+    n_waiting: int = 0
+
+
+class Nodes(Protocol):
+    """How the driver reaches the nodes of a plan, its own worker among them."""
+
+    def assign(self, epoch: Epoch, plan: Plan, addresses: Mapping[str, str]) -> None:
+        """Tell every node of the plan to load its part, and the others to release what they have."""
+        ...
+
+    def launch(self, epoch: Epoch, planned: PlannedStep) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    number: int
+    request: Request
+    deliver: Deliver
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A node, by name, tells how its load goes or what came out of a step."""
+
+    name: str
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    error: PrimaError
+
+
+Message = Submit | Cancel | Joined | Lost | Reported | Stop
+Planner = Callable[[tuple[Member, ...]], Plan]
+
+
+@dataclass(slots=True)
+class _Running:
+    """The epoch that is loading (`pending` nodes are not ready yet) or serving."""
+
+    epoch: Epoch
+    plan: Plan
+    pending: set[str]
+    progress: dict[str, float] = field(default_factory=dict)
+
+
+class Driver:
+    """`wait_for`: how many nodes must be there before the first plan. `room_of` reads the engine's room off a plan."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        nodes: Nodes,
+        planner: Planner,
+        room_of: Callable[[Plan], Room],
+        first_epoch: Epoch,
+        wait_for: int = 1,
+        emit: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.status = Status(State.WAITING, "starting")
+        self._engine = engine
+        self._nodes = nodes
+        self._planner = planner
+        self._room_of = room_of
+        self._epoch = first_epoch
+        self._wait_for = wait_for
+        self._emit = emit
+        self._members: dict[str, Member] = {}
+        self._unfit: dict[str, PrimaError] = {}  # members that could not load: left out until they join again
+        self._running: _Running | None = None
+        self._replan_when_idle = False
+        self._thread = threading.Thread(target=self._main, name="prima-driver", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def ask_to_stop(self, error: PrimaError) -> None:
+        """End all requests with `error` soon, and then the thread. Safe in a signal handler."""
+        self.inbox.put(Stop(error))
+
+    def stop(self, error: PrimaError, timeout_s: float = 5.0) -> None:
+        """As `ask_to_stop`, and wait for it. Idempotent."""
+        self.ask_to_stop(error)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    # ------------------------------------------------------------ the loop
+
+    def _main(self) -> None:
+        try:
+            while self.handle(self.inbox.get()):
+                pass
+        except Exception as error:  # thread top: nothing may hang on a dead driver
+            log.exception("the driver failed")
+            self._stop(ClusterError(f"the server failed: {type(error).__name__}: {error}", hint="restart it"))
+
+    def handle(self, message: Message) -> bool:
+        """Take one message and launch what can be launched; False after Stop."""
+        match message:
+            case Reported(name, report):
+                self._take_report(name, report)
+            case Submit():
+                self._submit(message)
+            case Cancel(number):
+                self._engine.cancel(number)
+            case Joined(member):
+                self._join(member)
+            case Lost(name, why):
+                self._lose(name, why)
+            case Stop(error):
+                self._stop(error)
+                return False
+        self._pump()
+        return True
+
+    def _pump(self) -> None:
+        if self._replan_when_idle and self._engine.is_idle and not self._is_loading:
+            self._replan("")
+        if self._running is None or self._is_loading:
+            return
+        while self._engine.n_in_flight < self._running.plan.credit:
+            planned = self._engine.next_step()
+            if planned is None:
+                return
+            self._nodes.launch(self._running.epoch, planned)
+
+    @property
+    def _is_loading(self) -> bool:
+        return self._running is not None and bool(self._running.pending)
+
+    # ------------------------------------------------------------ messages
+
+    def _submit(self, message: Submit) -> None:
+        try:
+            if self._running is None:
+                raise ClusterError(self.status.reason, hint="try again when the cluster is ready, see /health")
+            self._engine.submit(message.number, message.request, message.deliver)
+        except PrimaError as error:
+            message.deliver(Failed(error))
+
+    def _take_report(self, name: str, report: Report) -> None:
+        running = self._running
+        if running is None or report.epoch != running.epoch:
+            return
+        match report:
+            case Collected(_, result):
+                self._engine.accept(result)
+            case Loading(_, done, total):
+                running.progress[name] = done / max(1, total)
+                self._tell()
+            case Ready():
+                running.pending.discard(name)
+                running.progress.pop(name, None)
+                self._tell()
+                if not running.pending:
+                    self._emit(PlanMade(running.epoch.counter, running.plan))
+            case LoadFailed(_, error):
+                self._refuse(name, error)
+
+    def _refuse(self, name: str, error: PrimaError) -> None:
+        log.warning("node %s cannot serve: %s", name, error)
+        self._unfit[name] = error
+        self._replan(f"node {name!r} cannot serve: {error}")
+
+    def _join(self, member: Member) -> None:
+        self._members[member.name] = member
+        self._unfit.pop(member.name, None)
+        self._emit(NodeJoined(member.name, member.memory_bytes, member.devices))
+        if self._running is None:
+            self._replan("")
+        else:
+            self._replan_when_idle = True
+            self._tell()
+
+    def _lose(self, name: str, why: str) -> None:
+        if self._members.pop(name, None) is None:
+            return
+        self._unfit.pop(name, None)
+        self._emit(NodeLost(name, why))
+        if self._running is None or name in self._running.plan.nodes:
+            self._replan(f"node {name!r} was lost: {why}")
+        else:
+            self._tell()
+
+    def _stop(self, error: PrimaError) -> None:
+        self._engine.stop(error)
+        self._running = None
+        self._tell(State.STOPPED, error.message)
+
+    # ------------------------------------------------------------ plans
+
+    def _replan(self, why: str) -> None:
+        """Make a plan for the members that are fit; `why` is told to the requests that end by it."""
+        self._replan_when_idle = False
+        members = tuple(m for name, m in self._members.items() if name not in self._unfit)
+        if len(members) < self._wait_for:
+            self._wait(f"waiting for nodes: {len(members)} of {self._wait_for} are here", why)
+            return
+        try:
+            plan = self._planner(members)
+        except PlanError as error:
+            self._wait(str(error), why)
+            return
+        if self._running is not None and plan == self._running.plan and not why:
+            return
+        self._begin(plan, why)
+
+    def _begin(self, plan: Plan, why: str) -> None:
+        self._wait_for = 1  # from now on the cluster goes on with those that are left
+        self._epoch = self._epoch.next()
+        self._engine.restart(self._room_of(plan), _ended(why))
+        self._running = _Running(self._epoch, plan, set(plan.nodes))
+        addresses = {name: self._members[name].data_address for name in plan.nodes}
+        self._tell()
+        self._nodes.assign(self._epoch, plan, addresses)
+
+    def _wait(self, reason: str, why: str) -> None:
+        """No plan: running requests end, waiting ones wait, new ones are refused with the reason."""
+        if self._running is not None:
+            self._engine.restart(self._engine.room, _ended(why))
+            self._running = None
+        unfit = "; ".join(f"node {name!r} cannot serve: {error}" for name, error in self._unfit.items())
+        self._tell(State.WAITING, f"{reason} ({unfit})" if unfit else reason)
+
+    def _tell(self, state: State | None = None, reason: str = "") -> None:
+        running = self._running
+        if state is None:
+            state = State.WAITING if running is None else State.LOADING if running.pending else State.SERVING
+            reason = self.status.reason if running is None else ""
+        self.status = Status(
+            state,
+            reason,
+            running.plan if running else None,
+            tuple(self._members.values()),
+            dict(running.progress) if running else {},
+        )
+
+    def counts(self) -> Status:
+        """The status with the present numbers of requests (read from another thread: they may be a step old)."""
+        return replace(self.status, n_running=self._engine.n_running, n_waiting=self._engine.n_waiting)
+
+
+def _ended(why: str) -> ClusterError:
+    reason = why or "the cluster was planned anew"
+    return ClusterError(reason, hint="ask again: the server goes on with the nodes that are left")

@@ -1,0 +1,289 @@
+"""The head: it owns the model's text side and the driver, lets nodes join, and is itself the ring's first node."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Self
+
+from prima_core.engine.engine import Deliver, Engine
+from prima_core.engine.request import Event, Finished, Piece, Request, Sampling
+from prima_core.engine.scheduler import PlannedStep, Room
+from prima_core.errors import ClusterError
+from prima_core.events import RequestDone
+from prima_core.interfaces import Credentials
+from prima_core.model.chat import ChatTemplate, Message, encode_chat
+from prima_core.model.tokenizer import Tokenizer
+from prima_core.model.weights import Model
+from prima_core.node.coordinate import Planning, model_facts, room_of
+from prima_core.node.driver import Cancel, Driver, Joined, Lost, Member, Reported, State, Status, Submit
+from prima_core.node.join import CONTROL_LIMITS
+from prima_core.node.local import LocalOptions, close_all, start_local
+from prima_core.node.network import advertised, with_port
+from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions
+from prima_core.plan.plan import Plan, plan_to_json
+from prima_core.plugins import Registry
+from prima_core.ring import control
+from prima_core.ring.membership import Listener, Membership, PeerFacts
+from prima_core.ring.wire import Epoch, WirePolicy
+from prima_core.ring.worker import Assignment, LoadFailed, Loading, Ready, Report
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONTEXT = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOptions:
+    """`listen`: where nodes join; None: none can. `wait`: nodes before the first plan, with this one."""
+
+    node: NodeOptions = field(default_factory=NodeOptions)
+    name: str = "head"
+    listen: str | None = None
+    advertise: str | None = None
+    n_local: int = 0
+    wait: int = 1
+    solver: str = "even"
+    plan: Plan | None = None
+    context: int | None = None
+    parallel: int = 4
+    chunk: int = 64
+    wire: WirePolicy = WirePolicy.AUTO
+    sampling: Sampling = field(default_factory=Sampling)
+    log_level: str = "warning"
+
+
+class Head:
+    """Open it with `start`, use it from any thread, end it with `close` (or `with`)."""
+
+    def __init__(
+        self,
+        model: Model,
+        options: HeadOptions,
+        registry: Registry,
+        secret: bytes,
+        tell: Callable[[str], None] = log.info,
+    ) -> None:
+        self.model = model
+        self.model_name = model.path.stem
+        self.created = int(time.time())
+        self.sampling = options.sampling
+        self.context_length = min(options.context or DEFAULT_CONTEXT, model.spec.context_length)
+        self.tokenizer = Tokenizer.from_metadata(model.file.metadata)
+        self._options = options
+        self._registry = registry
+        self._secret = secret
+        self._tell = tell
+        self._numbers = itertools.count(1)
+        self._template = ChatTemplate.from_tokenizer(self.tokenizer)
+        self._exits = ExitStack()
+        self._membership: Membership | None = None
+        credentials = Credentials(secret)
+        self._data = Dialer(registry, credentials, DATA_LIMITS)
+        self._control = Dialer(registry, credentials, CONTROL_LIMITS)
+        data_address = "inproc://" if options.listen is None else with_port(options.listen, 0)
+        self.node = Node(options.name, registry, options.node, self._data, data_address, self._report)
+        self.driver = self._make_driver()
+
+    def _make_driver(self) -> Driver:
+        options = self._options
+        planning = Planning(
+            model_facts(self.model, self.context_length),
+            options.name,
+            options.parallel,
+            self._registry.solver(options.solver).solve,
+            options.plan,
+        )
+        engine = Engine(self.tokenizer, self.context_length, Room(0, options.chunk, 0))
+        return Driver(
+            engine,
+            self,
+            planning,
+            lambda plan: room_of(plan, options.chunk),
+            Epoch.first(),
+            wait_for=max(options.wait, 1 + options.n_local),
+            emit=self._registry.emit,
+        )
+
+    # ------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Start to serve; `driver.status` tells how far it is. Raises PrimaError for a wrong option."""
+        with ExitStack() as exits:
+            exits.callback(self._template.close)
+            self.node.start()
+            exits.callback(self.node.close)
+            self.driver.start()
+            exits.callback(self.driver.stop, ClusterError("the server is stopping"))
+            self._join_itself()
+            if self._options.listen is not None:
+                self._open_membership(self._options.listen, exits)
+            self._exits = exits.pop_all()
+
+    def _join_itself(self) -> None:
+        devices = tuple(device.id for device in self.node.devices)
+        address = advertised(self.node.data_address, self._options.advertise)
+        member = Member(self._options.name, self._options.node.memory, devices, address)
+        self.driver.inbox.put(Joined(member))
+
+    def _open_membership(self, address: str, exits: ExitStack) -> None:
+        listener = Listener(self._on_joined, self._on_lost, self._on_told)
+        link = self._control.listen(address)
+        node_id = secrets.token_hex(8)
+        membership = Membership(self._options.name, node_id, link, self._control.dial, self._secret, listener)
+        self._membership = membership
+        membership.start()
+        exits.callback(membership.close, "the server is stopping")
+        local = LocalOptions(
+            self._options.n_local,
+            membership.address,
+            self._options.name,
+            self.model.path,
+            self._options.node,
+            self._options.log_level,
+        )
+        exits.callback(close_all, start_local(local, self._registry, self._secret, self._tell))
+
+    @property
+    def join_address(self) -> str | None:
+        """What a worker dials to join, or None."""
+        membership = self._membership
+        return None if membership is None else advertised(membership.address, self._options.advertise)
+
+    def stop_requests(self) -> None:
+        """End every request now, e.g. because the user wants to leave; nothing new is taken."""
+        self.driver.ask_to_stop(ClusterError("the server is stopping"))
+
+    def close(self) -> None:
+        """End all threads and child processes. Idempotent. The model stays open: it is the caller's."""
+        self._exits.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------ what clients use (any thread)
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation. Raises TemplateError."""
+        typed: list[Message] = list(messages)
+        return encode_chat(self.tokenizer, self._template, typed)
+
+    def submit(self, request: Request, deliver: Deliver) -> int:
+        """Queue a request; events come to `deliver` on the driver's thread, Finished or Failed last."""
+        number = next(self._numbers)
+        done = _DoneTeller(f"{number}", len(request.prompt), self._registry.emit, deliver)
+        self.driver.inbox.put(Submit(number, request, done))
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Stop a request. Idempotent."""
+        self.driver.inbox.put(Cancel(number))
+
+    def health(self) -> tuple[bool, dict[str, object]]:
+        """Whether requests are served now, and what to tell a monitor."""
+        status = self.driver.counts()
+        facts: dict[str, object] = {"status": "ok" if status.state is State.SERVING else status.state.value}
+        if status.reason:
+            facts["reason"] = status.reason
+        if status.progress:
+            facts["progress"] = {name: round(share, 3) for name, share in status.progress.items()}
+        facts["nodes"] = [member.name for member in status.members]
+        facts["running"], facts["waiting"] = status.n_running, status.n_waiting
+        return status.state is State.SERVING, facts
+
+    def wait_until_serving(self, tell: Callable[[Status], None] = lambda status: None, poll_s: float = 0.02) -> None:
+        """Block until requests are served; `tell` gets the status again and again.
+
+        While nodes are missing this waits for them; raises ClusterError when all are there and no plan fits.
+        """
+        while True:
+            status = self.driver.status
+            tell(status)
+            if status.state is State.SERVING:
+                return
+            complete = len(status.members) >= max(self._options.wait, 1 + self._options.n_local)
+            if status.state is State.STOPPED or (status.state is State.WAITING and complete):
+                raise ClusterError(status.reason)
+            threading.Event().wait(poll_s)
+
+    # ------------------------------------------------------------ what the driver uses (its thread)
+
+    def assign(self, epoch: Epoch, plan: Plan, addresses: Mapping[str, str]) -> None:
+        own = self._options.name
+        assignment = Assignment(epoch, plan, self.model, self._options.wire, addresses)
+        if self._membership is not None:
+            model = control.ModelId(self.model.fingerprint, self.model.file.size, self.model_name)
+            message = control.Assign(epoch, plan_to_json(plan), model, self._options.wire, dict(addresses))
+            for member in self.driver.status.members:
+                if member.name != own:
+                    self._membership.send(member.name, message if member.name in plan.nodes else control.Release())
+        self.node.worker.load(assignment)
+
+    def launch(self, epoch: Epoch, planned: PlannedStep) -> None:
+        self.node.worker.launch(epoch, planned)
+
+    # ------------------------------------------------------------ what happens elsewhere, put into the driver's inbox
+
+    def _report(self, report: Report) -> None:
+        self.driver.inbox.put(Reported(self._options.name, report))
+
+    def _on_joined(self, facts: PeerFacts) -> None:
+        self._tell(f"node {facts.name} joined")
+        self.driver.inbox.put(Joined(Member(facts.name, facts.memory_bytes, facts.devices, facts.data_address)))
+
+    def _on_lost(self, name: str, why: str) -> None:
+        self._tell(f"node {name} was lost: {why}")
+        self.driver.inbox.put(Lost(name, why))
+
+    def _on_told(self, name: str, message: control.Message) -> None:
+        report = _report_of(message)
+        if report is None:
+            log.warning("node %s sent %s, which is the head's to say", name, type(message).__name__)
+        else:
+            self.driver.inbox.put(Reported(name, report))
+
+
+def _report_of(message: control.Message) -> Report | None:
+    match message:
+        case control.Progress(epoch=epoch, done_bytes=done, total_bytes=total):
+            return Loading(epoch, done, total)
+        case control.Ready(epoch=epoch):
+            return Ready(epoch)
+        case control.Refused(epoch=epoch, fault=fault):
+            return LoadFailed(epoch, fault.error())
+        case _:
+            return None
+
+
+class _DoneTeller:
+    """Passes a request's events on, and tells the plugins when it is done."""
+
+    def __init__(self, request_id: str, n_prompt: int, emit: Callable[[RequestDone], None], deliver: Deliver) -> None:
+        self._id = request_id
+        self._n_prompt = n_prompt
+        self._emit = emit
+        self._deliver = deliver
+        self._start_s = time.monotonic()
+        self._first_s: float | None = None
+        self._n_generated = 0
+
+    def __call__(self, event: Event) -> None:
+        self._deliver(event)
+        if isinstance(event, Piece):
+            self._n_generated += 1
+            if self._first_s is None:
+                self._first_s = time.monotonic() - self._start_s
+            return
+        reason = event.reason.value if isinstance(event, Finished) else "error"
+        total = time.monotonic() - self._start_s
+        self._emit(RequestDone(self._id, self._n_prompt, self._n_generated, reason, self._first_s or total, total))

@@ -1,0 +1,130 @@
+"""What the head and every worker have in common: an owner thread that computes, and a data link that feeds it.
+
+Start reading here: `head.py` puts an engine and a planner on top of a Node, `join.py` a session with a head.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+
+from prima_core.errors import ConfigError, LinkError, LinkTimeout
+from prima_core.interfaces import Backend, BackendOptions, Credentials, Device, Limits, ReceiveLink, SendLink
+from prima_core.plugins import Registry
+from prima_core.ring.worker import Report, Worker
+
+log = logging.getLogger(__name__)
+
+DATA_LIMITS = Limits(max_message_bytes=256 * 1024 * 1024, max_queued=64)
+POLL_S = 0.1
+MEMORY_SHARE = 0.9
+"""Share of the available memory that a node may use when the user set no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """What the user chose for a node. `memory_bytes` None: a share of what is available, split over `n_sharing`."""
+
+    backend: str = "auto"
+    threads: int = 0
+    kernels: str = "auto"
+    memory_bytes: int | None = None
+    n_sharing: int = 1
+
+    @property
+    def memory(self) -> int:
+        if self.memory_bytes is not None:
+            return self.memory_bytes
+        return int(psutil.virtual_memory().available * MEMORY_SHARE) // self.n_sharing
+
+
+class Dialer:
+    """Opens links to addresses of any scheme, all with the same credentials."""
+
+    def __init__(self, registry: Registry, credentials: Credentials, limits: Limits) -> None:
+        self._registry = registry
+        self._credentials = credentials
+        self._limits = limits
+
+    def listen(self, address: str) -> ReceiveLink:
+        return self._registry.transport(address).listen(address, self._credentials, self._limits)
+
+    def dial(self, address: str) -> SendLink:
+        return self._registry.transport(address).dial(address, self._credentials, self._limits)
+
+
+class Node:
+    """A worker thread and its data link. `report` is called from the worker's thread."""
+
+    def __init__(
+        self,
+        name: str,
+        registry: Registry,
+        options: NodeOptions,
+        dialer: Dialer,
+        data_address: str,
+        report: Callable[[Report], None],
+    ) -> None:
+        self.devices: tuple[Device, ...] = ()
+        self.explanation = ""
+        self._registry = registry
+        self._options = options
+        self._link = dialer.listen(data_address)
+        self.worker = Worker(name, self._open_backend, dialer.dial, report)
+        self._stopping = threading.Event()
+        self._receiver = threading.Thread(target=self._receive, name=f"prima-receive-{name}", daemon=True)
+
+    @property
+    def data_address(self) -> str:
+        return self._link.address
+
+    def start(self) -> None:
+        """Open the backend. Raises PluginError when the one that was asked for does not work here."""
+        try:
+            self.devices = self.worker.start()
+        except BaseException:
+            self._link.close()
+            raise
+        self._receiver.start()
+
+    def close(self) -> None:
+        """End both threads. Idempotent."""
+        self._stopping.set()
+        if self._receiver.is_alive():
+            self._receiver.join()
+        self._link.close()
+        self.worker.stop()
+
+    def _open_backend(self) -> Backend:
+        options = BackendOptions(threads=self._options.threads, kernels=self._options.kernels)
+        backend, self.explanation = self._registry.open_backend(self._options.backend, options, None)
+        log.info("%s", self.explanation)
+        return backend
+
+    def _receive(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.worker.arrived(self._link.receive(POLL_S))
+            except LinkTimeout:
+                pass
+            except LinkError as error:
+                log.error("the data link failed: %s", error)
+                return
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of "4GB", "500MB", "1.5GiB" or a plain number. Raises ConfigError."""
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    digits = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+    unit = text.strip()[len(digits) :].strip().upper()
+    try:
+        size = int(float(digits) * units[unit])
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if size < 1:
+        raise ConfigError(f"{text!r} is not a size", hint="write it like 4GB or 500MiB")
+    return size

@@ -1,0 +1,88 @@
+"""What all nodes must agree on: who computes which layers, in which order. Pure data with a JSON round trip."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+
+from prima_core.errors import PlanError
+from prima_core.interfaces import Layers
+
+
+class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The layers [start, stop) of a visit that one device of the node computes."""
+
+    device: str
+    start: int
+    stop: int
+
+    @property
+    def layers(self) -> Layers:
+        return Layers(self.start, self.stop)
+
+
+class Visit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A node computes the layers [start, stop). `split` empty: all on the node's first device."""
+
+    node: str
+    start: int
+    stop: int
+    split: tuple[Split, ...] = ()
+
+    @property
+    def layers(self) -> Layers:
+        return Layers(self.start, self.stop)
+
+
+class Residency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bytes that the plan takes on a node: weights in memory, and room for KV."""
+
+    node: str
+    weight_bytes: int
+    kv_bytes: int
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A list of visits that covers [0, n_layers) in order. `head` runs the input and the output part.
+
+    `kv_tokens`: KV positions, over all sequences, that every visited node has room for (0: the problem's).
+    `in_flight`: steps that may be between launch and collect (0: one more than there are visits).
+    """
+
+    n_layers: int
+    head: str
+    visits: tuple[Visit, ...]
+    residency: tuple[Residency, ...] = ()
+    kv_tokens: int = 0
+    in_flight: int = 0
+    solver: str = ""
+
+    @property
+    def credit(self) -> int:
+        return self.in_flight or len(self.visits) + 1
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The visited nodes and the head, each once, the head first."""
+        return tuple(dict.fromkeys((self.head, *(visit.node for visit in self.visits))))
+
+    def layers_of(self, node: str) -> tuple[Layers, ...]:
+        return tuple(visit.layers for visit in self.visits if visit.node == node)
+
+    def successors(self, node: str) -> tuple[str, ...]:
+        """Nodes, other than itself, that `node` sends activations to."""
+        stops = (self.head, *(visit.node for visit in self.visits), self.head)
+        return tuple(dict.fromkeys(b for a, b in itertools.pairwise(stops) if a == node and b != node))
+
+
+def plan_to_json(plan: Plan) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(plan), indent=2)
+
+
+def plan_from_json(data: bytes) -> Plan:
+    """Raises PlanError naming the field when `data` is not a plan."""
+    try:
+        return msgspec.json.decode(data, type=Plan)
+    except msgspec.DecodeError as error:
+        raise PlanError(f"not a plan: {error}", hint="`prima plan --json` prints one to start from") from error

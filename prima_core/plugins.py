@@ -1,0 +1,416 @@
+"""The registry: loads each plugin alone, hands out what they offer, and remembers what went wrong with whom.
+
+A taken name, an old API number, an unknown hook or an exception is the fault of one plugin (`border.py`) and hurts no
+other. `prima plugins` shows them all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import pluggy
+
+from prima_core import hookspecs
+from prima_core.border import Border, Entry, Fault, Offer, OfferT, Stage, kind_of, label_of, name_of
+from prima_core.entrypoints import Source, find_sources
+from prima_core.errors import ConfigError, PluginError, PrimaError
+from prima_core.interfaces import (
+    API,
+    Backend,
+    BackendOptions,
+    BackendPlugin,
+    Device,
+    Probe,
+    SolverPlugin,
+    Transport,
+    TransportPlugin,
+)
+
+if TYPE_CHECKING:
+    import click
+
+    from prima_core.events import Event
+    from prima_core.model.spec import ModelSpec
+
+AUTO = "auto"
+
+
+class PluginState(StrEnum):
+    OK = "ok"
+    UNUSABLE = "unusable"
+    FAULT = "fault"
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True, slots=True)
+class PluginRow:
+    """One line of `prima plugins`; plain data, ready for JSON. `offers` are kind and name, e.g. `backend numpy`.
+
+    `fault` holds the faults, or why a backend is not usable here, or what keeps it from its best.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    state: PluginState
+    offers: tuple[str, ...] = ()
+    fault: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PluginSettings:
+    """`PRIMA_PLUGINS` and its kin. Names are those of entry points or of distributions; `allow` None: all."""
+
+    allow: frozenset[str] | None = None
+    disable: frozenset[str] = frozenset()
+    strict: bool = False
+    trace: bool = False
+
+    def wants(self, source: Source) -> bool:
+        names = {source.name, source.distribution}
+        return (self.allow is None or bool(names & self.allow)) and not names & self.disable
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> PluginSettings:
+        """Raises ConfigError for a switch that is neither on nor off."""
+        return cls(
+            allow=_names(environ.get("PRIMA_PLUGINS", "")) or None,
+            disable=_names(environ.get("PRIMA_DISABLE_PLUGINS", "")),
+            strict=_switch(environ, "PRIMA_STRICT_PLUGINS"),
+            trace=_switch(environ, "PRIMA_TRACE_PLUGINS"),
+        )
+
+
+@runtime_checkable
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+class Registry:
+    """All plugins of this process. Make one with `load` at the edge and pass it on; there is no global one.
+
+    Hands out only what is right in form: the right type, our API, a free name. Once loaded, any thread may use it.
+    """
+
+    def __init__(self, settings: PluginSettings) -> None:
+        self._settings = settings
+        self._border = Border(strict=settings.strict, trace=settings.trace)
+        self._entries: list[Entry] = []
+        self._by_plugin: dict[int, Entry] = {}  # by id() of the registered object: a plugin may be unhashable
+        self._backends: dict[str, BackendPlugin] = {}
+        self._transports: dict[str, TransportPlugin] = {}
+        self._solvers: dict[str, SolverPlugin] = {}
+        self._open_transports: dict[str, tuple[Entry, Transport]] = {}
+        self._lock = threading.Lock()
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str]) -> Registry:
+        """Find and load the installed plugins.
+
+        Raises ConfigError when `PRIMA_PLUGINS` names one that is not installed, and PluginError for the first fault
+        under `PRIMA_STRICT_PLUGINS`.
+        """
+        registry = cls(PluginSettings.read(environ))
+        sources = find_sources()
+        registry._refuse_unknown_names(sources)
+        for source in sources:
+            registry._enter(source)
+        return registry
+
+    # ------------------------------------------------------------ what is there
+
+    def backend(self, name: str) -> BackendPlugin:
+        """Raises PluginError, with the names there are, for an unknown one. Its `probe` never raises; `open` raises
+        PluginError for a foreign exception and lets errors of ours pass."""
+        return self._get("backend", self._backends, name)
+
+    def solver(self, name: str) -> SolverPlugin:
+        """Raises PluginError for an unknown name. Its `solve` raises PlanError, or PluginError when it is broken."""
+        return self._get("solver", self._solvers, name)
+
+    def transport(self, address: str) -> Transport:
+        """The transport for the scheme of `address`: one object per scheme, opened at first use, closed by `close`.
+
+        Raises PluginError for an unknown scheme or a transport that cannot be opened.
+        """
+        scheme, mark, _ = address.partition("://")
+        if not mark:
+            schemes = ", ".join(f"{scheme}://" for scheme in self._transports)
+            raise PluginError(f"{address!r} is not an address", hint=f"an address starts with one of: {schemes}")
+        offer = self._get("transport", self._transports, scheme)
+        with self._lock:
+            if scheme not in self._open_transports:
+                self._open_transports[scheme] = self._owner(offer), offer.open()
+            return self._open_transports[scheme][1]
+
+    def open_backend(self, name: str, options: BackendOptions, model: ModelSpec | None = None) -> tuple[Backend, str]:
+        """Open a backend by name or `auto`; also gives a line that explains the choice. The caller closes it.
+
+        Raises PluginError when the named one, or for `auto` every one, is unknown, not usable or broken.
+        """
+        if name == AUTO:
+            return self._open_best(options, model)
+        return _open_usable(self.backend(name), options), f"backend {name}, as asked"
+
+    def report(self) -> list[PluginRow]:
+        """A row for every entry point, in loading order. Probes the backends, which may import heavy things."""
+        return [_row(entry) for entry in self._entries]
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        return tuple(fault for entry in self._entries for fault in entry.faults)
+
+    # ------------------------------------------------------------ the other hooks
+
+    def emit(self, event: Event) -> None:
+        """Tell every listener. One that raises is recorded once and hurts nobody."""
+        for entry, call in self._calls("prima_on_event", event=event):
+            self._border.attempt(entry, Stage.EVENT, call)
+
+    def add_commands(self, cli: click.Group) -> None:
+        """Let plugins add commands. A name that is taken stays as it was."""
+        for entry, call in self._calls("prima_add_commands", cli=cli):
+            before = dict(cli.commands)
+            self._border.attempt(entry, Stage.COMMANDS, call)
+            for name, command in before.items():
+                if cli.commands.get(name) is not command:
+                    cli.commands[name] = command
+                    self._border.record(entry, Stage.COMMANDS, f"the command {name!r} is taken")
+
+    def close(self) -> None:
+        """Close the opened transports. Idempotent."""
+        with self._lock:
+            opened, self._open_transports = self._open_transports, {}
+        for entry, transport in opened.values():
+            if isinstance(transport, _Closable):
+                self._border.attempt(entry, Stage.CLOSE, transport.close)
+
+    # ------------------------------------------------------------ loading
+
+    def _refuse_unknown_names(self, sources: Sequence[Source]) -> None:
+        known = {name for source in sources for name in (source.name, source.distribution)}
+        for name in sorted((self._settings.allow or frozenset()) - known):
+            raise ConfigError(f"PRIMA_PLUGINS names {name!r}, which is not installed", hint=_did_you_mean(name, known))
+
+    def _enter(self, source: Source) -> None:
+        entry = Entry(source, disabled=not self._settings.wants(source))
+        self._entries.append(entry)
+        if entry.disabled:
+            return
+        if source.point is None:
+            hint = f"reinstall or remove {source.distribution}"
+            self._border.record(entry, Stage.METADATA, "its entry_points.txt cannot be read", hint=hint)
+            return
+        plugin = self._border.attempt(entry, Stage.IMPORT, source.point.load)
+        if not entry.faults and self._register(entry, plugin):
+            self._ask(entry, "prima_backends", BackendPlugin, self._backends)
+            self._ask(entry, "prima_transports", TransportPlugin, self._transports)
+            self._ask(entry, "prima_solvers", SolverPlugin, self._solvers)
+        self._border.trace("plugin %s %s offers: %s", source.id, source.version, ", ".join(map(label_of, entry.offers)))
+
+    def _register(self, entry: Entry, plugin: object) -> bool:
+        """Register with pluggy. After a fault nothing of this entry point stays, and nothing of another has gone."""
+        if id(plugin) in self._by_plugin:
+            taken_by = self._by_plugin[id(plugin)].source.id
+            self._border.record(entry, Stage.HOOKS, f"its plugin object is already registered by {taken_by}")
+            return False
+        self._border.attempt(entry, Stage.HOOKS, lambda: self._manager.register(plugin, name=entry.source.id))
+        if not entry.faults:
+            self._check_hooks(entry, plugin)
+        if entry.faults:
+            self._manager.unregister(name=entry.source.id)
+            return False
+        self._by_plugin[id(plugin)] = entry
+        return True
+
+    def _check_hooks(self, entry: Entry, plugin: object) -> None:
+        callers = self._manager.get_hookcallers(plugin) or []
+        if not callers:
+            self._border.record(entry, Stage.HOOKS, "it implements no hook", hint="mark its hooks with @hookimpl")
+        for caller in callers:
+            for impl in caller.get_hookimpls():
+                if impl.plugin is plugin and not caller.has_spec() and not impl.optionalhook:
+                    hint = f"it was made for another version of prima; the hooks here: {', '.join(_hook_names())}"
+                    self._border.record(entry, Stage.HOOKS, f"unknown hook {caller.name!r}", hint=hint)
+                elif impl.plugin is plugin and (impl.wrapper or impl.hookwrapper):
+                    # Plugins are asked one by one, so a wrapper would wrap nobody.
+                    self._border.record(
+                        entry, Stage.HOOKS, f"{caller.name!r} is a hook wrapper", hint="return data instead"
+                    )
+
+    def _ask(self, entry: Entry, hook: str, kind: type[OfferT], table: dict[str, OfferT]) -> None:
+        for owner, call in self._calls(hook):
+            if owner is entry:
+                for offer in self._border.attempt(entry, Stage.OFFER, partial(_exhaust, call)) or ():
+                    self._accept(entry, hook, offer, kind, table)
+
+    def _accept(self, entry: Entry, hook: str, offer: object, kind: type[OfferT], table: dict[str, OfferT]) -> None:
+        if not isinstance(offer, kind):
+            self._border.record(entry, Stage.OFFER, f"{hook} gave a {type(offer).__name__}, not a {kind.__name__}")
+            return
+        label, name = label_of(offer), name_of(offer)
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9._+-]*", name) or name == AUTO:
+            self._border.record(
+                entry, Stage.OFFER, f"{label}: not a name that can be used", hint="lower case, e.g. 'greedy'"
+            )
+        elif offer.api != API:
+            hint = f"install a version of {entry.source.distribution} that was made for this version of prima"
+            self._border.record(
+                entry, Stage.OFFER, f"{label} speaks API {offer.api}, this prima speaks API {API}", hint=hint
+            )
+        elif name in table:
+            self._border.record(
+                entry, Stage.OFFER, f"{label}: the name is taken by {self._owner(table[name]).source.id}"
+            )
+        else:
+            table[name] = self._border.guard(entry, offer)
+            entry.offers.append(table[name])
+
+    # ------------------------------------------------------------ `auto`
+
+    def _open_best(self, options: BackendOptions, model: ModelSpec | None) -> tuple[Backend, str]:
+        opened: dict[str, Backend] = {}
+        devices: list[Device] = []
+        left_out: list[str] = []
+        for name, offer in self._backends.items():
+            try:
+                opened[name] = _open_usable(offer, options)
+                devices += self._devices(offer, opened[name])
+            except PrimaError as error:
+                if self._border.strict and self.faults:
+                    raise
+                left_out.append(error.message)
+        best, chooser = self._choose(devices, model) if devices else ("", "")
+        chosen = best.partition(":")[0]
+        for name in opened.keys() - {chosen}:
+            self._border.attempt(self._owner(self._backends[name]), Stage.CLOSE, opened[name].close)
+        if not devices:
+            raise PluginError(f"no backend can be used: {'; '.join(left_out)}", hint="`prima plugins` shows why")
+        others = [f"could also use {device.id}" for device in devices if device.id.partition(":")[0] != chosen]
+        return opened[chosen], "; ".join([f"backend {chosen} on {best}, chosen by {chooser}", *others, *left_out])
+
+    def _devices(self, offer: BackendPlugin, backend: Backend) -> Sequence[Device]:
+        def complaint(devices: object) -> str:
+            if not isinstance(devices, Sequence) or not all(isinstance(device, Device) for device in devices):
+                return "devices() gave something else than Devices"
+            strange = [device.id for device in devices if not device.id.startswith(f"{offer.name}:")]
+            return f"devices are named backend:device, not {', '.join(strange)}" if strange else ""
+
+        return self._border.demand(self._owner(offer), Stage.OPEN, label_of(offer), backend.devices, complaint)
+
+    def _choose(self, candidates: Sequence[Device], model: ModelSpec | None) -> tuple[str, str]:
+        """The best device's id and who says so: the first plugin with a valid opinion, and core's own at the end."""
+        ids = {device.id for device in candidates}
+        for entry, call in self._calls("prima_choose_backend", candidates=tuple(candidates), model=model):
+            order = self._border.attempt(entry, Stage.CHOOSE, call)
+            if order is None:
+                continue
+            if isinstance(order, (tuple, list)) and order and all(isinstance(d, str) and d in ids for d in order):
+                return order[0], entry.source.id
+            self._border.record(entry, Stage.CHOOSE, f"{order!r} are not devices of: {', '.join(sorted(ids))}")
+        return choose_device(candidates), "prima"
+
+    # ------------------------------------------------------------ calling plugins
+
+    def _calls(self, hook: str, **arguments: object) -> Iterator[tuple[Entry, Callable[[], Any]]]:
+        """The implementations of a hook, one by one, in pluggy's calling order, bound to the arguments they take.
+
+        Any: what a stranger's hook returns is known only after a check.
+        """
+        for impl in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            taken = [arguments[name] for name in impl.argnames]
+            yield self._by_plugin[id(impl.plugin)], partial(impl.function, *taken)
+
+    # ------------------------------------------------------------ looking up
+
+    def _get(self, kind: str, table: Mapping[str, OfferT], name: str) -> OfferT:
+        if name in table:
+            return table[name]
+        for entry in self._entries:
+            if entry.source.name == name and (entry.faults or entry.disabled):
+                reason = "; ".join(map(str, entry.faults)) or "it is disabled"
+                hint = entry.faults[0].hint if entry.faults else "see PRIMA_PLUGINS and PRIMA_DISABLE_PLUGINS"
+                raise PluginError(f"there is no {kind} {name!r}: plugin {entry.source.id}: {reason}", hint=hint)
+        raise PluginError(f"there is no {kind} {name!r}", hint=_did_you_mean(name, table))
+
+    def _owner(self, offer: Offer) -> Entry:
+        return next(entry for entry in self._entries for own in entry.offers if own is offer)
+
+
+def choose_device(candidates: Sequence[Device]) -> str:
+    """Core's own choice for `auto`: an accelerator before a CPU, the numpy backend before others on a CPU."""
+
+    def rank(device: Device) -> tuple[bool, bool]:
+        backend, _, where = device.id.partition(":")
+        return where.startswith("cpu"), backend != "numpy"
+
+    return min(candidates, key=rank).id
+
+
+def _open_usable(offer: BackendPlugin, options: BackendOptions) -> Backend:
+    probe = offer.probe()
+    if not probe.usable:
+        raise PluginError(f"backend {offer.name!r} is not usable: {probe.reason}", hint=probe.hint)
+    return offer.open(options)
+
+
+def _row(entry: Entry) -> PluginRow:
+    probes = [offer.probe() for offer in entry.offers if isinstance(offer, BackendPlugin)]
+    lacking = [probe for probe in probes if probe.hint or not probe.usable]
+    return PluginRow(
+        name=entry.source.name,
+        distribution=entry.source.distribution,
+        version=entry.source.version,
+        state=_state(entry, probes),
+        offers=tuple(f"{kind_of(offer)} {name_of(offer)}" for offer in entry.offers),
+        fault="; ".join([str(fault) for fault in entry.faults] or [probe.reason for probe in lacking]),
+        hint="; ".join(dict.fromkeys(one.hint for one in (entry.faults or lacking) if one.hint)),
+    )
+
+
+def _state(entry: Entry, probes: Sequence[Probe]) -> PluginState:
+    if entry.disabled:
+        return PluginState.DISABLED
+    if entry.faults:
+        return PluginState.FAULT
+    if any(not probe.usable for probe in probes):
+        return PluginState.UNUSABLE
+    return PluginState.OK
+
+
+def _exhaust(call: Callable[[], Iterable[object]]) -> tuple[object, ...]:
+    return tuple(call())
+
+
+def _hook_names() -> list[str]:
+    return [name for name in vars(hookspecs) if name.startswith("prima_")]
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    there = f"there are: {', '.join(names) or 'none'}"
+    return f"did you mean {close[0]!r}? {there}" if close else there
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(name.strip() for name in text.split(",") if name.strip())
+
+
+def _switch(environ: Mapping[str, str], name: str) -> bool:
+    value = environ.get(name, "").strip().lower()
+    if value in ("", "0", "no", "off", "false"):
+        return False
+    if value in ("1", "yes", "on", "true"):
+        return True
+    raise ConfigError(f"{name} is {environ[name]!r}", hint="use 1 or 0")

@@ -1,0 +1,237 @@
+"""The head's side of the control plane: who is in the cluster, and who has gone.
+
+One thread reads the control link, answers hellos, sends heartbeats and notices silence. What it learns goes to the
+driver's inbox; the driver's orders go out through `send`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from prima_core.errors import AuthError, ClusterError, FrameError, LinkError, LinkTimeout
+from prima_core.interfaces import ReceiveLink, SendLink
+from prima_core.ring import control
+from prima_core.ring.control import Channel, FrameKind, Hello, Welcome
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 0.5
+LOST_AFTER_S = 2.5
+POLL_S = 0.1
+SEND_TIMEOUT_S = 0.5
+MAX_PENDING = 64
+"""Handshakes that may be open at a time: a node that says hello and never goes on is forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFacts:
+    """What a worker told about itself in its hello; `name` is the one that the head gave it."""
+
+    name: str
+    memory_bytes: int
+    devices: tuple[str, ...]
+    data_address: str
+
+
+@dataclass(slots=True)
+class _Peer:
+    facts: PeerFacts
+    hello: Hello
+    answer: bytes
+    link: SendLink
+    channel: Channel
+    last_seen_s: float
+    last_sent_s: float = 0.0
+    joined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Whom membership tells what it learns; called from its thread. `told` gets a worker's other messages."""
+
+    joined: Callable[[PeerFacts], None]
+    lost: Callable[[str, str], None]
+    told: Callable[[str, control.Message], None]
+
+
+class Membership:
+    """Owns the control link and every session. `own_name` is the head's node name, which no worker may get."""
+
+    def __init__(
+        self,
+        own_name: str,
+        node_id: str,
+        link: ReceiveLink,
+        dial: Callable[[str], SendLink],
+        secret: bytes,
+        listener: Listener,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._own_name = own_name
+        self._node_id = node_id
+        self._link = link
+        self._dial = dial
+        self._secret = secret
+        self._listener = listener
+        self._clock = clock
+        self._peers: dict[int, _Peer] = {}  # by session id
+        self._lock = threading.Lock()  # guards `_peers`: the driver's thread looks names up
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="prima-membership", daemon=True)
+
+    @property
+    def address(self) -> str:
+        return self._link.address
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def send(self, name: str, message: control.Message) -> None:
+        """Tell a worker something. One that cannot be reached is noticed as lost by its silence."""
+        peer = self._by_name(name)
+        if peer is not None:
+            self._send(peer, message)
+
+    def close(self, reason: str) -> None:
+        """Say goodbye to every worker and end the thread. Idempotent."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        for peer in self._all():
+            self._send(peer, control.Bye.because(reason))
+            self._forget(peer)
+        self._link.close()
+
+    # ------------------------------------------------------------ the thread
+
+    def _main(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._take(self._link.receive(POLL_S))
+            except LinkTimeout:
+                pass
+            except (FrameError, AuthError) as error:
+                log.warning("dropped a control frame: %s", error)
+            except LinkError as error:
+                log.error("the control link failed, no node can join or leave any more: %s", error)
+                return
+            self._beat()
+
+    def _take(self, frame: memoryview) -> None:
+        envelope = control.read_envelope(frame)
+        if envelope.kind is FrameKind.HELLO:
+            self._welcome(control.open_hello(frame, self._secret))
+        elif envelope.kind is FrameKind.SEALED:
+            with self._lock:
+                peer = self._peers.get(envelope.session)
+            if peer is not None:  # else: a session that was given up
+                self._hear(peer, peer.channel.session.open(frame))
+        else:
+            raise FrameError("the head was sent an answer")
+
+    def _hear(self, peer: _Peer, message: control.Message) -> None:
+        peer.last_seen_s = self._clock()
+        if not peer.joined:
+            self._admit(peer)
+        if isinstance(message, control.Bye):
+            self._lose(peer, f"it left ({message.reason})" if message.reason else "it left")
+        elif not isinstance(message, control.Heartbeat):
+            self._listener.told(peer.facts.name, message)
+
+    def _admit(self, peer: _Peer) -> None:
+        """The worker has proven that it holds the session's key; an older session of the same node ends here."""
+        for other in self._all():
+            if other is not peer and other.hello.node_id == peer.hello.node_id:
+                self._lose(other, "it joined again")
+        peer.joined = True
+        self._listener.joined(peer.facts)
+
+    def _beat(self) -> None:
+        now = self._clock()
+        for peer in self._all():
+            if now - peer.last_seen_s > LOST_AFTER_S:
+                self._lose(peer, f"nothing was heard of it for {LOST_AFTER_S:g} s")
+            elif now - peer.last_sent_s > HEARTBEAT_S:
+                peer.last_sent_s = now
+                self._send(peer, control.Heartbeat())
+
+    # ------------------------------------------------------------ handshake
+
+    def _welcome(self, hello: Hello) -> None:
+        again = next((peer for peer in self._all() if peer.hello == hello), None)
+        if again is not None:
+            self._answer(again)
+            return
+        if sum(not peer.joined for peer in self._all()) >= MAX_PENDING:
+            raise FrameError(f"more than {MAX_PENDING} nodes want to join at once")
+        welcome = Welcome(self._node_id, control.new_nonce(), self._free_name(hello), version("prima-llm"))
+        link = self._dial(hello.control_address)
+        if hello.version != welcome.version:
+            self._reject(link, hello, welcome.version)
+            return
+        facts = PeerFacts(
+            welcome.name, hello.memory_bytes, tuple(device.id for device in hello.devices), hello.data_addresses[0]
+        )
+        channel = Channel(link, control.head_session(hello, welcome, self._secret))
+        answer = control.answer_frame(welcome, hello, self._secret)
+        peer = _Peer(facts, hello, answer, link, channel, self._clock(), self._clock())
+        with self._lock:
+            self._peers[channel.session.id] = peer
+        self._answer(peer)
+
+    def _answer(self, peer: _Peer) -> None:
+        try:
+            peer.link.send([peer.answer], SEND_TIMEOUT_S)
+        except LinkError as error:
+            log.warning("could not answer %s at %s: %s", peer.hello.name, peer.hello.control_address, error)
+
+    def _reject(self, link: SendLink, hello: Hello, own_version: str) -> None:
+        error = ClusterError(
+            f"this node has prima {hello.version}, the head has {own_version}", hint="install the same version"
+        )
+        log.warning("node %s was rejected: %s", hello.name, error)
+        answer = control.answer_frame(control.Rejected(control.Fault.of(error)), hello, self._secret)
+        try:
+            link.send([answer], SEND_TIMEOUT_S)
+        except LinkError as failure:
+            log.warning("could not tell it: %s", failure)
+        finally:
+            link.close()
+
+    def _free_name(self, hello: Hello) -> str:
+        """The name that the worker wants, with a number behind it where another node has it."""
+        taken = {peer.facts.name for peer in self._all() if peer.hello.node_id != hello.node_id} | {self._own_name}
+        name, number = hello.name, 2
+        while name in taken:
+            name, number = f"{hello.name}-{number}", number + 1
+        return name
+
+    # ------------------------------------------------------------ peers
+
+    def _all(self) -> tuple[_Peer, ...]:
+        with self._lock:
+            return tuple(self._peers.values())
+
+    def _by_name(self, name: str) -> _Peer | None:
+        return next((peer for peer in self._all() if peer.joined and peer.facts.name == name), None)
+
+    def _send(self, peer: _Peer, message: control.Message) -> None:
+        try:
+            peer.channel.send(message, SEND_TIMEOUT_S)
+        except LinkError as error:
+            log.info("could not reach %s: %s", peer.facts.name, error)
+
+    def _lose(self, peer: _Peer, why: str) -> None:
+        self._forget(peer)
+        if peer.joined:
+            self._listener.lost(peer.facts.name, why)
+
+    def _forget(self, peer: _Peer) -> None:
+        with self._lock:
+            self._peers.pop(peer.channel.session.id, None)
+        peer.channel.close()

@@ -1,0 +1,401 @@
+"""A node's owner thread: it loads the node's part of a model and carries steps through it, one at a time.
+
+Everything that touches a backend happens here (see `interfaces.Backend`). Frames come from the receive thread and
+launches from the head's driver through one bounded queue; what happened is told through `report`, from this thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from prima_core.engine.engine import StepResult
+from prima_core.engine.sampler import sample
+from prima_core.engine.scheduler import PlannedStep, Wanted
+from prima_core.errors import ClusterError, FrameError, LinkError, PrimaError
+from prima_core.interfaces import Backend, Buffer, Device, Layers, SendLink, Shard, Slice, Step, Store
+from prima_core.model.weights import Model, populate
+from prima_core.plan.plan import Plan, Visit
+from prima_core.ring import wire
+from prima_core.ring.wire import Epoch, StaleEpoch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from prima_core.interfaces import Weight
+
+log = logging.getLogger(__name__)
+
+SEND_TIMEOUT_S = 2.0
+MAX_QUEUED_JOBS = 1024  # more than any credit: a legal ring never fills it, a flood only stops its own sender
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A node's part in an epoch. `addresses` are the data addresses of the plan's nodes."""
+
+    epoch: Epoch
+    plan: Plan
+    model: Model
+    wire: wire.WirePolicy
+    addresses: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """Progress of a load, in bytes of weights."""
+
+    epoch: Epoch
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The assignment is loaded and its links are dialled: steps of this epoch may come."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    epoch: Epoch
+    error: PrimaError
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """The result of a step, on the node that runs the output part."""
+
+    epoch: Epoch
+    result: StepResult
+
+
+Report = Loading | Ready | LoadFailed | Collected
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class _Unload:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    epoch: Epoch
+    planned: PlannedStep
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    frame: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+_Job = _Load | _Unload | _Launch | _Arrived | _Stop
+
+
+@dataclass(slots=True)
+class _Serving:
+    """What is loaded now. `wanted` and `newest` are the only things that change from step to step."""
+
+    assignment: Assignment
+    shards: Mapping[str, Shard]
+    links: Mapping[str, SendLink]
+    limits: wire.FrameLimits
+    exits: ExitStack
+    wanted: dict[int, tuple[Wanted, ...]] = field(default_factory=dict)
+    newest: dict[int, int] = field(default_factory=dict)  # per visit: the last step number seen
+
+
+class Worker:
+    """The owner thread. `name` is the node's name in plans; `open_backend` is called in the thread."""
+
+    def __init__(
+        self,
+        name: str,
+        open_backend: Callable[[], Backend],
+        dial: Callable[[str], SendLink],
+        report: Callable[[Report], None],
+    ) -> None:
+        self.name = name
+        self._open_backend = open_backend
+        self._dial = dial
+        self._report = report
+        self._jobs: queue.Queue[_Job] = queue.Queue(MAX_QUEUED_JOBS)
+        self._stopping = threading.Event()
+        self._opened: Future[tuple[Device, ...]] = Future()
+        self._serving: _Serving | None = None
+        self._thread = threading.Thread(target=self._main, name=f"prima-owner-{name}", daemon=True)
+
+    # ------------------------------------------------------------ called from other threads
+
+    def start(self) -> tuple[Device, ...]:
+        """Open the backend and return its devices, best first. Raises what opening it raised."""
+        self._thread.start()
+        return self._opened.result()
+
+    def load(self, assignment: Assignment) -> None:
+        """Give up what is loaded and load this; ends in a report Ready or LoadFailed."""
+        self._jobs.put(_Load(assignment))
+
+    def unload(self) -> None:
+        self._jobs.put(_Unload())
+
+    def launch(self, epoch: Epoch, planned: PlannedStep) -> None:
+        """Start a step at the input part (only on the head's node)."""
+        self._jobs.put(_Launch(epoch, planned))
+
+    def arrived(self, frame: memoryview) -> None:
+        """A frame from the wire. Blocks while the queue is full, which holds only the sender up."""
+        self._jobs.put(_Arrived(frame))
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """End the thread and free what is loaded. Idempotent."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._jobs.put(_Stop())
+            self._thread.join(timeout_s)
+
+    # ------------------------------------------------------------ the owner thread
+
+    def _main(self) -> None:
+        try:
+            backend = self._open_backend()
+        except BaseException as error:  # noqa: BLE001 - handed to `start`, which raises it
+            self._opened.set_exception(error)
+            return
+        try:
+            self._opened.set_result(tuple(backend.devices()))
+            self._loop(backend)
+        finally:
+            self._give_up()
+            backend.close()
+
+    def _loop(self, backend: Backend) -> None:
+        while True:
+            job = self._jobs.get()
+            match job:
+                case _Arrived(frame):
+                    self._receive(frame)
+                case _Launch(epoch, planned):
+                    self._start_step(epoch, planned)
+                case _Load(assignment):
+                    self._give_up()
+                    self._load(backend, assignment)
+                case _Unload():
+                    self._give_up()
+                case _Stop():
+                    return
+
+    def _receive(self, data: memoryview) -> None:
+        serving = self._serving
+        if serving is None:
+            return  # a frame of an epoch that was given up
+        try:
+            frame = wire.decode(data, serving.limits)
+            self._check_place(serving, frame)
+        except StaleEpoch:
+            return
+        except FrameError as error:
+            log.warning("node %s dropped a frame: %s", self.name, error)
+            return
+        if frame.error is not None:
+            self._pass_on_error(serving, frame.number, frame.visit, frame.error)
+        else:
+            self._advance(serving, frame.number, frame.visit, frame.step, frame.activation)
+
+    def _check_place(self, serving: _Serving, frame: wire.Frame) -> None:
+        """A frame must be for a visit of this node (or for the output part on the head), and newer than the last."""
+        plan = serving.assignment.plan
+        here = plan.head if frame.visit == len(plan.visits) else plan.visits[frame.visit].node
+        if here != self.name:
+            raise FrameError(f"visit {frame.visit} belongs to node {here!r}, not to {self.name!r}")
+        if frame.number <= serving.newest.get(frame.visit, 0):
+            raise FrameError(f"step {frame.number} came twice or late to visit {frame.visit}")
+        if frame.visit == len(plan.visits) and frame.number not in serving.wanted:
+            raise FrameError(f"step {frame.number} was never launched")
+        serving.newest[frame.visit] = frame.number
+
+    def _start_step(self, epoch: Epoch, planned: PlannedStep) -> None:
+        serving = self._serving
+        if serving is None or serving.assignment.epoch != epoch:
+            return
+        serving.wanted[planned.number] = planned.wanted
+        try:
+            activation = self._end_shard(serving).embed(planned.step)
+        except Exception as error:  # noqa: BLE001 - the border of a step: it fails, the node lives
+            self._fail_step(serving, planned.number, 0, error)
+            return
+        self._advance(serving, planned.number, 0, planned.step, activation)
+
+    def _advance(self, serving: _Serving, number: int, index: int, step: Step, activation: NDArray[np.float32]) -> None:
+        """Run this node's visits from `index` on, then hand the step to the next node or to the output part."""
+        visits = serving.assignment.plan.visits
+        try:
+            while index < len(visits) and visits[index].node == self.name:
+                activation = self._visit(serving, visits[index], activation, step)
+                index += 1
+            if index == len(visits) and serving.assignment.plan.head == self.name:
+                self._finish(serving, number, activation)
+                return
+            frame = wire.encode_activation(
+                serving.assignment.epoch, number, index, step, activation, serving.assignment.wire.dtype(step)
+            )
+        except Exception as error:  # noqa: BLE001 - the border of a step: it fails, the node lives
+            self._fail_step(serving, number, index, error)
+            return
+        self._send(serving, index, frame)
+
+    def _visit(
+        self, serving: _Serving, visit: Visit, activation: NDArray[np.float32], step: Step
+    ) -> NDArray[np.float32]:
+        for device, layers in _parts(visit, next(iter(serving.shards))):
+            activation = serving.shards[device].run(layers, activation, step)
+        return activation
+
+    def _finish(self, serving: _Serving, number: int, activation: NDArray[np.float32]) -> None:
+        """The output part: logits of the wanted rows, one token each."""
+        wanted = serving.wanted.pop(number)
+        tokens: tuple[tuple[int, int], ...] = ()
+        if wanted:
+            logits = self._end_shard(serving).logits(activation, [want.row for want in wanted])
+            tokens = tuple(
+                (want.sequence, sample(row, want.sampling, want.index))
+                for want, row in zip(wanted, logits, strict=True)
+            )
+        self._report(Collected(serving.assignment.epoch, StepResult(number, tokens)))
+
+    def _fail_step(self, serving: _Serving, number: int, index: int, error: Exception) -> None:
+        if not isinstance(error, PrimaError):
+            log.exception("node %s failed in step %d", self.name, number)
+        message = str(error) if isinstance(error, PrimaError) else f"{type(error).__name__}: {error}"
+        self._pass_on_error(serving, number, index, f"node {self.name!r}: {message}")
+
+    def _pass_on_error(self, serving: _Serving, number: int, index: int, message: str) -> None:
+        """Tell the head along the ring, behind the steps before it, so that nothing overtakes."""
+        plan = serving.assignment.plan
+        while index < len(plan.visits) and plan.visits[index].node == self.name:
+            index += 1
+        if index == len(plan.visits) and plan.head == self.name:
+            serving.wanted.pop(number, None)
+            result = StepResult(number, error=ClusterError(message, hint="see the log of that node"))
+            self._report(Collected(serving.assignment.epoch, result))
+            return
+        self._send(serving, index, wire.encode_error(serving.assignment.epoch, number, index, message))
+
+    def _send(self, serving: _Serving, index: int, frame: list[Buffer]) -> None:
+        plan = serving.assignment.plan
+        successor = plan.head if index == len(plan.visits) else plan.visits[index].node
+        try:
+            serving.links[successor].send(frame, SEND_TIMEOUT_S)
+        except LinkError as error:  # the head sees the lost node by its missing heartbeats
+            log.warning("node %s could not send to %s: %s", self.name, successor, error)
+
+    def _end_shard(self, serving: _Serving) -> Shard:
+        """The shard that has the input and the output part: that of the node's first device."""
+        return next(iter(serving.shards.values()))
+
+    # ------------------------------------------------------------ loading
+
+    def _load(self, backend: Backend, assignment: Assignment) -> None:
+        try:
+            with ExitStack() as exits:
+                serving = self._open_serving(backend, assignment, exits)
+                serving.exits = exits.pop_all()
+        except PrimaError as error:
+            self._report(LoadFailed(assignment.epoch, error))
+            return
+        except Exception as error:
+            log.exception("node %s could not load", self.name)
+            failure = ClusterError(f"{type(error).__name__}: {error}", hint="see the log of that node")
+            self._report(LoadFailed(assignment.epoch, failure))
+            return
+        self._serving = serving
+        self._report(Ready(assignment.epoch))
+
+    def _open_serving(self, backend: Backend, assignment: Assignment, exits: ExitStack) -> _Serving:
+        plan, spec = assignment.plan, assignment.model.spec
+        store = assignment.model.store()
+        exits.callback(store.close)
+        slices = _slices(plan, self.name, backend.devices()[0].id)
+        self._populate(assignment, store, slices)
+        shards: dict[str, Shard] = {}
+        for device, part in slices.items():
+            shards[device] = backend.load(spec, device, part, store)
+            exits.callback(shards[device].close)
+        links: dict[str, SendLink] = {}
+        for node in plan.successors(self.name):
+            links[node] = self._dial(assignment.addresses[node])
+            exits.callback(links[node].close)
+        limits = wire.FrameLimits(
+            epoch=assignment.epoch, d_model=spec.d_model, n_visits=len(plan.visits), max_tokens=plan.kv_tokens
+        )
+        return _Serving(assignment, shards, links, limits, exits)
+
+    def _populate(self, assignment: Assignment, store: Store, slices: Mapping[str, Slice]) -> None:
+        """Bring the part's weights into memory, in pieces, telling how far it is; ends early when stopping."""
+        weights = list(_weights(store, slices.values()))
+        total = sum(weight.data.nbytes for weight in weights)
+
+        done = 0
+
+        def tell(n_bytes: int) -> None:
+            nonlocal done
+            done += n_bytes
+            if self._stopping.is_set():
+                raise ClusterError("the node is stopping")
+            self._report(Loading(assignment.epoch, done, total))
+
+        populate(weights, tell)
+
+    def _give_up(self) -> None:
+        serving, self._serving = self._serving, None
+        if serving is not None:
+            serving.exits.close()
+
+
+def _parts(visit: Visit, first_device: str) -> Iterator[tuple[str, Layers]]:
+    if not visit.split:
+        yield first_device, visit.layers
+    for part in visit.split:
+        yield part.device, part.layers
+
+
+def _slices(plan: Plan, node: str, first_device: str) -> dict[str, Slice]:
+    """The part of each of the node's devices; the first device comes first and has the ends on the head."""
+    layers: dict[str, list[Layers]] = {first_device: []}
+    for visit in plan.visits:
+        if visit.node == node:
+            for device, part in _parts(visit, first_device):
+                layers.setdefault(device, []).append(part)
+    is_head = node == plan.head
+    return {
+        device: Slice(tuple(ranges), has_input=is_head and index == 0, has_output=is_head and index == 0)
+        for index, (device, ranges) in enumerate(layers.items())
+    }
+
+
+def _weights(store: Store, slices: Iterable[Slice]) -> Iterator[Weight]:
+    for part in slices:
+        for layers in part.layers:
+            for layer in layers:
+                yield from store.acquire(layer).values()
+                store.release(layer)
+        if part.has_input or part.has_output:
+            yield from store.shared().values()

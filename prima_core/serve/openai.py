@@ -1,0 +1,197 @@
+"""OpenAI's chat completion format: bodies to requests, events to bodies. No I/O.
+
+A field that asks for something this version lacks is an error that names it; its neutral value is accepted.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from prima_core.engine.request import Finished, Request, Sampling
+from prima_core.errors import RequestError
+
+MAX_STOPS = 16
+MAX_MESSAGES = 4096
+
+NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
+    "audio": (),
+    "frequency_penalty": (0, 0.0),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0, 0.0),
+    "reasoning_effort": (),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "web_search_options": (),
+}
+"""Fields of OpenAI's API that this version does not act on, each with the values that ask for nothing."""
+
+NEUTRAL = ("metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user", "verbosity")
+"""Fields that do not change the answer here."""
+
+
+class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    text: str
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    include_usage: bool = False
+
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class ChatBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of POST /v1/chat/completions, after `NOT_SUPPORTED` and `NEUTRAL` fields were looked at."""
+
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    model: str | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: str | Annotated[list[str], Meta(max_length=MAX_STOPS)] | None = None
+    max_tokens: Positive | None = None
+    max_completion_tokens: Positive | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+def chat_body(data: bytes) -> ChatBody:
+    """Raises RequestError naming the field when the body is not one that can be answered."""
+    try:
+        fields = msgspec.json.decode(data, type=dict[str, Any])  # Any: looked at field by field below
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"the body is not a JSON object: {error}") from error
+    for name, value in tuple(fields.items()):
+        if name in NOT_SUPPORTED or name in NEUTRAL:
+            _check_neutral(name, value)
+            del fields[name]
+    try:
+        body = msgspec.convert(fields, ChatBody)
+    except msgspec.ValidationError as error:
+        raise RequestError(str(error), param=_culprit(str(error))) from error
+    _check_stop(body)
+    return body
+
+
+def _check_neutral(name: str, value: object) -> None:
+    if value is None or name in NEUTRAL or any(value == neutral for neutral in NOT_SUPPORTED[name]):
+        return
+    raise RequestError(
+        f"{name!r} is not supported by this version of prima",
+        param=name,
+        code="unsupported_parameter",
+        hint=f"leave {name!r} out",
+    )
+
+
+def _check_stop(body: ChatBody) -> None:
+    if any(not stop for stop in _stops(body)):
+        raise RequestError("'stop' has an empty string", param="stop")
+
+
+def _culprit(message: str) -> str | None:
+    """The field that msgspec complains about: "... unknown field `foo`" or "... - at `$.foo[0]`"."""
+    for marker in ("unknown field `", "missing required field `", "at `$."):
+        if marker in message:
+            tail = message.split(marker, 1)[1]
+            return tail.split("`", 1)[0].split("[", 1)[0]
+    return None
+
+
+def _stops(body: ChatBody) -> tuple[str, ...]:
+    return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+
+
+def to_request(body: ChatBody, prompt: list[int], context_length: int, defaults: Sampling) -> Request:
+    """The engine's request; wanted tokens are cut to the room that the context has left.
+
+    Raises RequestError for a prompt longer than the context.
+    """
+    room = context_length - len(prompt) + 1
+    if room < 1:
+        raise RequestError(
+            f"the prompt has {len(prompt)} tokens, the context has {context_length}",
+            param="messages",
+            code="context_length_exceeded",
+            hint="shorten the messages, or serve with a longer context (-c)",
+        )
+    wanted = body.max_completion_tokens or body.max_tokens or room
+    sampling = Sampling(
+        temperature=defaults.temperature if body.temperature is None else body.temperature,
+        top_k=defaults.top_k if body.top_k is None else body.top_k,
+        top_p=defaults.top_p if body.top_p is None else body.top_p,
+        seed=secrets.randbits(63) if body.seed is None else body.seed,
+    )
+    return Request(tuple(prompt), min(wanted, room), sampling, _stops(body))
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Makes the bodies of one answer; `model` is the name that the server tells."""
+
+    model: str
+    id: str
+    created: int
+
+    @classmethod
+    def new(cls, model: str) -> Reply:
+        return cls(model, f"chatcmpl-{secrets.token_hex(12)}", int(time.time()))
+
+    def whole(self, text: str, end: Finished) -> dict[str, object]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": end.reason.value}
+        return {**self._head("chat.completion"), "choices": [choice], "usage": usage(end)}
+
+    def chunk(self, delta: Mapping[str, str], finish_reason: str | None = None) -> dict[str, object]:
+        choice = {"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": finish_reason}
+        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+    def usage_chunk(self, end: Finished) -> dict[str, object]:
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(end)}
+
+    def _head(self, kind: str) -> dict[str, object]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def usage(end: Finished) -> dict[str, int]:
+    return {
+        "prompt_tokens": end.n_prompt,
+        "completion_tokens": end.n_generated,
+        "total_tokens": end.n_prompt + end.n_generated,
+    }
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, object]:
+    """OpenAI's error shape."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,0 +1,14 @@
+"""What every test gets: no settings of the developer's own."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("PRIMA_"):
+            monkeypatch.delenv(name)

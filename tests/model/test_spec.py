@@ -1,0 +1,252 @@
+"""The numbers of a model are read with the right defaults, and senseless ones are refused by their key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prima_core.errors import ModelError
+from prima_core.model.header import Header, parse_header
+from prima_core.model.spec import ModelSpec, RopeKind, RopeSpec, check_tensors
+from prima_core.testing.tinymodel import TinyModel, write_tiny_model
+from tests.model.gguf_builder import (
+    ARRAY,
+    BOOL,
+    F32,
+    I32,
+    STRING,
+    T_F16,
+    T_Q5_K,
+    U32,
+    Key,
+    Tensor,
+    build,
+    model_keys,
+    model_tensors,
+    with_key,
+    with_tensor,
+)
+
+LLAMA = ModelSpec(
+    arch="llama",
+    name="small",
+    n_layers=1,
+    d_model=32,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    d_ff=256,
+    vocab_size=8,
+    context_length=64,
+    norm_eps=float(np.float32(1e-5)),
+    rope=RopeSpec(RopeKind.NORM, 8, 10000.0),
+    tied_output=True,
+)
+
+
+def header(keys: list[Key], tensors: list[Tensor] | None = None) -> Header:
+    return parse_header(memoryview(build(keys, tensors or []).data))
+
+
+def spec_of(keys: list[Key], tensors: list[Tensor] | None = None) -> ModelSpec:
+    parsed = header(keys, model_tensors() if tensors is None else tensors)
+    return ModelSpec.from_metadata(parsed.metadata, parsed.tensors)
+
+
+def checked(keys: list[Key], tensors: list[Tensor]) -> ModelSpec:
+    parsed = header(keys, tensors)
+    spec = ModelSpec.from_metadata(parsed.metadata, parsed.tensors)
+    check_tensors(spec, parsed.tensors)
+    return spec
+
+
+def without(keys: list[Key], name: str) -> list[Key]:
+    return [key for key in keys if key.name != name]
+
+
+def refused_field(keys: list[Key], tensors: list[Tensor] | None = None) -> str:
+    with pytest.raises(ModelError) as caught:
+        spec_of(keys, tensors)
+    return caught.value.field
+
+
+def test_a_llama_model_is_read() -> None:
+    assert checked(model_keys(), model_tensors()) == LLAMA
+
+
+def test_a_qwen2_model_rotates_halves_and_has_biases() -> None:
+    spec = checked(model_keys("qwen2"), model_tensors("qwen2"))
+    assert spec == replace(LLAMA, arch="qwen2", rope=RopeSpec(RopeKind.NEOX, 8, 10000.0))
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_written_by_the_gguf_package_is_whole(tmp_path: Path, arch: str, tied: bool) -> None:
+    tiny = TinyModel(arch=arch, tied_output=tied, types="Q4_K_M")  # type: ignore[arg-type]  # one of its literals
+    parsed = parse_header(memoryview(write_tiny_model(tmp_path / "m.gguf", tiny).read_bytes()))
+    spec = ModelSpec.from_metadata(parsed.metadata, parsed.tensors)
+    check_tensors(spec, parsed.tensors)
+    assert (spec.n_layers, spec.d_model, spec.d_ff, spec.vocab_size) == (2, 256, 512, 512)
+    assert spec.tied_output is tied
+
+
+def test_absent_numbers_take_their_defaults() -> None:
+    keys = without(without(model_keys(), "llama.attention.head_count_kv"), "llama.rope.freq_base")
+    spec = spec_of(without(keys, "general.name"))
+    assert spec.n_kv_heads == 4
+    assert spec.rope.theta == 10000.0
+    assert spec.name == "llama"
+
+
+def test_heads_may_be_wider_than_the_embedding_says() -> None:
+    keys = [*model_keys(), Key("llama.attention.key_length", U32, 16), Key("llama.attention.value_length", U32, 16)]
+    spec = spec_of(keys)
+    assert spec.head_dim == spec.rope.dim == 16
+    with pytest.raises(
+        ModelError, match=r"attn_q\.weight: has the shape \[32, 32\], but the metadata ask for \[64, 32\]"
+    ):
+        checked(keys, model_tensors())
+
+
+@pytest.mark.parametrize(
+    ("keys", "factor"),
+    [
+        ([], 1.0),
+        ([Key("llama.rope.scaling.type", STRING, "linear"), Key("llama.rope.scaling.factor", F32, 4.0)], 4.0),
+        ([Key("llama.rope.scaling.factor", F32, 4.0)], 4.0),
+        ([Key("llama.rope.scale_linear", F32, 2.0)], 2.0),
+        ([Key("llama.rope.scaling.type", STRING, "none"), Key("llama.rope.scaling.factor", F32, 4.0)], 1.0),
+        ([Key("llama.rope.scaling.factor", F32, 0.0)], 1.0),
+    ],
+)
+def test_linear_rope_scaling_is_read_as_llama_cpp_reads_it(keys: list[Key], factor: float) -> None:
+    assert spec_of([*model_keys(), *keys]).rope.linear_factor == factor
+
+
+def test_the_vocabulary_is_as_large_as_the_embedding_even_when_the_metadata_disagree() -> None:
+    keys = [*without(model_keys(), "tokenizer.ggml.tokens"), Key("llama.vocab_size", U32, 7)]
+    assert spec_of(keys).vocab_size == 8
+
+
+def test_without_weights_the_tokens_count() -> None:
+    assert spec_of(model_keys(), []).vocab_size == 8
+
+
+def test_a_vocabulary_that_does_not_fit_the_embedding_is_refused() -> None:
+    keys = with_key(model_keys(), Key("tokenizer.ggml.tokens", ARRAY, ["a"] * 9))
+    assert refused_field(keys) == "token_embd.weight"
+
+
+def test_another_family_is_refused_with_those_that_work() -> None:
+    with pytest.raises(ModelError, match=r"model family 'falcon' is not supported .*llama, qwen2") as caught:
+        spec_of(model_keys("falcon"))
+    assert caught.value.field == "general.architecture"
+
+
+REQUIRED = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
+EPS = "llama.attention.layer_norm_rms_epsilon"
+
+
+@pytest.mark.parametrize("key", [*(f"llama.{key}" for key in REQUIRED), EPS, "general.architecture"])
+def test_a_missing_number_is_named(key: str) -> None:
+    assert refused_field(without(model_keys(), key)) == key
+
+
+@pytest.mark.parametrize("key", [*REQUIRED, "attention.head_count_kv"])
+@pytest.mark.parametrize(
+    ("kind", "value"), [(U32, 0), (I32, -1), (U32, 2**32 - 1), (F32, 2.0), (BOOL, 1), (STRING, "2"), (ARRAY, [2])]
+)
+def test_a_count_of_no_sense_is_refused_by_its_key(key: str, kind: int, value: object) -> None:
+    name = f"llama.{key}"
+    assert refused_field(with_key(model_keys(), Key(name, kind, value, of=U32))) == name
+
+
+@pytest.mark.parametrize("key", [EPS, "llama.rope.freq_base"])
+@pytest.mark.parametrize(
+    ("kind", "value"), [(F32, -1.0), (F32, float("nan")), (F32, float("inf")), (F32, 1e30), (U32, 1), (ARRAY, [1.0])]
+)
+def test_a_float_of_no_sense_is_refused_by_its_key(key: str, kind: int, value: object) -> None:
+    assert refused_field(with_key(model_keys(), Key(key, kind, value, of=F32))) == key
+
+
+@pytest.mark.parametrize(
+    ("key", "field"),
+    [
+        (Key("llama.attention.head_count", U32, 5), "llama.attention.head_count_kv"),
+        (Key("llama.attention.head_count_kv", U32, 3), "llama.attention.head_count_kv"),
+        (Key("llama.embedding_length", U32, 30), "llama.attention.head_count"),
+        (Key("llama.embedding_length", U32, 12), "llama.attention.key_length"),
+        (Key("llama.attention.key_length", U32, 7), "llama.attention.key_length"),
+        (Key("llama.attention.value_length", U32, 16), "llama.attention.value_length"),
+        (Key("llama.rope.dimension_count", U32, 4), "llama.rope.dimension_count"),
+        (Key("llama.rope.scaling.type", STRING, "yarn"), "llama.rope.scaling.type"),
+        (Key("llama.rope.scaling.type", ARRAY, ["linear"]), "llama.rope.scaling.type"),
+        (Key("llama.rope.scaling.factor", F32, -2.0), "llama.rope.scaling.factor"),
+        (Key("llama.rope.scaling.attn_factor", F32, 0.5), "llama.rope.scaling.attn_factor"),
+        (Key("llama.expert_count", U32, 8), "llama.expert_count"),
+    ],
+)
+def test_numbers_that_do_not_go_together_and_unknown_variants_are_refused(key: Key, field: str) -> None:
+    keys = model_keys()
+    if key.name == "llama.attention.value_length":
+        keys.append(Key("llama.attention.key_length", U32, 8))
+    assert refused_field(with_key(keys, key)) == field
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_every_missing_tensor_is_named(arch: str) -> None:
+    tensors = model_tensors(arch)
+    for missing in tensors:
+        with pytest.raises(ModelError, match="is missing") as caught:
+            checked(model_keys(arch), [tensor for tensor in tensors if tensor is not missing])
+        assert caught.value.field == missing.name
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_every_tensor_of_another_shape_is_named(arch: str) -> None:
+    for tensor in model_tensors(arch):
+        if tensor.name == "token_embd.weight":
+            continue  # its rows are the vocabulary: the tokens disagree first
+        grown = replace(tensor, shape=(tensor.shape[0] + 32, *tensor.shape[1:]))
+        with pytest.raises(ModelError, match="has the shape") as caught:
+            checked(model_keys(arch), with_tensor(model_tensors(arch), grown))
+        assert caught.value.field == tensor.name
+
+
+@pytest.mark.parametrize(
+    "name", ["blk.0.attn_q_norm.weight", "blk.1.attn_norm.weight", "blk.0.ffn_gate_exps.weight", "other.weight"]
+)
+def test_a_tensor_of_another_kind_of_model_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match="no such tensor") as caught:
+        checked(model_keys(), with_tensor(model_tensors(), Tensor(name, (32,))))
+    assert caught.value.field == name
+
+
+def test_rope_factors_and_an_output_matrix_are_welcome() -> None:
+    extra = [Tensor("rope_freqs.weight", (4,)), Tensor("output.weight", (8, 32))]
+    assert checked(model_keys(), [*model_tensors(), *extra]).tied_output is False
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        Tensor("rope_freqs.weight", (8,)),
+        Tensor("rope_freqs.weight", (4,), T_F16),
+        Tensor("output_norm.weight", (32,), T_F16),
+        Tensor("blk.0.ffn_down.weight", (32, 256), T_Q5_K),
+        Tensor("blk.0.attn_q.weight", (1, 32, 32)),
+    ],
+)
+def test_a_tensor_of_the_wrong_type_or_shape_is_named(tensor: Tensor) -> None:
+    with pytest.raises(ModelError) as caught:
+        checked(model_keys(), with_tensor(model_tensors(), tensor))
+    assert caught.value.field == tensor.name
+
+
+def test_a_name_of_the_model_is_fit_to_print() -> None:
+    name = spec_of(with_key(model_keys(), Key("general.name", STRING, b"\x1b[2J\xff" + b"x" * 500))).name
+    assert name.isprintable()
+    assert len(name) < 100

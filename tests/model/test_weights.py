@@ -1,0 +1,162 @@
+"""A path becomes a model: checked, its weights by layer, its file watched."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from prima_core.errors import ModelError
+from prima_core.interfaces import Store
+from prima_core.model import weights
+from prima_core.model.weights import input_bytes, layer_bytes, open_model, output_bytes, populate
+from prima_core.testing.tinymodel import TinyModel, write_tiny_model
+from tests.model.gguf_builder import ARRAY, STRING, U8, Key, build, model_keys, model_tensors, small_model, with_key
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return write_tiny_model(tmp_path / "tiny.gguf", TinyModel(types="Q8_0", n_layers=3))
+
+
+def test_the_store_gives_every_tensor_once_and_without_a_copy(tiny: Path) -> None:
+    with open_model(tiny) as model:
+        store: Store = model.store()
+        found = dict(store.shared())
+        for layer in range(model.spec.n_layers):
+            found |= {f"blk.{layer}.{name}": weight for name, weight in store.acquire(layer).items()}
+            store.release(layer)
+        assert found.keys() == model.file.tensors.keys()
+        for name, weight in found.items():
+            assert weight.name == name
+            assert np.shares_memory(weight.data, model.file.view(name).data)
+
+
+def test_acquiring_again_makes_no_new_views(tiny: Path) -> None:
+    with open_model(tiny) as model:
+        store = model.store()
+        assert store.acquire(1) is store.acquire(1)
+
+
+def test_sizes_add_up_to_all_tensors(tiny: Path) -> None:
+    with open_model(tiny) as model:
+        parts = [layer_bytes(model.file, layer) for layer in range(3)]
+        total = sum(info.n_bytes for info in model.file.tensors.values())
+        assert sum(parts) + input_bytes(model.file) + output_bytes(model.file) == total
+        assert all(parts)
+
+
+def test_a_tied_output_counts_the_embeddings(tmp_path: Path) -> None:
+    with open_model(write_tiny_model(tmp_path / "m.gguf", TinyModel(tied_output=True))) as model:
+        norm = model.file.tensors["output_norm.weight"].n_bytes
+        assert output_bytes(model.file) == input_bytes(model.file) + norm
+
+
+def test_a_vocabulary_alone_has_no_weights(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(build(model_keys()).data)
+    with pytest.raises(ModelError, match="has no weights"):
+        open_model(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (Key("split.count", U8, 3), "one of 3 parts"),
+        (Key("general.type", STRING, "adapter"), "holds no model but: 'adapter'"),
+        (Key("general.type", ARRAY, [1, 2], of=U8), "holds no model"),
+    ],
+)
+def test_a_file_that_is_not_one_whole_model_is_refused(tmp_path: Path, key: Key, message: str) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(build(with_key(model_keys(), key), model_tensors()).data)
+    with pytest.raises(ModelError, match=message) as caught:
+        open_model(path)
+    assert caught.value.field == key.name
+
+
+def test_an_untouched_file_is_unchanged(tiny: Path) -> None:
+    with open_model(tiny) as model:
+        tiny.read_bytes()
+        model.check_unchanged()
+
+
+def test_a_file_written_to_is_noticed(tiny: Path) -> None:
+    with open_model(tiny) as model:
+        os.utime(tiny, ns=(0, model.file.state.mtime_ns + 1_000_000_000))
+        with pytest.raises(ModelError, match="was changed or replaced"):
+            model.check_unchanged()
+
+
+def test_a_replaced_file_is_noticed(tiny: Path, tmp_path: Path) -> None:
+    with open_model(tiny) as model:
+        (tmp_path / "new").write_bytes(tiny.read_bytes())
+        os.utime(tmp_path / "new", ns=(0, model.file.state.mtime_ns))
+        os.replace(tmp_path / "new", tiny)
+        with pytest.raises(ModelError, match="was changed or replaced"):
+            model.check_unchanged()
+
+
+def test_a_removed_file_is_noticed(tiny: Path) -> None:
+    with open_model(tiny) as model:
+        tiny.unlink()
+        with pytest.raises(ModelError, match="went away"):
+            model.check_unchanged()
+
+
+def test_closing_twice_is_fine_and_views_stay_readable(tiny: Path) -> None:
+    model = open_model(tiny)
+    data = model.store().acquire(0)["attn_norm.weight"].data
+    model.close()
+    model.close()
+    assert data.view(np.float32).mean() == pytest.approx(1, abs=0.1)
+
+
+def test_populating_reports_every_byte_in_pieces(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_PIECE_BYTES", 10_000)
+    with open_model(tiny) as model:
+        pieces: list[int] = []
+        populate(model.store().acquire(0).values(), pieces.append)
+        assert sum(pieces) == layer_bytes(model.file, 0)
+        assert max(pieces) == 10_000
+
+
+def test_populating_works_where_the_kernel_cannot_help(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def refuse(piece: NDArray[np.uint8]) -> bool:
+        asked.append(len(piece))
+        return False
+
+    monkeypatch.setattr(weights, "_populate_read", lambda: refuse)
+    with open_model(tiny) as model:
+        pieces: list[int] = []
+        populate(model.store().acquire(0).values(), pieces.append)
+        assert sum(pieces) == layer_bytes(model.file, 0)
+        assert len(asked) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of lost pages by an error instead of a signal")
+def test_populating_a_file_that_was_cut_is_an_error_and_no_signal(tiny: Path) -> None:
+    with open_model(tiny) as model:
+        os.truncate(tiny, 4096)
+        with pytest.raises(ModelError, match="cannot be read"):
+            populate([model.file.view("output.weight")], lambda n_bytes: None)
+
+
+def test_the_identity_of_a_model_does_not_tell_where_it_lies(tiny: Path) -> None:
+    with open_model(tiny) as model:
+        assert str(tiny.parent) not in repr(model.id)
+        assert (model.id.size, model.id.name) == (tiny.stat().st_size, "tiny llama Q8_0")
+        assert model.path == tiny
+
+
+def test_a_small_hand_made_model_opens(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(small_model().data)
+    with open_model(path) as model:
+        assert model.spec.n_layers == 1

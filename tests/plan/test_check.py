@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from prima_core.errors import PlanError
+from prima_core.interfaces import Layers
+from prima_core.plan.check import MAX_IN_FLIGHT, MAX_VISITS, complete
+from prima_core.plan.plan import Plan, Split, Visit, plan_from_json, plan_to_json
+from prima_core.plan.problem import ModelFacts, NodeFacts, Problem, problem_from_json, problem_to_json
+
+PROBLEM = Problem(
+    model=ModelFacts(
+        name="four layers",
+        layer_bytes=(100, 110, 120, 130),
+        input_bytes=40,
+        output_bytes=10,
+        kv_bytes_per_token_layer=2,
+        context_length=64,
+    ),
+    nodes=(NodeFacts("a", 1000, ("numpy:cpu", "torch:cuda:0")), NodeFacts("b", 1000, ("numpy:cpu",))),
+    head="a",
+    kv_tokens=5,
+)
+PLAN = Plan(n_layers=4, head="a", visits=(Visit("a", 0, 1), Visit("b", 1, 3), Visit("a", 3, 4)))
+
+
+def with_visits(*visits: Visit) -> Plan:
+    return msgspec.structs.replace(PLAN, visits=visits)
+
+
+def test_a_right_plan_gets_its_kv_tokens_and_the_bytes_of_every_node() -> None:
+    plan = complete(PLAN, PROBLEM)
+    need = {residency.node: (residency.weight_bytes, residency.kv_bytes) for residency in plan.residency}
+    assert plan.kv_tokens == 5
+    assert need == {"a": (40 + 10 + 100 + 130, 2 * 2 * 5), "b": (110 + 120, 2 * 2 * 5)}
+    assert plan.visits == PLAN.visits
+
+
+def test_a_plan_may_ask_for_more_kv_than_the_problem() -> None:
+    plan = complete(msgspec.structs.replace(PLAN, kv_tokens=50), PROBLEM)
+    assert [residency.kv_bytes for residency in plan.residency] == [200, 200]
+
+
+def test_a_node_may_be_visited_again_and_the_head_not_at_all() -> None:
+    complete(with_visits(Visit("b", 0, 1), Visit("b", 1, 2), Visit("b", 2, 4)), PROBLEM)
+
+
+def test_a_completed_plan_stays_as_it_is() -> None:
+    plan = complete(PLAN, PROBLEM)
+    assert complete(plan, PROBLEM) == plan
+
+
+def test_what_a_plan_says_about_residency_is_not_believed() -> None:
+    plan = complete(PLAN, PROBLEM)
+    boast = tuple(msgspec.structs.replace(residency, weight_bytes=0) for residency in plan.residency)
+    assert complete(msgspec.structs.replace(plan, residency=boast), PROBLEM) == plan
+
+
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        (msgspec.structs.replace(PLAN, n_layers=5), "for 5 layers, the model has 4"),
+        (msgspec.structs.replace(PLAN, head="b"), "head is 'b', the cluster's is 'a'"),
+        (with_visits(), "has 0 visits"),
+        (with_visits(Visit("a", 1, 4)), "expected a range that starts at 0"),
+        (with_visits(Visit("a", 0, 2), Visit("b", 1, 4)), "visit 1 covers layers .1, 4., expected .* starts at 2"),
+        (with_visits(Visit("a", 0, 2), Visit("b", 3, 4)), "visit 1 covers layers .3, 4., expected .* starts at 2"),
+        (with_visits(Visit("a", 0, 2), Visit("b", 2, 2), Visit("a", 2, 4)), "visit 1"),
+        (with_visits(Visit("a", 0, 5)), "visit 0"),
+        (with_visits(Visit("a", 0, 3)), "end at layer 3, the model has 4"),
+        (with_visits(Visit("c", 0, 4)), "node 'c' is not in the cluster"),
+        (msgspec.structs.replace(PLAN, in_flight=-1), "in_flight is -1"),
+        (msgspec.structs.replace(PLAN, in_flight=MAX_IN_FLIGHT + 1), "in_flight"),
+        (msgspec.structs.replace(PLAN, kv_tokens=-1), "kv_tokens is -1"),
+    ],
+)
+def test_a_broken_rule_is_named(plan: Plan, says: str) -> None:
+    with pytest.raises(PlanError, match=says):
+        complete(plan, PROBLEM)
+
+
+def test_too_many_visits_are_refused_before_they_are_walked() -> None:
+    with pytest.raises(PlanError, match=f"has {MAX_VISITS + 1} visits"):
+        complete(with_visits(*[Visit("a", 0, 1)] * (MAX_VISITS + 1)), PROBLEM)
+
+
+def test_a_split_covers_its_visit_over_devices_of_the_node() -> None:
+    complete(with_visits(Visit("a", 0, 4, (Split("torch:cuda:0", 0, 3), Split("numpy:cpu", 3, 4)))), PROBLEM)
+
+
+@pytest.mark.parametrize(
+    ("split", "says"),
+    [
+        ((Split("mlx:gpu", 0, 4),), "no device 'mlx:gpu'.*numpy:cpu, torch:cuda:0"),
+        ((Split("numpy:cpu", 0, 2), Split("torch:cuda:0", 3, 4)), "gap at layer 2"),
+        ((Split("numpy:cpu", 0, 2),), "ends at layer 2"),
+        ((Split("numpy:cpu", 0, 5),), "gap at layer 0"),
+    ],
+)
+def test_a_broken_split_is_named(split: tuple[Split, ...], says: str) -> None:
+    with pytest.raises(PlanError, match=says):
+        complete(with_visits(Visit("a", 0, 4, split)), PROBLEM)
+
+
+def test_memory_counts_weights_kv_and_the_input_and_output_part_to_the_byte() -> None:
+    need = 460 + 50 + 4 * 2 * 5
+    alone = with_visits(Visit("a", 0, 4))
+    for memory_bytes, fits in ((need, True), (need - 1, False)):
+        problem = msgspec.structs.replace(PROBLEM, nodes=(NodeFacts("a", memory_bytes, ("numpy:cpu",)),))
+        if fits:
+            complete(alone, problem)
+        else:
+            with pytest.raises(PlanError, match="node 'a' would need"):
+                complete(alone, problem)
+
+
+def test_a_head_that_computes_no_layer_still_holds_the_input_and_output_part() -> None:
+    nodes = (NodeFacts("a", 49), NodeFacts("b", 1000))
+    with pytest.raises(PlanError, match="node 'a'"):
+        complete(with_visits(Visit("b", 0, 4)), msgspec.structs.replace(PROBLEM, nodes=nodes))
+
+
+def test_plans_and_problems_survive_json() -> None:
+    plan = complete(PLAN, PROBLEM)
+    assert plan_from_json(plan_to_json(plan)) == plan
+    assert problem_from_json(problem_to_json(PROBLEM)) == PROBLEM
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not a plan"),
+        ('{"n_layers": 4, "head": "a", "visits": [], "colour": 1}', "colour"),
+        ('{"n_layers": "4", "head": "a", "visits": []}', "n_layers"),
+        ('{"head": "a", "visits": []}', "n_layers"),
+        ('{"n_layers": 4, "head": "a", "visits": [{"node": "a", "start": 0}]}', "stop"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_refused_with_the_field(text: str, says: str) -> None:
+    with pytest.raises(PlanError, match=says):
+        plan_from_json(text.encode())
+
+
+def test_a_file_that_is_no_problem_is_refused_with_the_field() -> None:
+    with pytest.raises(PlanError, match="model"):
+        problem_from_json(b'{"nodes": [], "head": "a", "kv_tokens": 1}')
+
+
+def test_the_ring_of_a_plan_starts_and_ends_at_the_head() -> None:
+    plan = with_visits(Visit("b", 0, 1), Visit("a", 1, 2), Visit("c", 2, 3), Visit("b", 3, 4))
+    assert plan.nodes == ("a", "b", "c")
+    assert plan.layers_of("b") == (Layers(0, 1), Layers(3, 4))
+    assert [plan.successors(node) for node in plan.nodes] == [("b", "c"), ("a",), ("b",)]
+    assert plan.credit == 5
+    assert msgspec.structs.replace(plan, in_flight=2).credit == 2

@@ -1,0 +1,172 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from prima_core.errors import DeviceMemoryError, FrameError
+from prima_core.interfaces import Chunk, KvKind, KvOp, Layers, Step
+from prima_numpy.kv import NumpyKv, Room, write
+
+ALL = Layers(0, 3)
+N_KV_HEADS, HEAD_DIM = 2, 4
+
+
+def cache(dtype: type[np.float16 | np.float32] = np.float32) -> NumpyKv:
+    return NumpyKv([ALL], N_KV_HEADS, HEAD_DIM, dtype)
+
+
+def open_(sequence: int, capacity: int = 8) -> KvOp:
+    return KvOp(KvKind.OPEN, sequence, capacity=capacity)
+
+
+def fork(sequence: int, source: int, length: int, capacity: int = 8) -> KvOp:
+    return KvOp(KvKind.FORK, sequence, length, capacity, source)
+
+
+def truncate(sequence: int, length: int) -> KvOp:
+    return KvOp(KvKind.TRUNCATE, sequence, length)
+
+
+def drop(sequence: int) -> KvOp:
+    return KvOp(KvKind.DROP, sequence)
+
+
+def fill(kv: NumpyKv, chunk: Chunk, value: float, *operations: KvOp, layers: Layers = ALL) -> None:
+    """Write `value` + layer as K, and its negative as V."""
+    at = kv.begin(layers, Step((chunk,), operations))
+    for layer in layers:
+        rows = np.full((chunk.count, N_KV_HEADS * HEAD_DIM), value + layer, np.float32)
+        write(at.rooms[layer][chunk.sequence], chunk, rows, -rows)
+
+
+def room(kv: NumpyKv, sequence: int, layer: int = 0) -> Room:
+    return kv.begin(Layers(0, 0), Step(())).rooms[layer][sequence]
+
+
+def lengths(kv: NumpyKv) -> dict[int, int]:
+    return {sequence: held.length for sequence, held in kv.begin(Layers(0, 0), Step(())).rooms[0].items()}
+
+
+def test_positions_are_written_where_the_chunk_says_by_head() -> None:
+    kv = cache()
+    at = kv.begin(ALL, Step((Chunk(5, 0, 2),), (open_(5),)))
+    k = np.arange(2 * N_KV_HEADS * HEAD_DIM, dtype=np.float32).reshape(2, -1)
+    write(at.rooms[1][5], Chunk(5, 0, 2), k, k + 100)
+    held = room(kv, 5, layer=1)
+    np.testing.assert_array_equal(held.k[1, 0], [4, 5, 6, 7])  # head 1 of position 0
+    np.testing.assert_array_equal(held.k[0, 1], [8, 9, 10, 11])  # head 0 of position 1
+    np.testing.assert_array_equal(held.v[:, :2], held.k[:, :2] + 100)
+    assert (held.length, room(kv, 5, layer=0).length) == (2, 0)
+
+
+def test_rewritten_positions_forget_what_stood_after_them() -> None:
+    kv = cache()
+    fill(kv, Chunk(0, 0, 6), 1, open_(0))
+    fill(kv, Chunk(0, 2, 1), 9)
+    assert lengths(kv) == {0: 3}
+    with pytest.raises(FrameError, match="leaves a gap: 3 positions"):
+        kv.begin(ALL, Step((Chunk(0, 5, 1),)))
+
+
+def test_fork_copies_and_then_lives_alone() -> None:
+    kv = cache()
+    fill(kv, Chunk(0, 0, 4), 1, open_(0))
+    fill(kv, Chunk(1, 3, 1), 9, fork(1, 0, length=3, capacity=5))
+    assert lengths(kv) == {0: 4, 1: 4}
+    np.testing.assert_array_equal(room(kv, 1, layer=2).k[0, :4, 0], [3, 3, 3, 11])
+    np.testing.assert_array_equal(room(kv, 0, layer=2).k[0, :4, 0], [3, 3, 3, 3])
+    assert room(kv, 1).capacity == 5
+
+
+def test_operations_apply_in_their_order_before_the_chunks() -> None:
+    kv = cache()
+    fill(kv, Chunk(0, 0, 4), 1, open_(0))
+    kv.begin(ALL, Step((Chunk(0, 0, 1), Chunk(1, 2, 1)), (fork(1, 0, 2), drop(0), open_(0, 3), truncate(1, 2))))
+    assert lengths(kv) == {0: 0, 1: 2}
+    assert room(kv, 0).capacity == 3
+
+
+def test_truncate_beyond_what_is_written_changes_nothing() -> None:
+    kv = cache()
+    fill(kv, Chunk(0, 0, 4), 1, open_(0))
+    kv.begin(ALL, Step((), (truncate(0, 7),)))
+    assert lengths(kv) == {0: 4}
+
+
+def test_drop_is_idempotent_and_gives_room_back() -> None:
+    kv = cache()
+    kv.begin(ALL, Step((), (drop(3), open_(3), open_(4))))
+    kv.begin(ALL, Step((), (drop(3), drop(3))))
+    assert lengths(kv) == {4: 0}
+
+
+def test_operations_touch_the_visited_layers_only() -> None:
+    kv = NumpyKv([Layers(0, 2), Layers(4, 6)], N_KV_HEADS, HEAD_DIM, np.float32)
+    at = kv.begin(Layers(4, 6), Step((), (open_(0),)))
+    assert {layer: set(rooms) for layer, rooms in at.rooms.items()} == {0: set(), 1: set(), 4: {0}, 5: {0}}
+
+
+def test_memory_is_counted() -> None:
+    kv = cache(np.float16)
+    assert kv.bytes_per_token == 3 * 2 * N_KV_HEADS * HEAD_DIM * 2
+    assert cache(np.float32).bytes_per_token == 2 * kv.bytes_per_token
+    kv.begin(ALL, Step((), (open_(0, 10), open_(1, 7))))
+    assert kv.reserved_bytes == 17 * kv.bytes_per_token
+    kv.begin(ALL, Step((), (drop(0),)))
+    assert kv.reserved_bytes == 7 * kv.bytes_per_token
+    kv.close()
+    kv.close()
+    assert kv.reserved_bytes == 0
+
+
+GOOD = open_(2)
+
+
+@pytest.mark.parametrize(
+    ("step", "complaint"),
+    [
+        (Step((), (GOOD, truncate(9, 0))), "unknown"),
+        (Step((), (GOOD, truncate(0, -1))), "not negative"),
+        (Step((), (GOOD, open_(0))), "open already"),
+        (Step((), (GOOD, open_(9, 0))), "room for one position"),
+        (Step((), (GOOD, fork(0, 1, 1))), "open already"),
+        (Step((), (GOOD, fork(9, 8, 1))), "source is unknown"),
+        (Step((), (GOOD, fork(9, 0, 5))), "only 4 positions"),
+        (Step((), (GOOD, fork(9, 0, -1))), "positions can be copied"),
+        (Step((), (GOOD, fork(9, 0, 4, capacity=3))), "only 3 positions"),
+        (Step((), (GOOD, drop(0), truncate(0, 1))), "unknown"),
+        (Step((Chunk(9, 0, 1),), (GOOD,)), "not open"),
+        (Step((Chunk(0, 4, 1),), (GOOD, drop(0))), "not open"),
+        (Step((Chunk(0, 5, 1),), (GOOD,)), "leaves a gap: 4 positions"),
+        (Step((Chunk(0, 3, 1),), (GOOD, truncate(0, 2))), "leaves a gap: 2 positions"),
+        (Step((Chunk(0, 4, 5),), (GOOD,)), "does not fit the sequence's 8 positions"),
+        (Step((Chunk(0, 4, 2), Chunk(0, 6, 3)), (GOOD,)), "does not fit"),
+        (Step((Chunk(0, -1, 2),), (GOOD,)), "does not fit"),
+        (Step((Chunk(0, 4, 0),), (GOOD,)), "does not fit"),
+    ],
+)
+def test_a_step_that_cannot_be_is_refused_and_changes_nothing(step: Step, complaint: str) -> None:
+    kv = cache()
+    fill(kv, Chunk(0, 0, 4), 1, open_(0))
+    with pytest.raises(FrameError, match=complaint):
+        kv.begin(ALL, step)
+    assert lengths(kv) == {0: 4}
+    fill(kv, Chunk(0, 4, 1), 2)
+
+
+def test_a_layer_that_missed_a_step_is_noticed_before_any_layer_changes() -> None:
+    kv = cache()
+    fill(kv, Chunk(0, 0, 2), 1, open_(0))
+    fill(kv, Chunk(0, 2, 1), 1, layers=Layers(0, 2))
+    with pytest.raises(FrameError, match="leaves a gap: 2 positions"):
+        kv.begin(ALL, Step((Chunk(0, 3, 1),), (open_(1),)))
+    assert lengths(kv) == {0: 3}
+
+
+@pytest.mark.parametrize("capacity", [1 << 45, 1 << 62])
+def test_a_wild_capacity_is_an_error_that_changes_nothing(capacity: int) -> None:
+    kv = cache()
+    with pytest.raises(DeviceMemoryError, match=str(capacity)):
+        kv.begin(ALL, Step((), (open_(0), open_(1, capacity))))
+    assert lengths(kv) == {}
+    kv.begin(ALL, Step((), (replace(open_(0), capacity=3),)))

@@ -1,0 +1,143 @@
+"""What every kind of numpy ops must do; parametrised over the kinds, so that they also agree with each other."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from prima_core.arch.rope import Rope
+from prima_core.interfaces import BackendOptions, Chunk, KvKind, KvOp, Layers, Step
+from prima_core.model.spec import RopeKind
+from prima_numpy.backend import DEVICE, NumpyBackend
+from prima_numpy.ops import ReferenceOps
+from tests.arch.small import f32_weight
+
+FloatArray = NDArray[np.float32]
+
+
+@pytest.fixture(params=["exact", "int8", "native"])
+def ops(request: pytest.FixtureRequest) -> ReferenceOps:
+    return NumpyBackend(BackendOptions(threads=2, kernels=request.param)).ops(DEVICE)
+
+
+def random(*shape: int, seed: int = 0) -> FloatArray:
+    return np.random.default_rng(seed).normal(0, 1, shape).astype(np.float32)
+
+
+def close(actual: FloatArray, expected: FloatArray | Sequence[Sequence[float]]) -> None:
+    np.testing.assert_allclose(actual, np.array(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_linear_adds_the_bias(ops: ReferenceOps) -> None:
+    matrix, bias, x = random(5, 24), random(5, seed=1), random(3, 24, seed=2)
+    close(ops.linear(x, ops.matrix(f32_weight("w", matrix), f32_weight("b", bias))), x @ matrix.T + bias)
+    close(ops.linear(x, ops.matrix(f32_weight("w", matrix))), x @ matrix.T)
+
+
+def test_linears_are_linear_by_each_matrix(ops: ReferenceOps) -> None:
+    x = random(3, 24)
+    matrices = [
+        ops.matrix(f32_weight("q", random(7, 24)), f32_weight("b", random(7))),
+        ops.matrix(f32_weight("k", random(2, 24))),
+    ]
+    for together, alone in zip(ops.linears(x, matrices), [ops.linear(x, m) for m in matrices], strict=True):
+        np.testing.assert_array_equal(together, alone)
+
+
+def test_embedding_gives_the_rows_of_the_table(ops: ReferenceOps) -> None:
+    table = random(9, 24)
+    rows = ops.embedding(ops.matrix(f32_weight("t", table)), (8, 0, 8))
+    np.testing.assert_array_equal(rows, table[[8, 0, 8]])
+
+
+def test_rms_norm_of_a_row(ops: ReferenceOps) -> None:
+    gain = ops.vector(f32_weight("g", np.array([1, 2], np.float32)))
+    close(ops.rms_norm(np.array([[3, 4], [0, 0]], np.float32), gain, 0.5), [[3 / 13**0.5, 8 / 13**0.5], [0, 0]])
+
+
+def test_a_short_gain_normalises_each_head(ops: ReferenceOps) -> None:
+    gain, x = ops.vector(f32_weight("g", random(8))), random(3, 24)
+    expected = np.hstack([ops.rms_norm(x[:, i : i + 8].copy(), gain, 1e-5) for i in (0, 8, 16)])
+    np.testing.assert_array_equal(ops.rms_norm(x, gain, 1e-5), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [(RopeKind.NEOX, [-3, 2, 1, 4, 5, 6]), (RopeKind.NORM, [-2, 1, 3, 4, 5, 6])]
+)
+def test_rope_turns_pairs_and_leaves_the_rest(ops: ReferenceOps, kind: RopeKind, expected: list[int]) -> None:
+    quarter_turn_of_the_first_pair = Rope(kind, 6, np.array([[0, 1]], np.float32), np.array([[1, 0]], np.float32))
+    x = np.array([[1, 2, 3, 4, 5, 6] * 2], np.float32)
+    close(ops.rope(x, quarter_turn_of_the_first_pair), [expected * 2])
+
+
+def test_swiglu_of_large_gates_is_finite(ops: ReferenceOps) -> None:
+    gate, up = np.array([[0, 1, -200, 200]], np.float32), np.full((1, 4), 2, np.float32)
+    np.testing.assert_allclose(ops.swiglu(gate, up), [[0, 2 / (1 + np.exp(-1)), 0, 400]], rtol=1e-6, atol=1e-30)
+
+
+def test_add_leaves_its_first_argument(ops: ReferenceOps) -> None:
+    x, y = random(2, 24), random(2, 24, seed=1)
+    before = x.copy()
+    np.testing.assert_array_equal(ops.add(x, y.copy()), x + y)
+    np.testing.assert_array_equal(x, before)
+
+
+def test_attention_is_causal_and_shares_heads(ops: ReferenceOps) -> None:
+    q, k, v = random(3, 4 * 8), random(3, 2 * 8, seed=1), random(3, 2 * 8, seed=2)
+    at = ops.kv_cache([Layers(2, 3)], n_kv_heads=2, head_dim=8).begin(Layers(2, 3), _opening(Chunk(0, 0, 3)))
+    out = ops.attention(q, k, v, 2, at).reshape(3, 4, 8)
+    for row in range(3):
+        for head in range(4):
+            keys, values = (x.reshape(3, 2, 8)[: row + 1, head // 2].astype(np.float64) for x in (k, v))
+            weights = np.exp(keys @ q.reshape(3, 4, 8)[row, head] / np.sqrt(8))
+            # K and V may be kept in float16
+            np.testing.assert_allclose(out[row, head], weights / weights.sum() @ values, rtol=0, atol=2e-3)
+
+
+def test_rows_of_many_sequences_attend_to_their_own(ops: ReferenceOps) -> None:
+    """Bits of a row do not depend on which other chunks are in the step, nor on how its own text was cut."""
+    q, k, v = random(70, 4 * 8), random(70, 2 * 8, seed=1), random(70, 2 * 8, seed=2)
+
+    def attend(*chunks: tuple[Chunk, slice]) -> list[FloatArray]:
+        rows = np.concatenate([np.arange(70)[part] for _, part in chunks])
+        at = kv.begin(Layers(0, 1), Step(tuple(chunk for chunk, _ in chunks)))
+        out = ops.attention(q[rows], k[rows], v[rows], 0, at)
+        return np.split(out, np.cumsum([chunk.count for chunk, _ in chunks])[:-1])
+
+    kv = ops.kv_cache([Layers(0, 1)], n_kv_heads=2, head_dim=8)
+    kv.begin(Layers(0, 1), Step((), tuple(KvOp(KvKind.OPEN, sequence, capacity=100) for sequence in range(3))))
+    [whole] = attend((Chunk(0, 0, 70), slice(0, 70)))
+    first, other = attend((Chunk(1, 0, 33), slice(0, 33)), (Chunk(2, 0, 5), slice(40, 45)))
+    other_2, second = attend((Chunk(2, 5, 1), slice(45, 46)), (Chunk(1, 33, 37), slice(33, 70)))
+    np.testing.assert_array_equal(np.concatenate([first, second]), whole)
+    kv.begin(Layers(0, 1), Step((), (KvOp(KvKind.TRUNCATE, 0),)))
+    [alone] = attend((Chunk(0, 0, 6), slice(40, 46)))
+    np.testing.assert_array_equal(np.concatenate([other, other_2]), alone)
+
+
+@pytest.mark.parametrize("n_rows", [2, 3, 4, 7, 16, 17, 64])
+def test_a_row_has_the_same_bits_in_any_company(ops: ReferenceOps, n_rows: int) -> None:
+    x, other = random(n_rows, 160), random(n_rows, 160, seed=1)
+    matrix = ops.matrix(f32_weight("w", random(77, 160, seed=2)), f32_weight("b", random(77)))
+    gain = ops.vector(f32_weight("g", random(160, seed=3)))
+    cos, sin = random(n_rows, 4, seed=4), random(n_rows, 4, seed=5)
+
+    def each(row: slice) -> list[FloatArray]:
+        rope = Rope(RopeKind.NORM, 8, cos[row].copy(), sin[row].copy())
+        return [
+            ops.linear(x[row].copy(), matrix),
+            ops.rms_norm(x[row].copy(), gain, 1e-5),
+            ops.rope(x[row].copy(), rope),
+            ops.swiglu(x[row].copy(), other[row].copy()),
+            ops.add(x[row].copy(), other[row].copy()),
+        ]
+
+    together = each(slice(None))
+    alone = [each(slice(row, row + 1)) for row in range(n_rows)]
+    for result, rows in zip(together, zip(*alone, strict=True), strict=True):
+        np.testing.assert_array_equal(result, np.concatenate(rows))
+
+
+def _opening(chunk: Chunk) -> Step:
+    return Step((chunk,), (KvOp(KvKind.OPEN, chunk.sequence, capacity=chunk.start + chunk.count),))
