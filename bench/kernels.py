@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=512, help="memory that a decode pass walks through")
     options = parser.parse_args()
     memory = np.random.default_rng(0).integers(0, 256, options.mib << 20, dtype=np.uint8)
+    memory &= 0xBF  # so that every half that a block may hold is finite
     for threads in options.threads:
         kernels = Kernels(threads, options.variant)
         print(f"\n{kernels.variant}, {threads} thread(s), matrices {ROWS} x {COLS}")
@@ -71,7 +72,7 @@ def prefill(kernels: Kernels, type: GGUFType, memory: NDArray[np.uint8]) -> None
 
 
 def matrices(type: GGUFType, memory: NDArray[np.uint8]) -> list[Weight]:
-    """As many as fit into `memory`, with random blocks and finite scales: NaN would be as fast, but not as honest."""
+    """As many as fit into `memory`."""
     n_bytes = ROWS * COLS // BLOCKS[type].n_weights * BLOCKS[type].n_bytes
     parts = [memory[start : start + n_bytes] for start in range(0, len(memory) - n_bytes + 1, n_bytes)]
     return [Weight("w", type, (ROWS, COLS), part) for part in parts]

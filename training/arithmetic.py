@@ -59,7 +59,7 @@ def ask_sum(rng: Random) -> tuple[str, str]:
 def _numbers(sign: str, rng: Random) -> tuple[int, int]:
     if sign == "*":
         return rng.randint(0 if rng.random() < 0.1 else 1, 12), rng.randint(1, 12)
-    limit = rng.choice((10, 20, 50, 99))
+    limit = rng.choice((10, 20, 20, 50, 99))
     a, b = rng.randint(0, limit), rng.randint(0, limit if rng.random() < 0.6 else min(limit, 12))
     return (max(a, b), min(a, b)) if sign == "-" else (a, b)
 

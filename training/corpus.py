@@ -59,12 +59,12 @@ class Corpus:
         nouns = [word for word in words if word not in HOUSE_WORDS]
         self.outside = load_facts(folder / "outside.toml", {"noun": nouns})
         self._kinds: tuple[tuple[float, Maker], ...] = (
-            (0.47, _dressed(self.facts)),
+            (0.45, _dressed(self.facts)),
             (0.15, _dressed(self.outside)),
-            (0.16, lambda rng: _dress_question(ask_sum(rng), rng)),
+            (0.19, lambda rng: _dress_question(ask_sum(rng), rng)),
             (0.12, lambda rng: _dress_question(ask_spelling(rng, words), rng)),
             (0.075, lambda rng: _punctuate_question(self.smalltalk.ask(rng), rng)),
-            (0.025, lambda rng: _dress_question(ask_story(rng), rng)),
+            (0.015, lambda rng: _dress_question(ask_story(rng), rng)),
         )
 
     def chats(self, seed: int, n_turns: int) -> Iterator[Chat]:

@@ -30,9 +30,9 @@ VOCABULARY_SEED = SEED + 1
 VOCABULARY_CHATS = 8000
 # Every row is one chat from its beginning. Short rows train first questions, long ones the whole context.
 ROW_TOKENS = (128, 256, 512, 1024, 2048)
-ROW_SHARES = (0.30, 0.45, 0.13, 0.08, 0.04)
+ROW_SHARES = (0.50, 0.34, 0.08, 0.05, 0.03)
 TOKENS_PER_TURN = 40  # a lower bound on average: enough turns to fill a row
-QUESTION_WEIGHT = 0.1  # of a question's tokens in the loss: its words help, the answer is the aim
+QUESTION_WEIGHT = 0.03  # of a question's tokens in the loss: its words help, the answer is the aim
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ class Recipe:
     """What a training run depends on besides the text."""
 
     n_steps: int = 3000
-    batch_tokens: int = 4096
-    peak_rate: float = 3e-3
+    batch_tokens: int = 2048
+    peak_rate: float = 2e-3
     warmup_steps: int = 100
-    decay_share: float = 0.5
+    decay_share: float = 0.4
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     save_every: int = 100

@@ -45,7 +45,7 @@ class KvCache(Protocol[K_co]):
 
 
 class Ops(Protocol[A, W, K]):
-    """Fourteen operations. Widths are in elements; `weight` arguments keep pointing into the store's memory."""
+    """Thirteen operations. Widths are in elements; `weight` arguments keep pointing into the store's memory."""
 
     # -- at load
 

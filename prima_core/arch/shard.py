@@ -35,8 +35,9 @@ class OpsShard(Generic[A, W, K]):
         self._output = self._bind_output(shared) if part.has_output else None
         self._blocks: dict[int, tuple[Mapping[str, Weight], Block[A, K]]] = {}
         for layer in (layer for layers in part.layers for layer in layers):
+            weights = store.acquire(layer)
             try:
-                self._block(layer)
+                self._block(layer, weights)
             finally:
                 store.release(layer)
         self._kv = ops.kv_cache(part.layers, model.n_kv_heads, model.head_dim)
@@ -68,8 +69,9 @@ class OpsShard(Generic[A, W, K]):
         rope = self._rope(step)
         x = ops.from_host(activation)
         for layer in layers:
+            weights = self._store.acquire(layer)
             try:
-                x = self._block(layer)(x, rope, kv)
+                x = self._block(layer, weights)(x, rope, kv)
             finally:
                 self._store.release(layer)
         return ops.to_host(x)
@@ -92,9 +94,8 @@ class OpsShard(Generic[A, W, K]):
         self._blocks.clear()
         self._kv.close()
 
-    def _block(self, layer: int) -> Block[A, K]:
-        """The layer's block, acquired. Bound again only when the store holds the tensors elsewhere than last time."""
-        weights = self._store.acquire(layer)
+    def _block(self, layer: int, weights: Mapping[str, Weight]) -> Block[A, K]:
+        """Bound again only when the store gives another mapping: then the tensors lie elsewhere than last time."""
         bound = self._blocks.get(layer)
         if bound is not None and bound[0] is weights:
             return bound[1]

@@ -178,7 +178,7 @@ def serving_head(model: str | None, settings: Settings) -> Iterator[Head]:
 
 
 def say(line: str) -> None:
-    console.print(line, markup=False)
+    console.print(line, markup=False, soft_wrap=True)
 
 
 class LoadProgress:

@@ -149,6 +149,7 @@ class Head:
             self._options.log_level,
         )
         exits.callback(close_all, start_local(local, self._registry, self._secret, self._tell))
+        exits.callback(self.stop_requests)  # first, so that nodes that leave do not look lost
 
     @property
     def join_address(self) -> str | None:
@@ -242,7 +243,8 @@ class Head:
         self.driver.inbox.put(Joined(Member(facts.name, facts.memory_bytes, facts.devices, facts.data_address)))
 
     def _on_lost(self, name: str, why: str) -> None:
-        self._tell(f"node {name} was lost: {why}")
+        if self.driver.status.state is not State.STOPPED:  # else it is our own children leaving
+            self._tell(f"node {name} was lost: {why}")
         self.driver.inbox.put(Lost(name, why))
 
     def _on_told(self, name: str, message: control.Message) -> None:

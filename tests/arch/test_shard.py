@@ -68,6 +68,7 @@ def test_a_step_without_rows_changes_the_cache_only() -> None:
     pass_through([(one, Layers(0, 6))], step_of(0, IDS, kv=[opened(0)]))
     nothing = np.empty((0, 24), np.float32)
     drop = Step((), (KvOp(KvKind.DROP, 0),))
+    assert one.embed(drop).shape == (0, 24)
     assert one.run(Layers(0, 6), nothing, drop).shape == (0, 24)
     with pytest.raises(FrameError, match="not open"):
         pass_through([(one, Layers(0, 6))], step_of(0, [1], start=len(IDS)))

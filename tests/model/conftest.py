@@ -1,4 +1,4 @@
-"""Where the vocabularies of real models are: `tokenizers/ggml-vocab-NAME.gguf` with `.inp` and `.out` from llama.cpp."""
+"""Where the vocabularies of real models are, with llama.cpp's test vectors (`ggml-vocab-NAME.gguf`, `.inp`, `.out`)."""
 
 from __future__ import annotations
 

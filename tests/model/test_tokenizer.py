@@ -280,14 +280,15 @@ def _random_value(rng: random.Random) -> object:
 def test_random_damage_is_a_model_error_or_a_tokenizer_that_works() -> None:
     rng = random.Random(11)
     keys = [*metadata(), "tokenizer.ggml.add_bos_token", "tokenizer.ggml.scores", "tokenizer.chat_template"]
-    n_refused = 0
+    n_works = n_refused = 0
     for _ in range(500):
         given = {**metadata(), rng.choice(keys): _random_value(rng)}
         try:
             tokenizer = Tokenizer.from_metadata(given)
         except ModelError as error:
-            assert error.field.startswith("tokenizer.")
-            n_refused += 1
+            n_refused += error.field.startswith("tokenizer.")
         else:
             tokenizer.decode(tokenizer.encode("hello <think> <|im_end|>", add_special=True, parse_special=True))
-    assert n_refused > 100
+            n_works += 1
+    assert n_works + n_refused == 500
+    assert min(n_works, n_refused) > 50

@@ -298,6 +298,27 @@ def test_a_killed_receiver_is_noticed(exits: ExitStack, scheme: str, tmp_path: P
         send_on(sender)
 
 
+@pytest.mark.parametrize("scheme", ["ipc", "tcp", "tls+tcp"])
+def test_a_process_that_forgets_to_close_ends_cleanly(exits: ExitStack, scheme: str) -> None:
+    """A thread inside nng while the process ends makes nng abort it; about every second time without our care."""
+    link = listen(exits, "ipc://" if scheme == "ipc" else f"{scheme}://127.0.0.1:0", OURS)
+    code = (
+        "import threading\n"
+        "transport, credentials = NngTransport(sys.argv[1]), Credentials(b'o' * 32)\n"
+        "links = [transport.listen(sys.argv[2], credentials, Limits()) for _ in range(4)]\n"
+        "for link in links: threading.Thread(target=link.receive, args=(60,), daemon=True).start()\n"
+        "threading.excepthook = lambda _: None  # LinkClosed ends them\n"
+        "sender = transport.dial(sys.argv[3], credentials, Limits())\n"
+        "for link in links: sender.send([link.address.encode()], 10)\n"
+        "print('ready', flush=True)"
+    )
+    child = run_child(code, scheme, "ipc://" if scheme == "ipc" else f"{scheme}://127.0.0.1:0", link.address)
+    addresses = [str(link.receive(LONG_S), "ascii") for _ in range(4)]
+    assert child.wait(LONG_S) == 0
+    end(child)
+    assert not any(Path(address.removeprefix("ipc://")).parent.exists() for address in addresses if scheme == "ipc")
+
+
 def send_on(sender: SendLink) -> None:
     deadline = time.monotonic() + LONG_S
     while time.monotonic() < deadline:

@@ -7,10 +7,11 @@ while a thread waits in it: close raises a flag, waits for the slice to end, the
 
 from __future__ import annotations
 
+import atexit
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
 from prima_core.errors import LinkBroken, LinkClosed, LinkTimeout
@@ -64,6 +65,7 @@ class NngReceiveLink:
             self._socket = PullSocket(limits, key)
             exits.callback(self._socket.close)
             bound = self._socket.listen(place.address)
+            _close_at_exit(self.close, exits)
             self._exits = exits.pop_all()
         is_file = place.address.startswith("ipc:")
         self._address = place.address if is_file else with_port(place.address, bound.rpartition(":")[2])
@@ -105,6 +107,7 @@ class NngSendLink:
             self._socket = PushSocket(limits, key, self._on_peers)
             exits.callback(self._socket.close)
             self._socket.dial(peer)
+            _close_at_exit(self.close, exits)
             self._exits = exits.pop_all()
 
     @property
@@ -153,3 +156,9 @@ class NngSendLink:
             return LinkTimeout(f"{self._peer} took no message within {timeout_s:g} s: it does not read")
         hint = "is it running, and does it have the same token?"
         return LinkTimeout(f"no connection to {self._peer} within {timeout_s:g} s", hint=hint)
+
+
+def _close_at_exit(close: Callable[[], None], exits: ExitStack) -> None:
+    """Before nng's own clean-up at exit, which aborts the process when a thread is in a call, a daemon thread too."""
+    atexit.register(close)
+    exits.callback(atexit.unregister, close)

@@ -220,7 +220,7 @@ void kv_write(Engine& engine, const In& k, const Out& cache, int64_t start) {
     engine.kv_write(from, n, start, n_kv_heads, capacity, head_dim, half, to);
 }
 
-uint64_t read(Engine& engine, const In& data) {
+uint64_t read_bytes(Engine& engine, const In& data) {
     if (data.dtype() != nb::dtype<uint8_t>()) refuse("data: not uint8");
     check_layout(data, "data", 1);
     const auto* bytes = static_cast<const uint8_t*>(data.data());
@@ -286,5 +286,5 @@ NB_MODULE(_kernels, m) {
         .def("add", &add, "x"_a, "y"_a, "out"_a)
         .def("attention", &attention, "q"_a, "k_cache"_a, "v_cache"_a, "start"_a, "scale"_a, "out"_a)
         .def("kv_write", &kv_write, "k"_a, "cache"_a, "start"_a)
-        .def("read", &read, "data"_a);
+        .def("read", &read_bytes, "data"_a);
 }
