@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from prima_core.model.chat import CHATML, ChatTemplate, encode_chat
 from prima_core.model.tokenizer import Tokenizer
 from tests.model.small_vocabulary import TOKENS, metadata
 
-TEMPLATES = Path(__file__).with_name("templates")
+# Of Qwen2.5-Instruct (Apache-2.0) and Llama-3-Instruct, as their files carry them.
+SOURCES = {
+    name: Path(__file__).with_name("templates").joinpath(f"{name}.jinja").read_text() for name in ("llama-3", "qwen2.5")
+}
+SOURCES["chatml"] = CHATML
 USER = [{"role": "user", "content": "hello"}]
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 LONG_WAIT_S = 20.0
@@ -35,6 +40,12 @@ def children() -> Iterator[psutil.Process]:
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.from_metadata(metadata())
+
+
+@pytest.fixture(scope="module")
+def templates() -> Iterator[dict[str, ChatTemplate]]:
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(ChatTemplate(source, "<s>", "</s>")) for name, source in SOURCES.items()}
 
 
 def fault_of(source: str, limit_s: float = 2.0) -> TemplateError:
@@ -66,12 +77,13 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
-@pytest.mark.parametrize("name", ["chatml", "llama-3", "qwen2.5"])
+@pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("prompt", [True, False])
-def test_templates_render_as_in_transformers(name: str, conversation: str, prompt: bool) -> None:
+def test_templates_render_as_in_transformers(
+    templates: dict[str, ChatTemplate], name: str, conversation: str, prompt: bool
+) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    source = CHATML if name == "chatml" else (TEMPLATES / f"{name}.jinja").read_text()
     messages, tools = CONVERSATIONS[conversation]
     settings: dict[str, Any] = {
         "add_generation_prompt": prompt,
@@ -79,9 +91,8 @@ def test_templates_render_as_in_transformers(name: str, conversation: str, promp
         "eos_token": "</s>",
         "tools": tools,
     }
-    expected = render_jinja_template([messages], chat_template=source, **settings)[0][0]
-    with ChatTemplate(source, "<s>", "</s>") as template:
-        assert template.render(messages, tools=tools, add_generation_prompt=prompt) == expected
+    expected = render_jinja_template([messages], chat_template=SOURCES[name], **settings)[0][0]
+    assert templates[name].render(messages, tools=tools, add_generation_prompt=prompt) == expected
 
 
 @pytest.mark.parametrize(
@@ -293,15 +304,13 @@ def ids_of(tokenizer: Tokenizer, messages: list[dict[str, Any]], source: str = C
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
-@pytest.mark.parametrize("name", ["chatml", "llama-3", "qwen2.5"])
+@pytest.mark.parametrize("name", SOURCES)
 def test_ordinary_conversations_encode_as_their_rendered_text(
-    tokenizer: Tokenizer, name: str, conversation: str
+    tokenizer: Tokenizer, templates: dict[str, ChatTemplate], name: str, conversation: str
 ) -> None:
-    source = CHATML if name == "chatml" else (TEMPLATES / f"{name}.jinja").read_text()
     messages, tools = CONVERSATIONS[conversation]
-    with ChatTemplate(source) as template:
-        ids = encode_chat(tokenizer, template, messages, tools=tools)
-        assert ids == tokenizer.encode(template.render(messages, tools=tools), parse_special=True)
+    ids = encode_chat(tokenizer, templates[name], messages, tools=tools)
+    assert ids == tokenizer.encode(templates[name].render(messages, tools=tools), parse_special=True)
 
 
 def test_words_of_template_and_message_merge_across_their_border(tokenizer: Tokenizer) -> None:

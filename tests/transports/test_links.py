@@ -255,7 +255,7 @@ def test_closed_links_raise(network: Network) -> None:
 
 def test_a_message_sent_before_close_arrives(network: Network) -> None:
     receiver = network.listen()
-    for number in range(20):
+    for number in range(10):
         sender = network.dial(receiver.address)
         sender.send([b"last words"], LONG_S)
         sender.send([bytes([number])], LONG_S)
@@ -265,7 +265,7 @@ def test_a_message_sent_before_close_arrives(network: Network) -> None:
 
 
 def test_close_ends_a_waiting_receive(network: Network) -> None:
-    for _ in range(20):
+    for _ in range(10):
         receiver = network.listen()
         join = in_thread(lambda receiver=receiver: receiver.receive(LONG_S))  # type: ignore[misc]  # mypy cannot
         receiver.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import stat
 import sys
 import tempfile
@@ -51,11 +52,7 @@ class IpcPlace:
     def remove(self) -> None:
         """Give back the folder; the socket's own file is removed by nng."""
         if self.own_folder is not None:
-            (self.own_folder / _FRESH_NAME).unlink(missing_ok=True)
-            self.own_folder.rmdir()
-
-
-_FRESH_NAME = "s"
+            shutil.rmtree(self.own_folder, ignore_errors=True)
 
 
 def ipc_place(address: str) -> IpcPlace:
@@ -64,7 +61,7 @@ def ipc_place(address: str) -> IpcPlace:
         return IpcPlace(address if address != _IPC else f"{_IPC}prima-{secrets.token_hex(8)}")
     if address == _IPC:
         folder = Path(tempfile.mkdtemp(prefix="prima-"))
-        return IpcPlace(_IPC + str(_checked(folder / _FRESH_NAME)), own_folder=folder)
+        return IpcPlace(_IPC + str(_checked(folder / "s")), own_folder=folder)  # a short name: paths are limited
     path = _checked(_path(address))
     _prepare_folder(path.parent)
     if path.exists() and not path.is_socket():  # nng would replace any file

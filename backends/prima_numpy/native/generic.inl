@@ -75,34 +75,55 @@ void dot_float_rows(const uint8_t* const rows[4], const Activations& a, int64_t 
     for (int r = 0; r < 4; ++r) out[r] = total[r].sum();
 }
 
-// Four activation rows at a time share the widened weights of one row.
+// kFloatTile weight rows by as many activation rows: each loaded value serves kFloatTile times.
+template <class T>
+void dot_float_tile(const typename T::Element* const w[kFloatTile], const float* const x[kFloatTile], int64_t cols,
+                    float out[kFloatTile][kFloatTile]) {
+    Lanes total[kFloatTile][kFloatTile];
+    for (auto& row : total) {
+        for (auto& lanes : row) lanes = Lanes::set(0);
+    }
+    const auto add_products = [&](const Lanes ws[kFloatTile], const Lanes& xs, int t) {
+        for (int r = 0; r < kFloatTile; ++r) total[t][r] = total[t][r] + ws[r] * xs;
+    };
+    Lanes ws[kFloatTile];
+    int64_t c = 0;
+    for (; c + 16 <= cols; c += 16) {
+        for (int r = 0; r < kFloatTile; ++r) ws[r] = T::load(w[r] + c);
+        for (int t = 0; t < kFloatTile; ++t) add_products(ws, Lanes::load(x[t] + c), t);
+    }
+    if (c < cols) {
+        for (int r = 0; r < kFloatTile; ++r) ws[r] = load_some_as<T>(w[r] + c, cols - c);
+        for (int t = 0; t < kFloatTile; ++t) add_products(ws, load_some(x[t] + c, cols - c), t);
+    }
+    for (int t = 0; t < kFloatTile; ++t) {
+        for (int r = 0; r < kFloatTile; ++r) out[t][r] = total[t][r].sum();
+    }
+}
+
 template <class T>
 void dot_float_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, float* out,
                      int64_t out_stride) {
-    using Element = typename T::Element;
-    for (int64_t t0 = 0; t0 < a.n; t0 += 4) {
-        const float* x[4];
-        for (int i = 0; i < 4; ++i) x[i] = a.x + (t0 + i < a.n ? t0 + i : a.n - 1) * a.cols;
-        for (int r = 0; r < n_rows; ++r) {
-            const uint8_t* w = rows + size_t(r) * row_bytes;
-            Lanes total[4] = {Lanes::set(0), Lanes::set(0), Lanes::set(0), Lanes::set(0)};
-            int64_t c = 0;
-            for (; c + 16 <= a.cols; c += 16) {
-                const Lanes ws = T::load((const Element*)(w + c * int64_t(sizeof(Element))));
-                for (int i = 0; i < 4; ++i) total[i] = total[i] + ws * Lanes::load(x[i] + c);
+    for (int64_t t0 = 0; t0 < a.n; t0 += kFloatTile) {
+        const float* x[kFloatTile];
+        for (int t = 0; t < kFloatTile; ++t) x[t] = a.x + (t0 + t < a.n ? t0 + t : a.n - 1) * a.cols;
+        for (int r0 = 0; r0 < n_rows; r0 += kFloatTile) {
+            const typename T::Element* w[kFloatTile];
+            for (int r = 0; r < kFloatTile; ++r) {
+                w[r] = (const typename T::Element*)(rows + size_t(r0 + r < n_rows ? r0 + r : n_rows - 1) * row_bytes);
             }
-            if (c < a.cols) {
-                const Lanes ws = load_some_as<T>((const Element*)(w + c * int64_t(sizeof(Element))), a.cols - c);
-                for (int i = 0; i < 4; ++i) total[i] = total[i] + ws * load_some(x[i] + c, a.cols - c);
+            float tile[kFloatTile][kFloatTile];
+            dot_float_tile<T>(w, x, a.cols, tile);
+            for (int t = 0; t < kFloatTile && t0 + t < a.n; ++t) {
+                for (int r = 0; r < kFloatTile && r0 + r < n_rows; ++r) out[(t0 + t) * out_stride + r0 + r] = tile[t][r];
             }
-            for (int i = 0; i < 4 && t0 + i < a.n; ++i) out[(t0 + i) * out_stride + r] = total[i].sum();
         }
     }
 }
 
 template <class T>
 constexpr MatrixKernels float_kernels() {
-    return {dot_float_rows<T>, dot_float_panel<T>, 2};
+    return {dot_float_rows<T>, dot_float_panel<T>, kFloatTile};
 }
 
 // ---------------------------------------------------------------- quantised activations

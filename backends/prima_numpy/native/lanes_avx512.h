@@ -1,5 +1,7 @@
 // `Lanes` (see lanes_portable.h) as one AVX-512 register. Included inside the variant's namespace.
 
+constexpr int kFloatTile = 4;  // 16 totals, 4 weights and an activation in 32 registers
+
 struct Lanes {
     __m512 v;
 

@@ -1,6 +1,8 @@
 // Sixteen floats as one value, in plain C++. Other variants give `Lanes` the same operations; generic.inl is written
 // against them. max(a, b) is b when either is NaN, as on x86. Included inside a variant's namespace.
 
+constexpr int kFloatTile = 2;
+
 struct Lanes {
     float v[16];
 

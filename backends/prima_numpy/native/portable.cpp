@@ -16,7 +16,7 @@ namespace {
 #include "lanes_portable.h"
 #include "generic.inl"
 
-inline int32_t dot_run(const uint8_t* w, const int8_t* x, int n) {
+inline int32_t dot_run(const int8_t* w, const int8_t* x, int n) {
     int32_t sum = 0;
     for (int i = 0; i < n; ++i) sum += int32_t(w[i]) * int32_t(x[i]);
     return sum;
@@ -24,7 +24,7 @@ inline int32_t dot_run(const uint8_t* w, const int8_t* x, int n) {
 
 // A Q4_K block ready for products: codes 0..15 in the order of the columns.
 struct Q4Codes {
-    uint8_t q[kKBlock];
+    int8_t q[kKBlock];
     uint8_t scales[8], minima[8];
     float d, dmin;
 
@@ -40,8 +40,8 @@ struct Q4Codes {
         for (int c = 0; c < 4; ++c) {
             for (int i = 0; i < 32; ++i) {
                 const uint8_t byte = block[16 + 32 * c + i];
-                q[64 * c + i] = byte & 15;
-                q[64 * c + 32 + i] = byte >> 4;
+                q[64 * c + i] = int8_t(byte & 15);
+                q[64 * c + 32 + i] = int8_t(byte >> 4);
             }
         }
     }
@@ -58,7 +58,7 @@ struct Q4Codes {
 
 // A Q6_K block: codes 0..63, which stand for -32..31.
 struct Q6Codes {
-    uint8_t q[kKBlock];
+    int8_t q[kKBlock];
     int8_t scales[16];
     float d;
 
@@ -71,11 +71,11 @@ struct Q6Codes {
             const uint8_t* low = block + 64 * h;
             const uint8_t* high = block + 128 + 32 * h;
             for (int i = 0; i < 32; ++i) {
-                uint8_t* out = q + 128 * h + i;
-                out[0] = uint8_t((low[i] & 15) | (high[i] & 3) << 4);
-                out[32] = uint8_t((low[i + 32] & 15) | (high[i] >> 2 & 3) << 4);
-                out[64] = uint8_t(low[i] >> 4 | (high[i] >> 4 & 3) << 4);
-                out[96] = uint8_t(low[i + 32] >> 4 | (high[i] >> 6) << 4);
+                int8_t* out = q + 128 * h + i;
+                out[0] = int8_t((low[i] & 15) | (high[i] & 3) << 4);
+                out[32] = int8_t((low[i + 32] & 15) | (high[i] >> 2 & 3) << 4);
+                out[64] = int8_t(low[i] >> 4 | (high[i] >> 4 & 3) << 4);
+                out[96] = int8_t(low[i + 32] >> 4 | (high[i] >> 6) << 4);
             }
         }
     }
