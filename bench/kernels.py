@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ def prefill(kernels: Kernels, type: GGUFType, memory: NDArray[np.uint8]) -> None
     rates = []
     for n in (2, 4, 8, 64, 256):
         x = np.random.default_rng(2).standard_normal((n, COLS), np.float32)
-        (seconds,) = best_s(lambda x=x: kernels.linear(weight, x))  # type: ignore[misc]  # mypy wants no defaults here
+        (seconds,) = best_s(partial(kernels.linear, weight, x))
         rates.append(f"{n}: {n * ROWS * COLS / seconds / 1e9:.0f}")
     print(f"  prefill {type.name:5} 10^9 products/s for n rows  " + "  ".join(rates))
 

@@ -37,8 +37,9 @@ def main() -> None:
         one.append(tpot_ms(args.model, 1, "ipc", args.threads))
         ring.append(tpot_ms(args.model, args.nodes, args.transport, args.threads))
         print(f"run {run + 1}: 1 process {one[-1]:.3f} ms/token, {args.nodes} processes {ring[-1]:.3f} ms/token")
-    extra = statistics.median(ring) - statistics.median(one)
-    print(f"median: 1 process {statistics.median(one):.3f}, {args.nodes} over {args.transport} {statistics.median(ring):.3f}")
+    alone, together = statistics.median(one), statistics.median(ring)
+    extra = together - alone
+    print(f"median: 1 process {alone:.3f} ms/token, {args.nodes} over {args.transport} {together:.3f} ms/token")
     print(f"the ring costs {extra:.3f} ms a token more ({extra / args.nodes:.3f} ms a hop)")
 
 

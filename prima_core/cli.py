@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import logging
+import io
 import os
+import signal
 import sys
-from typing import Any
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from prima_core.config import options
 from prima_core.errors import PrimaError
 
+if TYPE_CHECKING:
+    from prima_core.plugins import Registry
+
+CTRL_C = 130
+
 NODE = ("backend", "threads", "kernels", "memory")
-RING = ("nodes", "wait", "plan", "solver", "transport", "wire")
+RING = ("nodes", "plan", "solver", "transport", "wire")
 CONTEXT = ("context", "parallel", "chunk")
 SAMPLING = ("temp", "top_k", "top_p", "seed")
 
@@ -21,7 +28,17 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 model_argument = click.argument("model", required=False, metavar="[MODEL]")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Program(click.RichGroup):
+    """Ctrl-C ends a command in order, with the exit code that shells know, and without click's "Aborted!"."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # Any: as click's own
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(CTRL_C)
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="prima-llm", prog_name="prima")
 def cli() -> None:
     """prima makes one LLM server out of the computers of a home.
@@ -32,26 +49,28 @@ def cli() -> None:
 
 @cli.command()
 @model_argument
-@options(*NODE, *RING, "listen", "advertise", "token_file", "name", *CONTEXT, "temp", "top_k", "top_p")
-@options("host", "port", "api_key", "log_level")
-def serve(model: str | None, **settings: Any) -> None:  # Any: the values of config.TABLE
+@options("host", "port", "api_key", *CONTEXT, "temp", "top_k", "top_p")
+@options(*NODE, *RING, "wait", "listen", "advertise", "token_file", "name", "log_level")
+@click.pass_obj
+def serve(registry: Registry, /, model: str | None, **settings: Any) -> None:  # Any: the values of config.TABLE
     """Serve MODEL with an OpenAI-compatible API."""
     from prima_core.commands import serve as commands
 
     _start(settings)
-    commands.serve(model, settings)
+    commands.serve(model, settings, registry)
 
 
 @cli.command()
 @click.argument("head", metavar="HOST:PORT")
 @options("model_file", "models", *NODE, "listen", "advertise", "token_file", "name", "log_level")
 @click.option("--until-stdin-closes", is_flag=True, hidden=True, help="Leave when standard input ends.")
-def join(head: str, until_stdin_closes: bool, **settings: Any) -> None:
+@click.pass_obj
+def join(registry: Registry, /, head: str, until_stdin_closes: bool, **settings: Any) -> None:
     """Let this machine compute for the head at HOST:PORT."""
     from prima_core.commands import serve as commands
 
     _start(settings)
-    commands.join(head, until_stdin_closes, settings)
+    commands.join(head, until_stdin_closes, settings, registry)
 
 
 @cli.command()
@@ -60,23 +79,25 @@ def join(head: str, until_stdin_closes: bool, **settings: Any) -> None:
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @options("max_tokens", *SAMPLING, *NODE, *RING, *CONTEXT, "log_level")
 @as_json
-def run(model: str | None, prompt: str, raw: bool, as_json: bool, **settings: Any) -> None:
+@click.pass_obj
+def run(registry: Registry, /, model: str | None, prompt: str, raw: bool, as_json: bool, **settings: Any) -> None:
     """Answer one prompt."""
     from prima_core.commands import generate
 
     _start(settings)
-    generate.run(model, sys.stdin.read() if prompt == "-" else prompt, raw, as_json, settings)
+    generate.run(model, sys.stdin.read() if prompt == "-" else prompt, raw, as_json, settings, registry)
 
 
 @cli.command()
 @model_argument
 @options("max_tokens", *SAMPLING, *NODE, *RING, *CONTEXT, "log_level")
-def chat(model: str | None, **settings: Any) -> None:
+@click.pass_obj
+def chat(registry: Registry, /, model: str | None, **settings: Any) -> None:
     """Talk to MODEL in the terminal."""
     from prima_core.commands import generate
 
     _start(settings)
-    generate.chat(model, settings)
+    generate.chat(model, settings, registry)
 
 
 @cli.command()
@@ -85,25 +106,27 @@ def chat(model: str | None, **settings: Any) -> None:
 @click.option("--gen", "n_gen", type=click.IntRange(min=2), default=64, show_default=True, help="Generated tokens.")
 @options(*NODE, *RING, "context", "chunk", "log_level")
 @as_json
-def bench(model: str | None, n_prompt: int, n_gen: int, as_json: bool, **settings: Any) -> None:
+@click.pass_obj
+def bench(registry: Registry, /, model: str | None, n_prompt: int, n_gen: int, as_json: bool, **settings: Any) -> None:
     """Measure the speed of prefill and decode on this machine."""
     from prima_core.commands import generate
 
     _start(settings)
-    generate.bench(model, n_prompt, n_gen, as_json, settings)
+    generate.bench(model, n_prompt, n_gen, as_json, settings, registry)
 
 
 @cli.command()
 @model_argument
 @click.option("--problem", type=click.Path(dir_okay=False), help="Solve this problem file instead.")
-@options("backend", "threads", "kernels", "memory", "nodes", "plan", "solver", "transport", *CONTEXT, "log_level")
+@options("backend", "threads", "kernels", "memory", "nodes", "plan", "solver", *CONTEXT, "log_level")
 @as_json
-def plan(model: str | None, problem: str | None, as_json: bool, **settings: Any) -> None:
+@click.pass_obj
+def plan(registry: Registry, /, model: str | None, problem: str | None, as_json: bool, **settings: Any) -> None:
     """Show which node would compute which layers."""
-    from prima_core.commands import tools
+    from prima_core.commands import plan as commands
 
     _start(settings)
-    tools.plan(model, problem, as_json, settings)
+    commands.plan(model, problem, as_json, settings, registry)
 
 
 @cli.command()
@@ -113,29 +136,29 @@ def plan(model: str | None, problem: str | None, as_json: bool, **settings: Any)
 @as_json
 def tokenize(model: str, text: str | None, special: bool, as_json: bool) -> None:
     """Show the token ids of TEXT (standard input without it). Works for vocabulary-only files too."""
-    from prima_core.commands import tools
+    from prima_core.commands import tokenize as commands
 
-    tools.tokenize(model, text, special, as_json)
+    commands.tokenize(model, text, special, as_json)
 
 
 @cli.command()
 @as_json
-def plugins(as_json: bool) -> None:
+@click.pass_obj
+def plugins(registry: Registry, /, as_json: bool) -> None:
     """List the plugins that were found, and what is wrong with them."""
-    from prima_core.commands import tools
+    from prima_core.commands import plugins as commands
 
-    logging.disable()  # the table tells the faults
-    tools.plugins(as_json)
+    commands.plugins(as_json, registry)
 
 
 @cli.command()
 @as_json
-def doctor(as_json: bool) -> None:
+@click.pass_obj
+def doctor(registry: Registry, /, as_json: bool) -> None:
     """Tell what works on this machine, what is missing, and how to get it."""
-    from prima_core.commands import tools
+    from prima_core.commands import doctor as commands
 
-    logging.disable()
-    tools.doctor(as_json)
+    commands.doctor(as_json, registry)
 
 
 def _start(settings: dict[str, Any]) -> None:
@@ -148,11 +171,26 @@ def main() -> None:
     """The program: errors of ours become one line and exit code 1, Ctrl-C exit code 130."""
     from prima_core.plugins import Registry
 
+    _prepare_process()
     try:
-        Registry.load(os.environ).add_commands(cli)
-        cli(prog_name="prima")
+        with closing(Registry.load(os.environ)) as registry:
+            registry.add_commands(cli)
+            cli(prog_name="prima", obj=registry)
     except PrimaError as error:
         click.echo(f"prima: {error.message}", err=True)
         if error.hint:
             click.echo(f"  hint: {error.hint}", err=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(CTRL_C)
+
+
+def _prepare_process() -> None:
+    """A kill and a closed terminal are as Ctrl-C; a character that a stream cannot carry is replaced."""
+    for name in ("SIGTERM", "SIGHUP"):  # the second not on Windows
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(number, signal.default_int_handler)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

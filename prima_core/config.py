@@ -61,7 +61,7 @@ TABLE = (
     Setting("name", ("--name",), str, None, "This node's name in plans.  [default: the host's name]"),
     Setting("temp", ("--temp",), click.FloatRange(0, 100), None, "Sampling temperature; 0: always the likeliest token."),
     Setting("top_k", ("--top-k",), click.IntRange(min=0), None, "Draw from the K likeliest tokens; 0: from all."),
-    Setting("top_p", ("--top-p",), click.FloatRange(0, 1, min_open=True), None, "Draw from the likeliest tokens that make up P."),
+    Setting("top_p", ("--top-p",), click.FloatRange(0, 1), None, "Draw from the likeliest tokens that make up P."),
     Setting("seed", ("--seed",), int, None, "Seed of the sampling.  [default: a new one each time]"),
     Setting("max_tokens", ("-n", "--max-tokens"), _POSITIVE, None, "Tokens to generate at most."),
     Setting("log_level", ("--log-level",), click.Choice(["debug", "info", "warning", "error"]), "warning", "What is logged."),

@@ -63,8 +63,9 @@ class KvKind(StrEnum):
 class KvOp:
     """A change of the KV cache that travels inside a step and applies, before the step's tokens, to the visited layers.
 
-    open(sequence, capacity): room for `capacity` positions, empty. fork(sequence, source, length, capacity): as open, with
-    the first `length` positions of `source` copied. truncate(sequence, length): positions from `length` on are forgotten.
+    open(sequence, capacity): room for `capacity` positions, empty.
+    fork(sequence, source, length, capacity): as open, with the first `length` positions of `source` copied.
+    truncate(sequence, length): positions from `length` on are forgotten.
     drop(sequence): the room is given back; idempotent.
     """
 
@@ -111,7 +112,10 @@ class Store(Protocol):
     """The weights of a slice. `acquire` waits until a layer's tensors are in memory, `release` lets them go."""
 
     def acquire(self, layer: int) -> Mapping[str, Weight]:
-        """The layer's tensors by name without the `blk.N.` prefix, e.g. `attn_q.weight`."""
+        """The layer's tensors by name without the `blk.N.` prefix, e.g. `attn_q.weight`.
+
+        The same mapping object as last time means the same bytes at the same place.
+        """
         ...
 
     def release(self, layer: int) -> None: ...
@@ -155,7 +159,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class BackendOptions:
-    """What the user chose for a backend. `threads` 0: the backend's own choice. `kernels`: "auto" or a backend's own names."""
+    """What the user chose for a backend. `threads` 0: its own choice. `kernels`: "auto" or names of its own."""
 
     threads: int = 0
     kernels: str = "auto"
@@ -193,7 +197,7 @@ class Backend(Protocol):
         ...
 
     def load(self, model: ModelSpec, device: str, part: Slice, store: Store) -> Shard:
-        """Raises DeviceMemoryError when the slice does not fit, ModelError when the family or a type is not supported."""
+        """Raises DeviceMemoryError when the slice does not fit, ModelError for a family or type it lacks."""
         ...
 
     def close(self) -> None: ...
@@ -201,7 +205,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BackendPlugin:
-    """Offer of a backend. `extra` is the pip extra that brings its dependency. `probe` and `open` may import heavy things."""
+    """Offer of a backend. `extra`: the pip extra of its dependency. `probe` and `open` may import heavy things."""
 
     name: str
     api: int

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 
@@ -319,14 +319,14 @@ def test_a_backend_without_its_compute_part_says_so(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("kind", ["backend", "solver", "transport"])
 def test_an_unknown_name_is_answered_with_the_names_there_are(kind: str) -> None:
     registry = Registry.load({})
-    ask = {
+    ask: dict[str, Callable[[], object]] = {
         "backend": lambda: registry.open_backend("nunpy", OPTIONS),
         "solver": lambda: registry.solver("evenn"),
         "transport": lambda: registry.transport("tpc://127.0.0.1:1"),
-    }[kind]
+    }
     hint = {"backend": "'numpy'? there are: mlx, numpy, torch", "solver": "'even'", "transport": "'tcp'"}[kind]
     with pytest.raises(PluginError, match=f"there is no {kind}") as error:
-        ask()
+        ask[kind]()
     assert f"did you mean {hint}" in error.value.hint
 
 
@@ -357,6 +357,12 @@ def test_an_error_of_ours_from_open_passes_as_it_is(site: Site) -> None:
     with pytest.raises(ConfigError, match="no kernels like that"):
         registry.open_backend("picky", OPTIONS)
     assert row(registry, "picky").state == "ok"
+
+
+def test_what_keeps_a_usable_backend_from_its_best_is_shown(site: Site) -> None:
+    site.add("lame", backend("lame", probe="return Probe(True, 'no kernels', 'install a compiler')"))
+    lame = row(Registry.load({}), "lame")
+    assert (lame.state, lame.fault, lame.hint) == ("ok", "no kernels", "install a compiler")
 
 
 def test_a_probe_is_asked_once(site: Site) -> None:

@@ -11,7 +11,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models
 
 from training.model import Llama, Shape
-from training.vocabulary import CHAT_END, CHAT_TEMPLATE, END_OF_TEXT, SPECIAL, empty_tokenizer
+from training.vocabulary import CHAT_END, CHAT_TEMPLATE, END_OF_TEXT, SPECIAL, empty_tokenizer, token_id
 
 NAME = "prima-builtin"
 DESCRIPTION = (
@@ -72,7 +72,8 @@ def _write_facts(writer: gguf.GGUFWriter, model: Llama) -> None:
 
 
 def _write_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
-    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.token_to_id)
+    ids = tokenizer.get_vocab()
+    tokens = sorted(ids, key=ids.__getitem__)
     control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     writer.add_tokenizer_model("gpt2")
@@ -80,10 +81,10 @@ def _write_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types([control if token in SPECIAL else normal for token in tokens])
     writer.add_token_merges([" ".join(pair) for pair in merges])
-    writer.add_bos_token_id(tokenizer.token_to_id(END_OF_TEXT))
-    writer.add_eos_token_id(tokenizer.token_to_id(CHAT_END))
-    writer.add_eot_token_id(tokenizer.token_to_id(CHAT_END))
-    writer.add_pad_token_id(tokenizer.token_to_id(END_OF_TEXT))
+    writer.add_bos_token_id(token_id(tokenizer, END_OF_TEXT))
+    writer.add_eos_token_id(token_id(tokenizer, CHAT_END))
+    writer.add_eot_token_id(token_id(tokenizer, CHAT_END))
+    writer.add_pad_token_id(token_id(tokenizer, END_OF_TEXT))
     writer.add_add_bos_token(False)
     writer.add_chat_template(CHAT_TEMPLATE)
 

@@ -34,7 +34,7 @@ def rotations(shape: Shape, n_positions: int) -> Tensor:
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Turn neighbouring pairs of `x` `[batch, tokens, heads, d_head]`."""
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turns[:, None, :]).flatten(-2)
 
 
@@ -62,10 +62,10 @@ class Block(nn.Module):
         return out
 
     def attend(self, h: Tensor, turns: Tensor) -> Tensor:
-        heads = (-1, self.shape.d_head)
-        q = rotate(self.attn_q(h).unflatten(-1, heads), turns).transpose(1, 2)
-        k = rotate(self.attn_k(h).unflatten(-1, heads), turns).transpose(1, 2)
-        v = self.attn_v(h).unflatten(-1, heads).transpose(1, 2)
+        heads = (*h.shape[:-1], -1, self.shape.d_head)
+        q = rotate(self.attn_q(h).view(heads), turns).transpose(1, 2)
+        k = rotate(self.attn_k(h).view(heads), turns).transpose(1, 2)
+        v = self.attn_v(h).view(heads).transpose(1, 2)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         out: Tensor = self.attn_output(mixed.transpose(1, 2).flatten(-2))
         return out
@@ -80,6 +80,7 @@ class Llama(nn.Module):
         self.token_embd = nn.Embedding(shape.n_vocab, shape.d_model)
         self.blk = nn.ModuleList(Block(shape) for _ in range(shape.n_layers))
         self.output_norm = nn.RMSNorm(shape.d_model, eps=shape.norm_epsilon)
+        self.turns: Tensor
         self.register_buffer("turns", rotations(shape, shape.n_context), persistent=False)
         self.apply(self._initialise)
 

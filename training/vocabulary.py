@@ -15,7 +15,9 @@ QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 IGNORED = -100
@@ -50,12 +52,20 @@ def train_tokenizer(texts: Iterable[str], n_vocab: int) -> Tokenizer:
     return learned
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of `token`. Raises ValueError when the vocabulary lacks it."""
+    found: int | None = tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"the vocabulary has no token {token!r}")
+    return found
+
+
 class ChatEncoder:
     """Turns chats into ids and targets exactly as the chat template and the tokenizer do together."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.start, self.end = (tokenizer.token_to_id(token) for token in (CHAT_START, CHAT_END))
+        self.start, self.end = (token_id(tokenizer, token) for token in (CHAT_START, CHAT_END))
         self.newline = tokenizer.encode("\n").ids
         self.n_answer_head = len(tokenizer.encode("assistant\n").ids)
 

@@ -51,7 +51,20 @@ def native_fault() -> str:
 
 def default_threads() -> int:
     """Physical cores, but no more than this process may use by affinity and by its cgroup's quota."""
-    return max(1, min(psutil.cpu_count(logical=False) or 1, _affinity(), _cgroup_quota()))
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return max(1, min(physical, _affinity(), cgroup_quota(Path("/sys/fs/cgroup"))))
+
+
+def cgroup_quota(root: Path) -> int:
+    """CPUs that the quota of the cgroup at `root` amounts to, rounded up; all of the machine's without a quota."""
+    with suppress(OSError, ValueError):  # version 2: "max 100000" is no number, and no quota
+        quota, period = (root / "cpu.max").read_text().split()
+        return -(-int(quota) // int(period))
+    with suppress(OSError, ValueError):  # version 1: -1 is no quota
+        quota, period = ((root / "cpu" / name).read_text() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+        if int(quota) > 0:
+            return -(-int(quota) // int(period))
+    return os.cpu_count() or 1
 
 
 class Kernels:
@@ -162,7 +175,6 @@ class Kernels:
         """
         self._engine.kv_write(k, cache, start)
 
-
     def read(self, data: NDArray[np.uint8]) -> int:
         """Read all of `data` with the pool, in the way products read weights, and do nothing else with it.
 
@@ -181,17 +193,4 @@ def _product(
 def _affinity() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux only
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _cgroup_quota() -> int:
-    """CPUs that the cgroup's quota amounts to, rounded up; very many without a quota."""
-    v2, v1 = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu")
-    with suppress(OSError, ValueError):
-        quota, period = v2.read_text().split()
-        return -(-int(quota) // int(period))
-    with suppress(OSError, ValueError):
-        quota, period = (v1 / "cpu.cfs_quota_us").read_text(), (v1 / "cpu.cfs_period_us").read_text()
-        if int(quota) > 0:
-            return -(-int(quota) // int(period))
     return os.cpu_count() or 1

@@ -14,7 +14,12 @@ def prima_backends() -> Iterable[BackendPlugin]:
 
 
 def _probe() -> Probe:
-    return Probe(usable=True, reason="needs nothing but numpy")
+    """Always usable; a missing native module is said, because it costs two orders of magnitude."""
+    from prima_numpy.kernels import native_fault
+
+    fault = native_fault()
+    hint = "install a C++ compiler, then prima-llm again" if fault else ""
+    return Probe(usable=True, reason=fault or "needs nothing but numpy", hint=hint)
 
 
 def _open(options: BackendOptions) -> Backend:

@@ -7,6 +7,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,8 +17,9 @@ import rich_click as click
 
 from prima_core.commands.setup import Settings, say, serving_head
 from prima_core.engine.request import GREEDY, Event, Failed, Finished, Piece, Request
-from prima_core.errors import RequestError
+from prima_core.errors import ClusterError, RequestError
 from prima_core.node.head import Head
+from prima_core.plugins import Registry
 
 
 @dataclass(slots=True)
@@ -61,7 +63,7 @@ def events(head: Head, request: Request) -> Iterator[Piece | Finished]:
     number = head.submit(request, inbox.put)
     try:
         while True:
-            event = inbox.get()
+            event = _next(inbox)
             if isinstance(event, Failed):
                 raise event.error
             yield event
@@ -69,6 +71,12 @@ def events(head: Head, request: Request) -> Iterator[Piece | Finished]:
                 return
     finally:
         head.cancel(number)
+
+
+def _next(inbox: queue.SimpleQueue[Event]) -> Event:
+    while True:
+        with suppress(queue.Empty):
+            return inbox.get(timeout=0.2)  # a wait without end is deaf to Ctrl-C on Windows
 
 
 def make_request(head: Head, prompt: list[int], settings: Settings) -> Request:
@@ -87,9 +95,9 @@ def make_request(head: Head, prompt: list[int], settings: Settings) -> Request:
 # ---------------------------------------------------------------- prima run
 
 
-def run(model: str | None, prompt: str, raw: bool, as_json: bool, settings: Settings) -> None:
+def run(model: str | None, prompt: str, raw: bool, as_json: bool, settings: Settings, registry: Registry) -> None:
     """Answer one prompt; the text streams to standard output."""
-    with serving_head(model, settings) as head:
+    with serving_head(model, settings, registry) as head:
         ids = _prompt_ids(head, prompt, raw)
         request = make_request(head, ids, settings)
         timings, generated, text = Timings(len(ids)), list[int](), list[str]()
@@ -123,9 +131,11 @@ def _write(text: str) -> None:
 CHAT_HELP = "/new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 
-def chat(model: str | None, settings: Settings) -> None:
-    """Talk to the model in the terminal."""
-    with serving_head(model, settings) as head:
+def chat(model: str | None, settings: Settings, registry: Registry) -> None:
+    """Talk to the model in the terminal; without one, a line of standard input is a turn."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  arrow keys and history for `input`; not on Windows
+    with serving_head(model, settings, registry) as head:
         say(f"{head.model_name}: {CHAT_HELP}")
         messages: list[dict[str, str]] = []
         while (line := _ask()) is not None:
@@ -142,12 +152,12 @@ def chat(model: str | None, settings: Settings) -> None:
 def _ask() -> str | None:
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
-    except (EOFError, KeyboardInterrupt):
+    except EOFError:
         return None
 
 
 def _answer(head: Head, messages: list[dict[str, str]], line: str, settings: Settings) -> None:
-    """One turn; what was said of a stopped answer stays in the conversation."""
+    """One turn. In a terminal Ctrl-C stops the answer only; what was said of it stays in the conversation."""
     messages.append({"role": "user", "content": line})
     text: list[str] = []
     try:
@@ -155,8 +165,9 @@ def _answer(head: Head, messages: list[dict[str, str]], line: str, settings: Set
             text.append(event.text)
             _write(text[-1])
     except KeyboardInterrupt:
-        pass  # Ctrl-C stops this answer only
-    except RequestError as error:
+        if not sys.stdin.isatty():
+            raise
+    except (RequestError, ClusterError) as error:
         messages.pop()
         say(f"{error}; /new starts over")
         return
@@ -167,9 +178,9 @@ def _answer(head: Head, messages: list[dict[str, str]], line: str, settings: Set
 # ---------------------------------------------------------------- prima bench
 
 
-def bench(model: str | None, n_prompt: int, n_gen: int, as_json: bool, settings: Settings) -> None:
+def bench(model: str | None, n_prompt: int, n_gen: int, as_json: bool, settings: Settings, registry: Registry) -> None:
     """Time a prompt and a generation, each token of it."""
-    with serving_head(model, {**settings, "context": settings["context"] or n_prompt + n_gen}) as head:
+    with serving_head(model, {**settings, "context": settings["context"] or n_prompt + n_gen}, registry) as head:
         _timed(head, n_prompt, n_gen)  # warms up
         facts = bench_facts(head, _timed(head, n_prompt, n_gen))
     if as_json:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +18,7 @@ import uvicorn
 from prima_core.commands.setup import (
     LoadProgress,
     Settings,
+    check_transport,
     head_options,
     head_secret,
     model_path,
@@ -41,10 +44,48 @@ from prima_core.node.network import (
     with_port,
 )
 from prima_core.plugins import Registry
-from prima_core.serve.app import make_app
+from prima_core.serve.app import Service, make_app
 from prima_core.serve.guard import Guard
 
+log = logging.getLogger(__name__)
+
 GRACE_S = 1  # for answers to be written out after Ctrl-C
+
+
+def serve(model: str | None, settings: Settings, registry: Registry) -> None:
+    """Serve until Ctrl-C. Raises PrimaError when it cannot."""
+    host, port = settings["host"], settings["port"]
+    guard = Guard(host, settings["api_key"])
+    check_transport(settings, registry)
+    with ExitStack() as exits:
+        listener = exits.enter_context(bound(host, port))
+        opened = exits.enter_context(open_model_argument(model))
+        options = head_options(settings, opened.file.metadata)
+        head = exits.enter_context(Head(opened, options, registry, head_secret(settings), say))
+        if head.node.explanation:
+            say(head.node.explanation)
+        if settings["listen"] is not None:
+            say(f"other machines join with: prima join {head.join_address}\nand {_token_place(settings)}")
+        server = make_server(head, guard, head.stop_requests)
+        watch = Watch(head, server, registry, url_of(listener), may_wait=settings["listen"] is not None)
+        watch.start()
+        with _ctrl_c_is_no_error():
+            server.run(sockets=[listener])
+    watch.raise_error()
+
+
+def make_server(service: Service, guard: Guard, on_stop: Callable[[], None]) -> Server:
+    """The HTTP server, to be run with a bound socket."""
+    config = uvicorn.Config(
+        make_app(service, guard),
+        lifespan="off",
+        log_config=None,
+        ws="none",
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    return Server(config, on_stop)
 
 
 class Server(uvicorn.Server):
@@ -59,34 +100,11 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(model: str | None, settings: Settings) -> None:
-    """Serve until Ctrl-C. Raises PrimaError when it cannot."""
-    host, port = settings["host"], settings["port"]
-    guard = Guard(host, settings["api_key"])
-    registry = Registry.load(os.environ)
-    with ExitStack() as exits:
-        listener = exits.enter_context(_bound(host, port))
-        opened = exits.enter_context(open_model_argument(model))
-        options = head_options(settings, opened.file.metadata)
-        exits.callback(registry.close)
-        head = exits.enter_context(Head(opened, options, registry, head_secret(settings), say))
-        if head.node.explanation:
-            say(head.node.explanation)
-        if settings["listen"] is not None:
-            say(f"other machines join with: prima join {head.join_address}\nand the token in {token_path()}")
-        config = uvicorn.Config(
-            make_app(head, guard),
-            lifespan="off",
-            log_config=None,
-            timeout_graceful_shutdown=GRACE_S,
-            server_header=False,
-        )
-        server = Server(config, head.stop_requests)
-        watch = Watch(head, server, registry, _url(listener), may_wait=settings["listen"] is not None)
-        watch.start()
-        with _ctrl_c_is_no_error():
-            server.run(sockets=[listener])
-    watch.raise_error()
+def _token_place(settings: Settings) -> str:
+    """Where the token is that `setup.head_secret` took."""
+    if settings["token_file"] is not None:
+        return f"the token in {settings['token_file']}"
+    return "the token in PRIMA_TOKEN" if os.environ.get("PRIMA_TOKEN") else f"the token in {token_path()}"
 
 
 class Watch:
@@ -149,28 +167,31 @@ def describe_plan(status: Status) -> Iterator[str]:
 
 
 @contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    """The HTTP socket, bound before anything is loaded, so that a taken port is told at once."""
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """The HTTP socket, open before anything is loaded, so that a taken port is told at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform != "win32":  # there it would let two servers have the same port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
-        except OSError as error:
+            listener.listen()  # two servers could bind the same port; and who comes early waits
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or error
             raise ConfigError(
-                f"cannot serve on {host}:{port}: {error.strerror}", hint="another --port or --host may be free"
+                f"cannot serve on {host}:{port}: {why}", hint="another --port or --host may be free"
             ) from error
         yield listener
 
 
-def _url(listener: socket.socket) -> str:
+def url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @contextmanager
 def _ctrl_c_is_no_error() -> Iterator[None]:
-    """uvicorn raises the signal again when it has shut down in order."""
+    """uvicorn raises the signal again when it has shut down in order: Ctrl-C is how a server ends."""
     try:
         yield
     except KeyboardInterrupt:
@@ -180,21 +201,18 @@ def _ctrl_c_is_no_error() -> Iterator[None]:
 # ---------------------------------------------------------------- prima join
 
 
-def join(head: str, until_stdin_closes: bool, settings: Settings) -> None:
+def join(head: str, until_stdin_closes: bool, settings: Settings, registry: Registry) -> None:
     """Compute for a head until Ctrl-C. Raises PrimaError when that cannot work."""
     address = cluster_address(head)
-    registry = Registry.load(os.environ)
-    worker = WorkerNode(_join_options(address, settings), registry, worker_secret(settings), say)
+    tell = log.info if until_stdin_closes else say  # of a local node its head tells enough
+    worker = WorkerNode(_join_options(address, settings), registry, worker_secret(settings), tell)
     signal.signal(signal.SIGTERM, lambda sig, frame: worker.stop())
     signal.signal(signal.SIGINT, lambda sig, frame: worker.stop())
     if until_stdin_closes:
         leave_when_stdin_closes(worker.stop)
     else:
         say(f"joining {address}, Ctrl-C leaves")
-    try:
-        worker.run()
-    finally:
-        registry.close()
+    worker.run()
 
 
 def _join_options(address: str, settings: Settings) -> JoinOptions:

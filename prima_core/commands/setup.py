@@ -16,6 +16,7 @@ import rich_click as click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from prima_core.config import CLUSTER_PORT, SETTINGS
 from prima_core.engine.request import Sampling
 from prima_core.errors import ConfigError
 from prima_core.model.weights import Model, open_model
@@ -30,6 +31,7 @@ from prima_core.ring.wire import WirePolicy
 
 Settings = Mapping[str, Any]  # values of `config.TABLE` by name, each as its click type made it
 
+log = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False)
 BUILTIN = "prima-builtin.gguf"
 DEFAULT_SAMPLING = Sampling(temperature=0.8, top_k=40, top_p=0.95)
@@ -95,15 +97,10 @@ def _usable_cores() -> range | set[int]:
 
 def head_options(settings: Settings, metadata: Mapping[str, object]) -> HeadOptions:
     n_nodes = settings.get("nodes", 1)
-    listen = settings.get("listen")
-    if listen is not None:
-        listen = cluster_address(listen)
-    elif n_nodes > 1 or settings.get("wait", 1) > 1:
-        listen = _local_address(settings["transport"])
     return HeadOptions(
         node=node_options(settings, n_nodes),
         name=settings.get("name") or node_name(),
-        listen=listen,
+        listen=_listen(settings),
         advertise=settings.get("advertise"),
         n_local=n_nodes - 1,
         wait=settings.get("wait", 1),
@@ -116,6 +113,19 @@ def head_options(settings: Settings, metadata: Mapping[str, object]) -> HeadOpti
         sampling=sampling(settings, metadata),
         log_level=settings["log_level"],
     )
+
+
+def _listen(settings: Settings) -> str | None:
+    """Where nodes join: what the user said, else where only local ones can, else nowhere."""
+    listen, n_nodes, wait = settings.get("listen"), settings.get("nodes", 1), settings.get("wait", 1)
+    if listen is not None:
+        return cluster_address(listen)
+    if wait > n_nodes:
+        raise ConfigError(
+            f"--wait {wait} is more than the nodes that are started here ({n_nodes}), and no others can join",
+            hint=f"let them join with --listen 0.0.0.0:{CLUSTER_PORT}, or start them here with --nodes {wait}",
+        )
+    return _local_address(settings.get("transport", "inproc")) if n_nodes > 1 else None
 
 
 def _local_address(transport: str) -> str:
@@ -131,17 +141,20 @@ def node_name() -> str:
 def sampling(settings: Settings, metadata: Mapping[str, object]) -> Sampling:
     """What the user set, else what the model's file recommends (`general.sampling.*`), else llama.cpp's defaults."""
 
-    def choose(name: str, default: float) -> float:
+    def choose(name: str, highest: float, default: float) -> float:
+        chosen = settings.get(name)
+        if chosen is not None:
+            return float(chosen)
         recommended = metadata.get(f"general.sampling.{name}", default)
-        value = settings.get(name)
-        if value is None:
-            value = recommended if isinstance(recommended, (int, float)) else default
-        return float(value)
+        if isinstance(recommended, (int, float)) and 0 <= recommended <= highest:
+            return float(recommended)
+        log.warning("the model recommends a %s of %.80r, %g is used instead", name, recommended, default)
+        return default
 
     return Sampling(
-        temperature=choose("temp", DEFAULT_SAMPLING.temperature),
-        top_k=int(choose("top_k", DEFAULT_SAMPLING.top_k)),
-        top_p=choose("top_p", DEFAULT_SAMPLING.top_p),
+        temperature=choose("temp", 100, DEFAULT_SAMPLING.temperature),
+        top_k=int(choose("top_k", 2**31 - 1, DEFAULT_SAMPLING.top_k)),
+        top_p=choose("top_p", 1, DEFAULT_SAMPLING.top_p),
     )
 
 
@@ -165,16 +178,21 @@ def open_model_argument(model: str | None) -> Iterator[Model]:
 
 
 @contextmanager
-def serving_head(model: str | None, settings: Settings) -> Iterator[Head]:
+def serving_head(model: str | None, settings: Settings, registry: Registry) -> Iterator[Head]:
     """A head that serves the model, for commands that use it in their own process; ends with the block."""
-    registry = Registry.load(os.environ)
+    check_transport(settings, registry)
     with open_model_argument(model) as opened:
         options = head_options(settings, opened.file.metadata)
         with Head(opened, options, registry, head_secret(settings), say) as head:
             with LoadProgress() as progress:
                 head.wait_until_serving(progress.show)
             yield head
-    registry.close()
+
+
+def check_transport(settings: Settings, registry: Registry) -> None:
+    """Raises PluginError for a transport that was asked for and is not there, also where a single node needs none."""
+    if settings["transport"] != SETTINGS["transport"].default:
+        registry.transport(_local_address(settings["transport"]))
 
 
 def say(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from prima_core.engine.request import Event, Failed, Finished, FinishReason, Piece, Request
 from prima_core.engine.scheduler import PlannedStep, Room, Scheduler, Sequence
 from prima_core.engine.text import TextStream
-from prima_core.errors import PrimaError, RequestError
+from prima_core.errors import ClusterError, PrimaError, RequestError
 
 if TYPE_CHECKING:
     from prima_core.model.tokenizer import Tokenizer
@@ -19,10 +20,11 @@ Deliver = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came out of a step: (sequence number, token id) of each wanted row, or the error that ended it."""
+    """What came out of a step: sequence number and token id (or what went wrong) of each wanted row, or the error that
+    ended it as a whole."""
 
     number: int
-    tokens: tuple[tuple[int, int], ...] = ()
+    tokens: tuple[tuple[int, int | PrimaError], ...] = ()
     error: PrimaError | None = None
 
 
@@ -72,10 +74,10 @@ class Engine:
         self._scheduler.add(sequence)
 
     def cancel(self, number: int) -> None:
-        """Forget a request without an event. Idempotent."""
-        stream = self._streams.pop(number, None)
+        """End a request that nobody wants any more. Idempotent."""
+        stream = self._streams.get(number)
         if stream is not None:
-            self._scheduler.remove(stream.sequence)
+            self._finish(stream, FinishReason.CANCELLED)
 
     def next_step(self) -> PlannedStep | None:
         planned = self._scheduler.next_step()
@@ -83,17 +85,34 @@ class Engine:
             self._in_flight[planned.number] = planned
         return planned
 
+    def probe(self) -> PlannedStep:
+        """A step without tokens, to be sent behind those in flight: when it comes back first they are lost."""
+        planned = self._scheduler.empty_step()
+        self._in_flight[planned.number] = planned
+        return planned
+
     def accept(self, result: StepResult) -> None:
-        """Take the result of a step: sequences grow, end, or fail, and their events are delivered."""
+        """Take the result of a step: sequences grow, end, or fail, and their events are delivered.
+
+        Results come in the order of the steps: a step before this one that has not come was lost on its way.
+        """
         planned = self._in_flight.pop(result.number, None)
         if planned is None:
             return  # a step of an epoch that was given up
+        for number in [number for number in self._in_flight if number < result.number]:
+            self._fail_step(self._in_flight.pop(number), _lost())
         if result.error is not None:
-            self.fail({chunk.sequence for chunk in planned.step.chunks}, result.error)
+            self._fail_step(planned, result.error)
         for number, token in result.tokens:
             stream = self._streams.get(number)
-            if stream is not None:
+            if isinstance(token, PrimaError):
+                self.fail([number], token)
+            elif stream is not None:
                 self._grow(stream, token)
+
+    def _fail_step(self, planned: PlannedStep, error: PrimaError) -> None:
+        self._scheduler.repeat_drops(planned.step)
+        self.fail([chunk.sequence for chunk in planned.step.chunks], error)
 
     def fail(self, numbers: Iterable[int], error: PrimaError) -> None:
         """End these requests with an error."""
@@ -119,9 +138,8 @@ class Engine:
         self.fail(tuple(self._streams), error)
 
     def _check(self, request: Request) -> None:
+        _check_values(request)
         n_prompt = len(request.prompt)
-        if n_prompt < 1:
-            raise RequestError("the prompt is empty", param="messages", hint="send at least one token")
         if n_prompt + request.max_tokens - 1 > self.context_length:
             raise RequestError(
                 f"the prompt has {n_prompt} tokens and {request.max_tokens} are wanted,"
@@ -158,3 +176,21 @@ class Engine:
         self._scheduler.remove(sequence)
         held = "" if stream.text.stopped else stream.text.flush()
         stream.deliver(Finished(reason, held, sequence.n_prompt, sequence.n_generated))
+
+
+def _lost() -> ClusterError:
+    return ClusterError("a part of the answer was lost between the nodes", hint="ask again")
+
+
+def _check_values(request: Request) -> None:
+    sampling = request.sampling
+    if not request.prompt:
+        raise RequestError("the prompt is empty", param="messages", hint="send at least one token")
+    for name, value, is_right in (
+        ("max_tokens", request.max_tokens, request.max_tokens >= 1),
+        ("temperature", sampling.temperature, 0 <= sampling.temperature < math.inf),
+        ("top_p", sampling.top_p, 0 <= sampling.top_p <= 1),
+        ("top_k", sampling.top_k, sampling.top_k >= 0),
+    ):
+        if not is_right:
+            raise RequestError(f"{name} cannot be {value}", param=name)

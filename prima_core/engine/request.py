@@ -35,6 +35,7 @@ class Request:
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of a request that went well; `text` is what was still held back."""
+    """The last event of a request that went well or was cancelled; `text` is what was still held back."""
 
     reason: FinishReason
     text: str

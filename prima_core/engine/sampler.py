@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prima_core.engine.request import Sampling
+from prima_core.errors import ModelError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,11 +18,14 @@ def sample(logits: NDArray[np.float32], sampling: Sampling, index: int) -> int:
 
     The same logits, sampling and index always give the same token, whatever else is running: the random number
     comes from a counter-based generator keyed with the seed, not from a shared stream. Ties go to the lowest id.
+    Raises ModelError when no token is likeliest: a logit is NaN or infinite, or all are -infinite.
     """
+    if not np.isfinite(logits.max()):  # also when any logit is NaN
+        raise ModelError("the model computed logits that are not finite", hint="is its file intact?")
     if sampling.temperature <= 0 or sampling.top_k == 1:
         return int(np.argmax(logits))
     ids = _most_likely(logits, sampling.top_k)
-    p = _softmax(logits[ids].astype(np.float64) / sampling.temperature)
+    p = _softmax(logits[ids].astype(np.float64), sampling.temperature)
     if sampling.top_p < 1:
         keep = int(np.searchsorted(np.cumsum(p), sampling.top_p)) + 1  # the token that crosses top_p stays
         ids, p = ids[:keep], p[:keep]
@@ -39,12 +43,14 @@ def _most_likely(logits: NDArray[np.float32], top_k: int) -> NDArray[np.intp]:
     return np.argsort(-logits, kind="stable")
 
 
-def _softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    e: NDArray[np.float64] = np.exp(x - x.max())
+def _softmax(x: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """`x` falls. The first is taken off before dividing, so that no temperature is too small."""
+    with np.errstate(over="ignore"):
+        e: NDArray[np.float64] = np.exp((x - x[0]) / temperature)
     return np.divide(e, e.sum())
 
 
 def _uniform(seed: int, index: int) -> float:
     """A number in [0, 1) that depends on seed and index only (Philox 4x64, a counter-based generator)."""
     generator = np.random.Philox(key=seed & (2**64 - 1), counter=index)
-    return int(generator.random_raw()) / 2**64
+    return (int(generator.random_raw()) >> 11) / 2**53  # all 64 bits would round up to 1 at times

@@ -31,7 +31,6 @@ class Sequence:
     request: Request
     ids: list[int] = field(default_factory=list)
     n_launched: int = 0
-    ended: bool = False
 
     def __post_init__(self) -> None:
         self.ids.extend(self.request.prompt)
@@ -86,7 +85,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}
         self._free_tokens = room.kv_tokens
-        self._kv_ops: list[KvOp] = []
+        self._drops: list[KvOp] = []  # to travel in the next step
         self._n_steps = 0
         self._last_was_prefill = False
 
@@ -95,19 +94,24 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """The sequence is done, cancelled or failed; its room is given back with the next step."""
-        sequence.ended = True
         if self.running.pop(sequence.number, None) is None:
             self.waiting = deque(other for other in self.waiting if other is not sequence)
             return
         self._free_tokens += sequence.capacity
-        self._kv_ops.append(KvOp(KvKind.DROP, sequence.number))
+        if sequence.n_launched:
+            self._drops.append(KvOp(KvKind.DROP, sequence.number))
+
+    def repeat_drops(self, step: Step) -> None:
+        """The step failed on its way, so that not every node has seen its drops. What it opened fails with it."""
+        if step.chunks:  # a step that only drops is not repeated: where it fails once it fails for ever
+            self._drops.extend(op for op in step.kv if op.kind is KvKind.DROP)
 
     def reset(self, room: Room) -> None:
         """A new epoch: nothing runs, nothing is cached, the room may be another. Waiting sequences stay."""
         self.room = room
         self.running.clear()
         self._free_tokens = room.kv_tokens
-        self._kv_ops.clear()
+        self._drops.clear()
 
     def next_step(self) -> PlannedStep | None:
         """The next step to launch, or None while there is nothing to do until a result comes."""
@@ -120,7 +124,11 @@ class Scheduler:
         self._last_was_prefill = False
         if decoding:
             return self._plan([(sequence, 1) for sequence in decoding])
-        return self._plan([]) if self._kv_ops else None  # nothing to compute: only give room back
+        return self.empty_step() if self._drops else None  # nothing to compute: only give room back
+
+    def empty_step(self) -> PlannedStep:
+        """A step without tokens: it gives back room, and proves that what went before it is through."""
+        return self._plan([])
 
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.room.max_sequences:
@@ -130,19 +138,22 @@ class Scheduler:
             self.waiting.popleft()
             self.running[sequence.number] = sequence
             self._free_tokens -= sequence.capacity
-            self._kv_ops.append(KvOp(KvKind.OPEN, sequence.number, capacity=sequence.capacity))
 
     def _plan(self, parts: Iterable[tuple[Sequence, int]]) -> PlannedStep:
+        """A step of the next `count` tokens of these sequences. One is opened in the step of its first tokens, so that
+        it fails with that step and with no other one."""
         chunks: list[Chunk] = []
         tokens: list[int] = []
         wanted: list[Wanted] = []
+        ops, self._drops = self._drops, []
         for sequence, count in parts:
             start, stop = sequence.n_launched, sequence.n_launched + count
+            if start == 0:
+                ops.append(KvOp(KvKind.OPEN, sequence.number, capacity=sequence.capacity))
             chunks.append(Chunk(sequence.number, start, count))
             tokens.extend(sequence.ids[start:stop])
             sequence.n_launched = stop
             if stop == len(sequence.ids):
                 wanted.append(Wanted(len(tokens) - 1, sequence.number, sequence.request.sampling, sequence.n_generated))
-        ops, self._kv_ops = tuple(self._kv_ops), []
         self._n_steps += 1
-        return PlannedStep(self._n_steps, Step(tuple(chunks), ops, tuple(tokens)), tuple(wanted))
+        return PlannedStep(self._n_steps, Step(tuple(chunks), tuple(ops), tuple(tokens)), tuple(wanted))

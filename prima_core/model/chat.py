@@ -70,7 +70,12 @@ class ChatTemplate:
         """
         if self.source is None:
             raise TemplateError("the model has no chat template", hint=_NO_CHAT)
-        variables = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt, "documents": None}
+        variables = {
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            "documents": None,
+        }
         # The child's own limit is for when we are no longer there to kill it.
         request = json.dumps({"limit_s": self._limit_s * 2, "variables": variables}).encode()
         if len(request) > MAX_REQUEST_BYTES:
@@ -111,14 +116,11 @@ class ChatTemplate:
         was_there = self._child is not None
         try:
             return self._living_child().ask(request, self._limit_s)
-        except OutOfTimeError:
-            self._end_child()
+        except BaseException as error:
+            self._end_child()  # also after Ctrl-C: its pipe may hold an answer that the next conversation would get
+            if isinstance(error, DeadChildError) and was_there:
+                return self._ask_child(request)
             raise
-        except DeadChildError:
-            self._end_child()
-            if not was_there:
-                raise
-            return self._ask_child(request)
 
     def _living_child(self) -> ChatProcess:
         if self._child is None:
@@ -162,7 +164,7 @@ def encode_chat(
 
 
 def _check_role(role: object) -> None:
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise RequestError(f"role {role!r:.80} is not one of {', '.join(sorted(ROLES))}", param="messages")
 
 

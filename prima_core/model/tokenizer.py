@@ -169,7 +169,7 @@ class _Finder:
         for text in self.ids:
             lengths.setdefault(text[0], set()).add(len(text))
         self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
-        self._first = re.compile(f"[{''.join(map(re.escape, lengths))}]") if lengths else None
+        self._first = re.compile("|".join(map(self._beginning, lengths))) if lengths else None
 
     def split(self, text: str) -> list[str | int]:
         parts: list[str | int] = []
@@ -198,6 +198,12 @@ class _Finder:
         """Whether the rest of the text is the beginning of a token. A letter alone is not taken for one."""
         is_short = len(text) - at < self._lengths[text[at]][0]
         return is_short and not text[at].isalnum() and any(token.startswith(text[at:]) for token in self.ids)
+
+    def _beginning(self, first: str) -> str:
+        """A pattern for the first character of a token, if the second fits too or the text ends before it."""
+        seconds = {token[1:2] for token in self.ids if token[0] == first}
+        follows = "" if "" in seconds else f"(?=[{''.join(map(re.escape, seconds))}]|\\Z)"
+        return re.escape(first) + follows
 
     def _token_at(self, text: str, at: int) -> str | None:
         spelled = (text[at : at + length] for length in self._lengths[text[at]])

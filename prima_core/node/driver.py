@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
@@ -17,13 +19,17 @@ from typing import Protocol
 from prima_core.engine.engine import Deliver, Engine
 from prima_core.engine.request import Failed, Request
 from prima_core.engine.scheduler import PlannedStep, Room
-from prima_core.errors import ClusterError, PlanError, PrimaError
+from prima_core.errors import ClusterError, PrimaError
 from prima_core.events import Event, NodeJoined, NodeLost, PlanMade
 from prima_core.plan.plan import Plan
 from prima_core.ring.wire import Epoch
-from prima_core.ring.worker import Collected, LoadFailed, Loading, Ready, Report
+from prima_core.ring.worker import Collected, LoadFailed, Loading, Ready, Report, Unreachable
 
 log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+PROBE_AFTER_S = 5.0
+"""When steps are in flight and none has come back for so long, an empty one is sent behind them: see `Engine.probe`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +134,9 @@ class Driver:
         first_epoch: Epoch,
         wait_for: int = 1,
         emit: Callable[[Event], None] = lambda event: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()  # None ends the thread
         self.status = Status(State.WAITING, "starting")
         self._engine = engine
         self._nodes = nodes
@@ -138,6 +145,8 @@ class Driver:
         self._epoch = first_epoch
         self._wait_for = wait_for
         self._emit = emit
+        self._clock = clock
+        self._moved_s = clock()  # when a step was last launched or came back
         self._members: dict[str, Member] = {}
         self._unfit: dict[str, PrimaError] = {}  # members that could not load: left out until they join again
         self._running: _Running | None = None
@@ -148,27 +157,41 @@ class Driver:
         self._thread.start()
 
     def ask_to_stop(self, error: PrimaError) -> None:
-        """End all requests with `error` soon, and then the thread. Safe in a signal handler."""
+        """End all requests with `error` soon, and take no others. Safe in a signal handler."""
         self.inbox.put(Stop(error))
 
     def stop(self, error: PrimaError, timeout_s: float = 5.0) -> None:
-        """As `ask_to_stop`, and wait for it. Idempotent."""
+        """As `ask_to_stop`, and end the thread. Idempotent."""
         self.ask_to_stop(error)
+        self.inbox.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
     # ------------------------------------------------------------ the loop
 
     def _main(self) -> None:
-        try:
-            while self.handle(self.inbox.get()):
-                pass
-        except Exception as error:  # thread top: nothing may hang on a dead driver
-            log.exception("the driver failed")
-            self._stop(ClusterError(f"the server failed: {type(error).__name__}: {error}", hint="restart it"))
+        while True:
+            try:
+                if self._turn():
+                    return
+            except Exception as error:  # thread top: nothing may hang on a dead driver
+                log.exception("the driver failed")
+                self._stop(ClusterError(f"the server failed: {type(error).__name__}: {error}", hint="restart it"))
 
-    def handle(self, message: Message) -> bool:
-        """Take one message and launch what can be launched; False after Stop."""
+    def _turn(self) -> bool:
+        """Take a message, or notice that none came; True at the end."""
+        with suppress(queue.Empty):
+            message = self.inbox.get(timeout=POLL_S)
+            if message is None:
+                return True
+            self.handle(message)
+        self.tick()
+        return False
+
+    def handle(self, message: Message) -> None:
+        """Take one message and launch what can be launched. After Stop requests are refused, and all else ignored."""
+        if self.status.state is State.STOPPED and not isinstance(message, Submit):
+            return
         match message:
             case Reported(name, report):
                 self._take_report(name, report)
@@ -182,20 +205,31 @@ class Driver:
                 self._lose(name, why)
             case Stop(error):
                 self._stop(error)
-                return False
         self._pump()
-        return True
+
+    def tick(self) -> None:
+        """Notice that nothing comes back any more; to be called now and then."""
+        running = self._running
+        if running is None or not 0 < self._engine.n_in_flight < 2 * running.plan.credit:
+            return
+        if self._clock() - self._moved_s > PROBE_AFTER_S:
+            self._launch(running, self._engine.probe())
 
     def _pump(self) -> None:
         if self._replan_when_idle and self._engine.is_idle and not self._is_loading:
             self._replan("")
-        if self._running is None or self._is_loading:
+        running = self._running
+        if running is None or running.pending:
             return
-        while self._engine.n_in_flight < self._running.plan.credit:
+        while self._engine.n_in_flight < running.plan.credit:
             planned = self._engine.next_step()
             if planned is None:
                 return
-            self._nodes.launch(self._running.epoch, planned)
+            self._launch(running, planned)
+
+    def _launch(self, running: _Running, planned: PlannedStep) -> None:
+        self._moved_s = self._clock()
+        self._nodes.launch(running.epoch, planned)
 
     @property
     def _is_loading(self) -> bool:
@@ -217,6 +251,7 @@ class Driver:
             return
         match report:
             case Collected(_, result):
+                self._moved_s = self._clock()
                 self._engine.accept(result)
             case Loading(_, done, total):
                 running.progress[name] = done / max(1, total)
@@ -229,6 +264,9 @@ class Driver:
                     self._emit(PlanMade(running.epoch.counter, running.plan))
             case LoadFailed(_, error):
                 self._refuse(name, error)
+            case Unreachable(_, node, error):
+                # The head cannot be left out: then it is the one that complains.
+                self._refuse(name if node == running.plan.head else node, error)
 
     def _refuse(self, name: str, error: PrimaError) -> None:
         log.warning("node %s cannot serve: %s", name, error)
@@ -271,8 +309,11 @@ class Driver:
             return
         try:
             plan = self._planner(members)
-        except PlanError as error:
-            self._wait(str(error), why)
+        except PrimaError as error:  # also of a solver that is broken
+            if self._running is None or why:
+                self._wait(str(error), why)
+            else:
+                log.warning("the present plan stays: %s", error)
             return
         if self._running is not None and plan == self._running.plan and not why:
             return

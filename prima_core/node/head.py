@@ -7,7 +7,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Self
@@ -24,15 +24,15 @@ from prima_core.model.weights import Model
 from prima_core.node.coordinate import Planning, model_facts, room_of
 from prima_core.node.driver import Cancel, Driver, Joined, Lost, Member, Reported, State, Status, Submit
 from prima_core.node.join import CONTROL_LIMITS
-from prima_core.node.local import LocalOptions, close_all, start_local
+from prima_core.node.local import LocalNode, LocalOptions, close_all, start_local
 from prima_core.node.network import advertised, with_port
-from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions
+from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions, longest_chunk
 from prima_core.plan.plan import Plan, plan_to_json
 from prima_core.plugins import Registry
 from prima_core.ring import control
 from prima_core.ring.membership import Listener, Membership, PeerFacts
 from prima_core.ring.wire import Epoch, WirePolicy
-from prima_core.ring.worker import Assignment, LoadFailed, Loading, Ready, Report
+from prima_core.ring.worker import Assignment, LoadFailed, Loading, Ready, Report, Unreachable
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ class Head:
         credentials = Credentials(secret)
         self._data = Dialer(registry, credentials, DATA_LIMITS)
         self._control = Dialer(registry, credentials, CONTROL_LIMITS)
+        self._local: Sequence[LocalNode] = ()
         data_address = "inproc://" if options.listen is None else with_port(options.listen, 0)
         self.node = Node(options.name, registry, options.node, self._data, data_address, self._report)
         self.driver = self._make_driver()
@@ -100,12 +101,13 @@ class Head:
             self._registry.solver(options.solver).solve,
             options.plan,
         )
-        engine = Engine(self.tokenizer, self.context_length, Room(0, options.chunk, 0))
+        chunk = min(options.chunk, longest_chunk(self.model.spec.d_model))
+        engine = Engine(self.tokenizer, self.context_length, Room(0, chunk, 0))
         return Driver(
             engine,
             self,
             planning,
-            lambda plan: room_of(plan, options.chunk),
+            lambda plan: room_of(plan, chunk),
             Epoch.first(),
             wait_for=max(options.wait, 1 + options.n_local),
             emit=self._registry.emit,
@@ -120,7 +122,7 @@ class Head:
             self.node.start()
             exits.callback(self.node.close)
             self.driver.start()
-            exits.callback(self.driver.stop, ClusterError("the server is stopping"))
+            exits.callback(self.driver.stop, _stopping())
             self._join_itself()
             if self._options.listen is not None:
                 self._open_membership(self._options.listen, exits)
@@ -148,7 +150,8 @@ class Head:
             self._options.node,
             self._options.log_level,
         )
-        exits.callback(close_all, start_local(local, self._registry, self._secret, self._tell))
+        self._local = start_local(local, self._registry, self._secret, self._tell)
+        exits.callback(close_all, self._local)
         exits.callback(self.stop_requests)  # first, so that nodes that leave do not look lost
 
     @property
@@ -159,7 +162,7 @@ class Head:
 
     def stop_requests(self) -> None:
         """End every request now, e.g. because the user wants to leave; nothing new is taken."""
-        self.driver.ask_to_stop(ClusterError("the server is stopping"))
+        self.driver.ask_to_stop(_stopping())
 
     def close(self) -> None:
         """End all threads and child processes. Idempotent. The model stays open: it is the caller's."""
@@ -205,7 +208,8 @@ class Head:
     def wait_until_serving(self, tell: Callable[[Status], None] = lambda status: None, poll_s: float = 0.02) -> None:
         """Block until requests are served; `tell` gets the status again and again.
 
-        While nodes are missing this waits for them; raises ClusterError when all are there and no plan fits.
+        While nodes are missing this waits for them; raises ClusterError when all are there and no plan fits, and when
+        one that was started on this machine has ended.
         """
         while True:
             status = self.driver.status
@@ -215,13 +219,15 @@ class Head:
             complete = len(status.members) >= max(self._options.wait, 1 + self._options.n_local)
             if status.state is State.STOPPED or (status.state is State.WAITING and complete):
                 raise ClusterError(status.reason)
+            for fault in filter(None, (node.fault for node in self._local)):
+                raise ClusterError(fault)
             threading.Event().wait(poll_s)
 
     # ------------------------------------------------------------ what the driver uses (its thread)
 
     def assign(self, epoch: Epoch, plan: Plan, addresses: Mapping[str, str]) -> None:
         own = self._options.name
-        assignment = Assignment(epoch, plan, self.model, self._options.wire, addresses)
+        assignment = Assignment(epoch, plan, lambda: self.model, self._options.wire, addresses)
         if self._membership is not None:
             model = control.ModelId(self.model.fingerprint, self.model.file.size, self.model_name)
             message = control.Assign(epoch, plan_to_json(plan), model, self._options.wire, dict(addresses))
@@ -255,6 +261,10 @@ class Head:
             self.driver.inbox.put(Reported(name, report))
 
 
+def _stopping() -> ClusterError:
+    return ClusterError("the server is stopping")
+
+
 def _report_of(message: control.Message) -> Report | None:
     match message:
         case control.Progress(epoch=epoch, done_bytes=done, total_bytes=total):
@@ -263,6 +273,8 @@ def _report_of(message: control.Message) -> Report | None:
             return Ready(epoch)
         case control.Refused(epoch=epoch, fault=fault):
             return LoadFailed(epoch, fault.error())
+        case control.Unreachable(epoch=epoch, node=node, fault=fault):
+            return Unreachable(epoch, node, fault.error())
         case _:
             return None
 
@@ -280,7 +292,10 @@ class _DoneTeller:
         self._n_generated = 0
 
     def __call__(self, event: Event) -> None:
-        self._deliver(event)
+        try:
+            self._deliver(event)
+        except Exception:  # the border to a client: one that cannot listen ends nobody else
+            log.exception("request %s could not be told of %s", self._id, type(event).__name__)
         if isinstance(event, Piece):
             self._n_generated += 1
             if self._first_s is None:

@@ -19,13 +19,14 @@ from prima_core.errors import AuthError, FrameError, LinkError, LinkTimeout, Mod
 from prima_core.interfaces import Credentials, Limits, ReceiveLink, SendLink
 from prima_core.model.fingerprint import ModelId, find_by_fingerprint
 from prima_core.model.weights import Model, open_model
+from prima_core.node.network import with_port
 from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions
 from prima_core.plan.plan import plan_from_json
 from prima_core.plugins import Registry
 from prima_core.ring import control
 from prima_core.ring.control import Assign, Channel, Hello, Welcome
 from prima_core.ring.wire import Epoch
-from prima_core.ring.worker import Assignment, Collected, LoadFailed, Loading, Ready, Report
+from prima_core.ring.worker import Assignment, Collected, LoadFailed, Loading, Ready, Report, Unreachable
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ SEND_TIMEOUT_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class JoinOptions:
-    """Where the head is (`head`, a full address), where this node listens, and where it finds model files."""
+    """Where the head is (`head`, a full address), where this node listens for it (for frames: at another port of the
+    same host), and where it finds model files."""
 
     head: str
     listen: str
@@ -67,7 +69,7 @@ class WorkerNode:
         credentials = Credentials(secret)
         self._control = Dialer(registry, credentials, CONTROL_LIMITS)
         data = Dialer(registry, credentials, DATA_LIMITS)
-        self._node = Node(options.name, registry, options.node, data, options.listen, self._report)
+        self._node = Node(options.name, registry, options.node, data, with_port(options.listen, 0), self._report)
 
     def stop(self) -> None:
         """End `run` soon; from any thread or signal handler."""
@@ -147,10 +149,10 @@ class WorkerNode:
         return None
 
     def _follow(self, link: ReceiveLink, channel: Channel) -> None:
-        """Do what the head says until it says goodbye or falls silent."""
+        """Do what the head says until it says goodbye, falls silent, or missed something that it has to know."""
         heard = sent = time.monotonic()
         self._send(control.Heartbeat())
-        while not self._stopping.is_set():
+        while not self._stopping.is_set() and self._channel is channel:
             with suppress(LinkTimeout):
                 message = self._open(channel, link.receive(POLL_S))
                 heard = time.monotonic() if message is not None else heard
@@ -188,10 +190,12 @@ class WorkerNode:
 
     def _assignment(self, assign: Assign) -> Assignment:
         plan = plan_from_json(assign.plan)
-        return Assignment(assign.epoch, plan, self._model(assign.model), assign.wire, assign.addresses)
+        return Assignment(assign.epoch, plan, lambda: self._model(assign.model), assign.wire, assign.addresses)
 
     def _model(self, wanted: control.ModelId) -> Model:
-        """The model with this fingerprint, from this node's own places; never from a path that the head names."""
+        """The model with this fingerprint, from this node's own places; never from a path that the head names.
+
+        Called in the owner thread."""
         model = self._models.get(wanted.fingerprint)
         if model is not None:
             model.check_unchanged()
@@ -223,6 +227,8 @@ class WorkerNode:
             case LoadFailed(epoch, error):
                 self._tell(f"cannot load: {error}")
                 self._send(control.Refused(epoch, control.Fault.of(error)))
+            case Unreachable(epoch, node, error):
+                self._send(control.Unreachable(epoch, node, control.Fault.of(error)))
             case Collected():
                 log.error("a worker computed the output part")  # plans run it on the head
 
@@ -240,3 +246,5 @@ class WorkerNode:
             channel.send(message, SEND_TIMEOUT_S)
         except LinkError as error:
             log.info("could not reach the head: %s", error)
+            if not isinstance(message, (control.Heartbeat, control.Progress)):
+                self._channel = None  # it would wait for ever: join anew

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -39,7 +40,14 @@ class LocalOptions:
 
 
 class LocalNode(Protocol):
-    def close(self) -> None: ...
+    @property
+    def fault(self) -> str | None:
+        """Why it has ended by itself, if it has."""
+        ...
+
+    def close(self) -> None:
+        """Idempotent."""
+        ...
 
 
 def start_local(
@@ -61,7 +69,7 @@ class ThreadNode:
         listen = with_port(options.head, 0)
         join = JoinOptions(options.head, listen, name, (options.model,), node=options.node)
         self._worker = WorkerNode(join, registry, secret, lambda line: tell(f"{name}: {line}"))
-        self._tell = tell
+        self.fault: str | None = None
         self._name = name
         self._thread = threading.Thread(target=self._run, name=f"prima-node-{name}", daemon=True)
         self._thread.start()
@@ -70,7 +78,7 @@ class ThreadNode:
         try:
             self._worker.run()
         except PrimaError as error:
-            self._tell(f"{self._name}: {error}")
+            self.fault = f"node {self._name} ended: {error}"
 
     def close(self) -> None:
         self._worker.stop()
@@ -81,20 +89,24 @@ class ProcessNode:
     """A worker node in a child process (`prima join`)."""
 
     def __init__(self, options: LocalOptions, name: str, secret: bytes) -> None:
+        self._name = name
+        # Its sockets lie in a folder of ours, so that they go also when it is killed.
+        self._folder = tempfile.TemporaryDirectory(prefix="prima-", ignore_cleanup_errors=True)
         self._process = subprocess.Popen(
             _command(options, name),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            env={**_own_environment(), "PRIMA_TOKEN": format_token(secret)},
+            env={**_own_environment(), "PRIMA_TOKEN": format_token(secret), "TMPDIR": self._folder.name},
             start_new_session=True,  # Ctrl-C in a terminal is for the head, which ends its children in order
         )
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def fault(self) -> str | None:
+        code = self._process.poll()
+        return None if code is None else f"node {self._name} (process {self._process.pid}) ended with code {code}"
 
     def close(self) -> None:
-        """Let it leave by itself, then make it. Idempotent."""
+        """Let it leave by itself, then make it."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
@@ -102,6 +114,7 @@ class ProcessNode:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._folder.cleanup()
 
 
 def _command(options: LocalOptions, name: str) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import psutil
@@ -19,7 +20,7 @@ from prima_core.ring.worker import Report, Worker
 
 log = logging.getLogger(__name__)
 
-DATA_LIMITS = Limits(max_message_bytes=256 * 1024 * 1024, max_queued=64)
+DATA_LIMITS = Limits(max_message_bytes=64 * 1024 * 1024, max_queued=64)
 POLL_S = 0.1
 MEMORY_SHARE = 0.9
 """Share of the available memory that a node may use when the user set no limit."""
@@ -69,35 +70,36 @@ class Node:
         data_address: str,
         report: Callable[[Report], None],
     ) -> None:
-        self.devices: tuple[Device, ...] = ()
+        self.devices: tuple[Device, ...] = ()  # these three are known after `start`
+        self.data_address = ""
         self.explanation = ""
         self._registry = registry
         self._options = options
-        self._link = dialer.listen(data_address)
+        self._dialer = dialer
+        self._listen_address = data_address
         self.worker = Worker(name, self._open_backend, dialer.dial, report)
         self._stopping = threading.Event()
-        self._receiver = threading.Thread(target=self._receive, name=f"prima-receive-{name}", daemon=True)
-
-    @property
-    def data_address(self) -> str:
-        return self._link.address
+        self._exits = ExitStack()
 
     def start(self) -> None:
-        """Open the backend. Raises PluginError when the one that was asked for does not work here."""
-        try:
+        """Open link and backend. Raises PluginError when the one that was asked for does not work here, LinkError."""
+        with ExitStack() as exits:
+            link = self._dialer.listen(self._listen_address)
+            exits.callback(link.close)
             self.devices = self.worker.start()
-        except BaseException:
-            self._link.close()
-            raise
-        self._receiver.start()
+            receiver = threading.Thread(
+                target=self._receive, args=(link,), name=f"prima-receive-{self.worker.name}", daemon=True
+            )
+            receiver.start()
+            exits.callback(receiver.join)
+            self.data_address = link.address
+            self._exits = exits.pop_all()
 
     def close(self) -> None:
         """End both threads. Idempotent."""
         self._stopping.set()
-        if self._receiver.is_alive():
-            self._receiver.join()
-        self._link.close()
-        self.worker.stop()
+        self.worker.stop()  # first: the receiver may wait for it to take a frame
+        self._exits.close()
 
     def _open_backend(self) -> Backend:
         options = BackendOptions(threads=self._options.threads, kernels=self._options.kernels)
@@ -105,15 +107,20 @@ class Node:
         log.info("%s", self.explanation)
         return backend
 
-    def _receive(self) -> None:
+    def _receive(self, link: ReceiveLink) -> None:
         while not self._stopping.is_set():
             try:
-                self.worker.arrived(self._link.receive(POLL_S))
+                self.worker.arrived(link.receive(POLL_S))
             except LinkTimeout:
                 pass
             except LinkError as error:
                 log.error("the data link failed: %s", error)
                 return
+
+
+def longest_chunk(d_model: int) -> int:
+    """Tokens of the longest prefill chunk whose activations, in f32, surely fit a message."""
+    return DATA_LIMITS.max_message_bytes // 2 // (4 * d_model)
 
 
 def parse_bytes(text: str) -> int:

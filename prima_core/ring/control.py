@@ -150,6 +150,14 @@ class Refused(_Message, frozen=True):
     fault: Fault
 
 
+class Unreachable(_Message, frozen=True):
+    """Worker to head: the plan's next node, by its name, takes no frames of this one."""
+
+    epoch: Epoch
+    node: Name
+    fault: Fault
+
+
 class Heartbeat(_Message, frozen=True):
     """Both ways, about every second. `stats` are numbers for display only."""
 
@@ -171,7 +179,7 @@ class Bye(_Message, frozen=True):
 
 
 Answer = Welcome | Rejected
-Message = Assign | Progress | Ready | Refused | Heartbeat | Release | Bye
+Message = Assign | Progress | Ready | Refused | Unreachable | Heartbeat | Release | Bye
 
 
 _HELLO = msgspec.msgpack.Decoder(Hello)

@@ -1,7 +1,8 @@
 """The head's side of the control plane: who is in the cluster, and who has gone.
 
-One thread reads the control link, answers hellos, sends heartbeats and notices silence. What it learns goes to the
-driver's inbox; the driver's orders go out through `send`.
+One thread reads the control link, answers hellos, sends heartbeats and notices silence. It never waits for a worker:
+one that cannot be reached must not make the others seem silent. What it learns goes to the driver's inbox; the
+driver's orders go out through `send`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from prima_core.errors import AuthError, ClusterError, FrameError, LinkError, LinkTimeout
+from prima_core.errors import ClusterError, FrameError, LinkError, LinkTimeout, PrimaError
 from prima_core.interfaces import ReceiveLink, SendLink
 from prima_core.ring import control
 from prima_core.ring.control import Channel, FrameKind, Hello, Welcome
@@ -23,7 +25,9 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 0.5
 LOST_AFTER_S = 2.5
 POLL_S = 0.1
-SEND_TIMEOUT_S = 0.5
+SEND_TIMEOUT_S = 0.5  # of the driver's orders
+MAX_AT_ONCE = 256
+"""Frames that are read before heartbeats are sent and silence is noticed."""
 MAX_PENDING = 64
 """Handshakes that may be open at a time: a node that says hello and never goes on is forgotten."""
 
@@ -46,7 +50,8 @@ class _Peer:
     link: SendLink
     channel: Channel
     last_seen_s: float
-    last_sent_s: float = 0.0
+    last_sent_s: float
+    answered: bool = False
     joined: bool = False
 
 
@@ -92,10 +97,14 @@ class Membership:
         self._thread.start()
 
     def send(self, name: str, message: control.Message) -> None:
-        """Tell a worker something. One that cannot be reached is noticed as lost by its silence."""
+        """Tell a worker something; one that cannot be told is lost. From any thread."""
         peer = self._by_name(name)
-        if peer is not None:
-            self._send(peer, message)
+        if peer is None:
+            return
+        try:
+            peer.channel.send(message, SEND_TIMEOUT_S)
+        except LinkError as error:
+            self._lose(peer, f"it could not be reached: {error.message}")
 
     def close(self, reason: str) -> None:
         """Say goodbye to every worker and end the thread. Idempotent."""
@@ -103,7 +112,7 @@ class Membership:
         if self._thread.is_alive():
             self._thread.join()
         for peer in self._all():
-            self._send(peer, control.Bye.because(reason))
+            self._try_to_send(peer, control.Bye.because(reason))
             self._forget(peer)
         self._link.close()
 
@@ -112,15 +121,22 @@ class Membership:
     def _main(self) -> None:
         while not self._stopping.is_set():
             try:
-                self._take(self._link.receive(POLL_S))
-            except LinkTimeout:
-                pass
-            except (FrameError, AuthError) as error:
-                log.warning("dropped a control frame: %s", error)
+                self.turn()
             except LinkError as error:
                 log.error("the control link failed, no node can join or leave any more: %s", error)
                 return
-            self._beat()
+
+    def turn(self) -> None:
+        """Read what has come (all of it: silence is judged behind), then send heartbeats and notice silence."""
+        wait_s = POLL_S
+        with suppress(LinkTimeout):
+            for _ in range(MAX_AT_ONCE):
+                frame, wait_s = self._link.receive(wait_s), 0.0
+                try:
+                    self._take(frame)
+                except PrimaError as error:
+                    log.warning("dropped a control frame: %s", error)
+        self._beat()
 
     def _take(self, frame: memoryview) -> None:
         envelope = control.read_envelope(frame)
@@ -156,52 +172,39 @@ class Membership:
         for peer in self._all():
             if now - peer.last_seen_s > LOST_AFTER_S:
                 self._lose(peer, f"nothing was heard of it for {LOST_AFTER_S:g} s")
+            elif not peer.answered:
+                self._answer(peer)
             elif now - peer.last_sent_s > HEARTBEAT_S:
                 peer.last_sent_s = now
-                self._send(peer, control.Heartbeat())
+                self._try_to_send(peer, control.Heartbeat())
 
     # ------------------------------------------------------------ handshake
 
     def _welcome(self, hello: Hello) -> None:
         again = next((peer for peer in self._all() if peer.hello == hello), None)
         if again is not None:
-            self._answer(again)
+            again.answered = False
             return
         if sum(not peer.joined for peer in self._all()) >= MAX_PENDING:
             raise FrameError(f"more than {MAX_PENDING} nodes want to join at once")
         welcome = Welcome(self._node_id, control.new_nonce(), self._free_name(hello), version("prima-llm"))
-        link = self._dial(hello.control_address)
+        answer: control.Answer = welcome
         if hello.version != welcome.version:
-            self._reject(link, hello, welcome.version)
-            return
-        facts = PeerFacts(
-            welcome.name, hello.memory_bytes, tuple(device.id for device in hello.devices), hello.data_addresses[0]
-        )
+            answer = control.Rejected(control.Fault.of(_other_version(hello, welcome)))
+            log.warning("node %s was rejected: %s", hello.name, answer.fault.message)
+        link = self._dial(hello.control_address)
         channel = Channel(link, control.head_session(hello, welcome, self._secret))
-        answer = control.answer_frame(welcome, hello, self._secret)
-        peer = _Peer(facts, hello, answer, link, channel, self._clock(), self._clock())
-        with self._lock:
-            self._peers[channel.session.id] = peer
-        self._answer(peer)
+        now, frame = self._clock(), control.answer_frame(answer, hello, self._secret)
+        with self._lock:  # a rejected one too: it never gets to know the key of the session, and is forgotten
+            self._peers[channel.session.id] = _Peer(_facts(hello, welcome), hello, frame, link, channel, now, now)
 
     def _answer(self, peer: _Peer) -> None:
+        """Try to; else again in the next turn: the link may not have found the worker yet."""
         try:
-            peer.link.send([peer.answer], SEND_TIMEOUT_S)
+            peer.link.send([peer.answer], 0.0)
+            peer.answered = True
         except LinkError as error:
-            log.warning("could not answer %s at %s: %s", peer.hello.name, peer.hello.control_address, error)
-
-    def _reject(self, link: SendLink, hello: Hello, own_version: str) -> None:
-        error = ClusterError(
-            f"this node has prima {hello.version}, the head has {own_version}", hint="install the same version"
-        )
-        log.warning("node %s was rejected: %s", hello.name, error)
-        answer = control.answer_frame(control.Rejected(control.Fault.of(error)), hello, self._secret)
-        try:
-            link.send([answer], SEND_TIMEOUT_S)
-        except LinkError as failure:
-            log.warning("could not tell it: %s", failure)
-        finally:
-            link.close()
+            log.info("could not answer %s at %s yet: %s", peer.hello.name, peer.hello.control_address, error)
 
     def _free_name(self, hello: Hello) -> str:
         """The name that the worker wants, with a number behind it where another node has it."""
@@ -220,18 +223,30 @@ class Membership:
     def _by_name(self, name: str) -> _Peer | None:
         return next((peer for peer in self._all() if peer.joined and peer.facts.name == name), None)
 
-    def _send(self, peer: _Peer, message: control.Message) -> None:
+    def _try_to_send(self, peer: _Peer, message: control.Message) -> None:
         try:
-            peer.channel.send(message, SEND_TIMEOUT_S)
+            peer.channel.send(message, 0.0)
         except LinkError as error:
             log.info("could not reach %s: %s", peer.facts.name, error)
 
     def _lose(self, peer: _Peer, why: str) -> None:
-        self._forget(peer)
-        if peer.joined:
+        if self._forget(peer) and peer.joined:
             self._listener.lost(peer.facts.name, why)
 
-    def _forget(self, peer: _Peer) -> None:
+    def _forget(self, peer: _Peer) -> bool:
+        """Whether it was known till now: two threads may lose the same one."""
         with self._lock:
-            self._peers.pop(peer.channel.session.id, None)
+            known = self._peers.pop(peer.channel.session.id, None) is not None
         peer.channel.close()
+        return known
+
+
+def _facts(hello: Hello, welcome: Welcome) -> PeerFacts:
+    devices = tuple(device.id for device in hello.devices)
+    return PeerFacts(welcome.name, hello.memory_bytes, devices, hello.data_addresses[0])
+
+
+def _other_version(hello: Hello, welcome: Welcome) -> ClusterError:
+    return ClusterError(
+        f"this node has prima {hello.version}, the head has {welcome.version}", hint="install the same version"
+    )

@@ -1,7 +1,8 @@
 """A node's owner thread: it loads the node's part of a model and carries steps through it, one at a time.
 
-Everything that touches a backend happens here (see `interfaces.Backend`). Frames come from the receive thread and
-launches from the head's driver through one bounded queue; what happened is told through `report`, from this thread.
+Everything that touches a backend happens here (see `interfaces.Backend`). Frames come from the receive thread, which
+has decoded them, and launches from the head's driver, through one bounded queue; what happened is told through
+`report`, from the owner thread.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from prima_core.engine.engine import StepResult
 from prima_core.engine.sampler import sample
 from prima_core.engine.scheduler import PlannedStep, Wanted
-from prima_core.errors import ClusterError, FrameError, LinkError, PrimaError
+from prima_core.errors import ClusterError, FrameError, LinkError, LinkTimeout, PrimaError
 from prima_core.interfaces import Backend, Buffer, Device, Layers, SendLink, Shard, Slice, Step, Store
 from prima_core.model.weights import Model, populate
 from prima_core.plan.plan import Plan, Visit
@@ -33,17 +35,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SEND_TIMEOUT_S = 2.0
-MAX_QUEUED_JOBS = 1024  # more than any credit: a legal ring never fills it, a flood only stops its own sender
+UNREACHABLE_AFTER_S = 10.0
+"""A node that takes no frame for so long, and yet is not lost by its silence, cannot be reached from here."""
+MAX_QUEUED_JOBS = 1024  # more than any credit: a legal ring never fills it
+STOP_WITHIN_S = 0.5
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A node's part in an epoch. `addresses` are the data addresses of the plan's nodes."""
+    """A node's part in an epoch. `addresses` are the data addresses of the plan's nodes; `find_model` is called in the
+    owner thread, because reading files may take a while."""
 
     epoch: Epoch
     plan: Plan
-    model: Model
+    find_model: Callable[[], Model]
     wire: wire.WirePolicy
     addresses: Mapping[str, str]
 
@@ -78,7 +84,16 @@ class Collected:
     result: StepResult
 
 
-Report = Loading | Ready | LoadFailed | Collected
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """The next node of the plan takes no frames of this one."""
+
+    epoch: Epoch
+    node: str
+    error: PrimaError
+
+
+Report = Loading | Ready | LoadFailed | Collected | Unreachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +114,11 @@ class _Launch:
 
 @dataclass(frozen=True, slots=True)
 class _Arrived:
-    frame: memoryview
+    serving: _Serving
+    frame: wire.Frame
 
 
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    pass
-
-
-_Job = _Load | _Unload | _Launch | _Arrived | _Stop
+_Job = _Load | _Unload | _Launch | _Arrived
 
 
 @dataclass(slots=True)
@@ -138,6 +149,7 @@ class Worker:
         self._dial = dial
         self._report = report
         self._jobs: queue.Queue[_Job] = queue.Queue(MAX_QUEUED_JOBS)
+        self._ordered: Epoch | None = None  # what was ordered last, which the thread may not have read yet
         self._stopping = threading.Event()
         self._opened: Future[tuple[Device, ...]] = Future()
         self._serving: _Serving | None = None
@@ -152,47 +164,67 @@ class Worker:
 
     def load(self, assignment: Assignment) -> None:
         """Give up what is loaded and load this; ends in a report Ready or LoadFailed."""
-        self._jobs.put(_Load(assignment))
+        self._ordered = assignment.epoch
+        self._put(_Load(assignment))
 
     def unload(self) -> None:
-        self._jobs.put(_Unload())
+        self._ordered = None
+        self._put(_Unload())
 
     def launch(self, epoch: Epoch, planned: PlannedStep) -> None:
         """Start a step at the input part (only on the head's node)."""
-        self._jobs.put(_Launch(epoch, planned))
+        self._put(_Launch(epoch, planned))
 
-    def arrived(self, frame: memoryview) -> None:
-        """A frame from the wire. Blocks while the queue is full, which holds only the sender up."""
-        self._jobs.put(_Arrived(frame))
+    def arrived(self, data: memoryview) -> None:
+        """A message from the wire. What is no frame of the present epoch is dropped at once: only the plan's nodes can
+        fill the queue. Blocks while it is full, which holds only the sender up."""
+        serving = self._serving
+        if serving is None:
+            return
+        try:
+            self._put(_Arrived(serving, wire.decode(data, serving.limits)))
+        except StaleEpoch:
+            return
+        except FrameError as error:
+            self._drop(error)
 
-    def stop(self, timeout_s: float = 5.0) -> None:
-        """End the thread and free what is loaded. Idempotent."""
+    def stop(self) -> None:
+        """End the thread and free what is loaded; a step that takes longer than STOP_WITHIN_S is left behind."""
         self._stopping.set()
+        with suppress(queue.Full):
+            self._jobs.put_nowait(_Unload())  # wakes it
         if self._thread.is_alive():
-            self._jobs.put(_Stop())
-            self._thread.join(timeout_s)
+            self._thread.join(STOP_WITHIN_S)
+
+    def _put(self, job: _Job) -> None:
+        while not self._stopping.is_set():
+            with suppress(queue.Full):
+                self._jobs.put(job, timeout=_POLL_S)
+                return
 
     # ------------------------------------------------------------ the owner thread
 
     def _main(self) -> None:
         try:
             backend = self._open_backend()
+            devices = tuple(backend.devices())
         except BaseException as error:  # noqa: BLE001 - handed to `start`, which raises it
             self._opened.set_exception(error)
             return
+        self._opened.set_result(devices)
         try:
-            self._opened.set_result(tuple(backend.devices()))
-            self._loop(backend)
+            while not self._stopping.is_set():
+                self._do(backend, self._jobs.get())
         finally:
+            self._stopping.set()
             self._give_up()
             backend.close()
 
-    def _loop(self, backend: Backend) -> None:
-        while True:
-            job = self._jobs.get()
+    def _do(self, backend: Backend, job: _Job) -> None:
+        try:
             match job:
-                case _Arrived(frame):
-                    self._receive(frame)
+                case _Arrived(serving, frame):
+                    self._receive(serving, frame)
                 case _Launch(epoch, planned):
                     self._start_step(epoch, planned)
                 case _Load(assignment):
@@ -200,25 +232,24 @@ class Worker:
                     self._load(backend, assignment)
                 case _Unload():
                     self._give_up()
-                case _Stop():
-                    return
+        except Exception:  # thread top: a node that goes on answering heartbeats must not be deaf
+            log.exception("node %s failed", self.name)
 
-    def _receive(self, data: memoryview) -> None:
-        serving = self._serving
-        if serving is None:
-            return  # a frame of an epoch that was given up
+    def _receive(self, serving: _Serving, frame: wire.Frame) -> None:
+        if serving is not self._serving:
+            return  # its epoch was given up while it waited
         try:
-            frame = wire.decode(data, serving.limits)
             self._check_place(serving, frame)
-        except StaleEpoch:
-            return
         except FrameError as error:
-            log.warning("node %s dropped a frame: %s", self.name, error)
+            self._drop(error)
             return
         if frame.error is not None:
             self._pass_on_error(serving, frame.number, frame.visit, frame.error)
         else:
             self._advance(serving, frame.number, frame.visit, frame.step, frame.activation)
+
+    def _drop(self, error: FrameError) -> None:
+        log.warning("node %s dropped a frame: %s", self.name, error)
 
     def _check_place(self, serving: _Serving, frame: wire.Frame) -> None:
         """A frame must be for a visit of this node (or for the output part on the head), and newer than the last."""
@@ -272,19 +303,16 @@ class Worker:
     def _finish(self, serving: _Serving, number: int, activation: NDArray[np.float32]) -> None:
         """The output part: logits of the wanted rows, one token each."""
         wanted = serving.wanted.pop(number)
-        tokens: tuple[tuple[int, int], ...] = ()
+        tokens: tuple[tuple[int, int | PrimaError], ...] = ()
         if wanted:
             logits = self._end_shard(serving).logits(activation, [want.row for want in wanted])
-            tokens = tuple(
-                (want.sequence, sample(row, want.sampling, want.index))
-                for want, row in zip(wanted, logits, strict=True)
-            )
+            tokens = tuple((want.sequence, _sampled(row, want)) for want, row in zip(wanted, logits, strict=True))
         self._report(Collected(serving.assignment.epoch, StepResult(number, tokens)))
 
     def _fail_step(self, serving: _Serving, number: int, index: int, error: Exception) -> None:
-        if not isinstance(error, PrimaError):
-            log.exception("node %s failed in step %d", self.name, number)
-        message = str(error) if isinstance(error, PrimaError) else f"{type(error).__name__}: {error}"
+        is_ours = isinstance(error, PrimaError)
+        log.error("node %s failed in step %d: %s", self.name, number, error, exc_info=None if is_ours else error)
+        message = str(error) if is_ours else f"{type(error).__name__}: {error}"
         self._pass_on_error(serving, number, index, f"node {self.name!r}: {message}")
 
     def _pass_on_error(self, serving: _Serving, number: int, index: int, message: str) -> None:
@@ -300,12 +328,19 @@ class Worker:
         self._send(serving, index, wire.encode_error(serving.assignment.epoch, number, index, message))
 
     def _send(self, serving: _Serving, index: int, frame: list[Buffer]) -> None:
-        plan = serving.assignment.plan
+        """Until it is taken, or this epoch is to be given up: by then the head has noticed a node that is lost."""
+        plan, epoch = serving.assignment.plan, serving.assignment.epoch
         successor = plan.head if index == len(plan.visits) else plan.visits[index].node
-        try:
-            serving.links[successor].send(frame, SEND_TIMEOUT_S)
-        except LinkError as error:  # the head sees the lost node by its missing heartbeats
-            log.warning("node %s could not send to %s: %s", self.name, successor, error)
+        deadline = time.monotonic() + UNREACHABLE_AFTER_S
+        while self._is_wanted(epoch):
+            try:
+                serving.links[successor].send(frame, _POLL_S)
+                return
+            except LinkError as error:
+                if not isinstance(error, LinkTimeout) or time.monotonic() > deadline:
+                    log.error("node %s cannot send to %s: %s", self.name, successor, error)
+                    self._report(Unreachable(epoch, successor, error))
+                    return
 
     def _end_shard(self, serving: _Serving) -> Shard:
         """The shard that has the input and the output part: that of the node's first device."""
@@ -318,20 +353,22 @@ class Worker:
             with ExitStack() as exits:
                 serving = self._open_serving(backend, assignment, exits)
                 serving.exits = exits.pop_all()
-        except PrimaError as error:
-            self._report(LoadFailed(assignment.epoch, error))
-            return
-        except Exception as error:
-            log.exception("node %s could not load", self.name)
-            failure = ClusterError(f"{type(error).__name__}: {error}", hint="see the log of that node")
-            self._report(LoadFailed(assignment.epoch, failure))
+        except Exception as error:  # noqa: BLE001 - the border of a load: it fails, the node lives
+            if self._is_wanted(assignment.epoch):
+                self._report(LoadFailed(assignment.epoch, self._load_error(error)))
             return
         self._serving = serving
         self._report(Ready(assignment.epoch))
 
+    def _load_error(self, error: Exception) -> PrimaError:
+        if isinstance(error, PrimaError):
+            return error
+        log.error("node %s could not load", self.name, exc_info=error)
+        return ClusterError(f"{type(error).__name__}: {error}", hint="see the log of that node")
+
     def _open_serving(self, backend: Backend, assignment: Assignment, exits: ExitStack) -> _Serving:
-        plan, spec = assignment.plan, assignment.model.spec
-        store = assignment.model.store()
+        plan, model = assignment.plan, assignment.find_model()
+        spec, store = model.spec, model.store()
         exits.callback(store.close)
         slices = _slices(plan, self.name, backend.devices()[0].id)
         self._populate(assignment, store, slices)
@@ -349,7 +386,7 @@ class Worker:
         return _Serving(assignment, shards, links, limits, exits)
 
     def _populate(self, assignment: Assignment, store: Store, slices: Mapping[str, Slice]) -> None:
-        """Bring the part's weights into memory, in pieces, telling how far it is; ends early when stopping."""
+        """Bring the part's weights into memory, in pieces, telling how far it is."""
         weights = list(_weights(store, slices.values()))
         total = sum(weight.data.nbytes for weight in weights)
 
@@ -358,16 +395,28 @@ class Worker:
         def tell(n_bytes: int) -> None:
             nonlocal done
             done += n_bytes
-            if self._stopping.is_set():
-                raise ClusterError("the node is stopping")
+            if not self._is_wanted(assignment.epoch):
+                raise ClusterError("the load was given up")
             self._report(Loading(assignment.epoch, done, total))
 
         populate(weights, tell)
+
+    def _is_wanted(self, epoch: Epoch) -> bool:
+        """False when something else was ordered meanwhile: what takes long need not go on."""
+        return self._ordered == epoch and not self._stopping.is_set()
 
     def _give_up(self) -> None:
         serving, self._serving = self._serving, None
         if serving is not None:
             serving.exits.close()
+
+
+def _sampled(logits: NDArray[np.float32], want: Wanted) -> int | PrimaError:
+    """The token, or why there is none: a row that cannot be sampled hurts no other one."""
+    try:
+        return sample(logits, want.sampling, want.index)
+    except PrimaError as error:
+        return error
 
 
 def _parts(visit: Visit, first_device: str) -> Iterator[tuple[str, Layers]]:

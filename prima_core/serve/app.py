@@ -5,22 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing
-from typing import Protocol
+from contextlib import aclosing, suppress
+from typing import Protocol, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prima_core.engine.request import Event, Failed, Finished, Piece, Request, Sampling
 from prima_core.errors import ClusterError, PrimaError, RequestError, TemplateError
 from prima_core.serve import openai
-from prima_core.serve.guard import Guard, Refusal, read_body
+from prima_core.serve.guard import Guard, Refusal, read_json_body
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Service(Protocol):
@@ -37,45 +43,43 @@ class Service(Protocol):
     def health(self) -> tuple[bool, dict[str, object]]: ...
 
 
-Endpoint = Callable[[HttpRequest], Awaitable[Response]]
-
-
 def make_app(service: Service, guard: Guard) -> Starlette:
     """The ASGI application. Every error is answered in OpenAI's shape."""
-    routes = Routes(service)
-    table: tuple[tuple[str, str, Endpoint], ...] = (
-        ("GET", "/health", routes.health),
-        ("GET", "/v1/models", routes.models),
-        ("GET", "/v1/models/{name:path}", routes.model),
-        ("POST", "/v1/chat/completions", routes.chat),
+    endpoints = Endpoints(service)
+    app = Starlette(
+        routes=[
+            Route("/health", endpoints.health),
+            Route("/v1/models", endpoints.models),
+            Route("/v1/models/{name:path}", endpoints.model),
+            Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
+        ],
+        middleware=[Middleware(Guarded, guard=guard)],
+        exception_handlers=dict.fromkeys((HTTPException, ClientDisconnect, PrimaError, Refusal, Exception), _answer),
     )
-    known = [Route(path, _guarded(endpoint, guard), methods=[method]) for method, path, endpoint in table]
-    every = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-    return Starlette(routes=[*known, Route("/{path:path}", _guarded(_unknown, guard), methods=every)])
+    app.router.redirect_slashes = False  # a path that is nearly right is an error like any other
+    return app
 
 
-def _guarded(endpoint: Endpoint, guard: Guard) -> Endpoint:
-    """The endpoint behind the guard, with every error turned into an answer."""
+class Guarded:
+    """Asks the guard before anything else happens to a request."""
 
-    async def answer(request: HttpRequest) -> Response:
-        try:
-            guard.check(request)
-            return await endpoint(request)
-        except Refusal as refusal:
-            kind = "authentication_error" if refusal.status == 401 else "invalid_request_error"
-            return _json(openai.error_body(refusal.message, kind, code=refusal.code), refusal.status)
-        except PrimaError as error:
-            return _error_response(error)
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        self._app = app
+        self._guard = guard
 
-    return answer
-
-
-async def _unknown(request: HttpRequest) -> Response:
-    message = f"{request.method} {request.url.path} is not known here"
-    return _json(openai.error_body(message, "invalid_request_error", code="unknown_url"), 404)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        next_app = self._app
+        if scope["type"] == "http":
+            request = HttpRequest(scope)
+            try:
+                self._guard.check(request)
+            except Refusal as refusal:
+                next_app = _answer(request, refusal)
+        with suppress(asyncio.CancelledError):  # a request that the end of the server cuts off is no fault to log
+            await next_app(scope, receive, send)
 
 
-class Routes:
+class Endpoints:
     """The endpoints of one server."""
 
     def __init__(self, service: Service) -> None:
@@ -105,72 +109,69 @@ class Routes:
 
     async def chat(self, request: HttpRequest) -> Response:
         service = self._service
-        body = openai.chat_body(await read_body(request))
+        body = openai.chat_body(await read_json_body(request))
         prompt = await run_in_threadpool(service.encode_chat, [message.plain() for message in body.messages])
         wanted = openai.to_request(body, prompt, service.context_length, service.sampling)
         reply = openai.Reply.new(service.model_name)
-        generation = Generation(service, wanted)
-        first = await generation.first(request)
-        if body.stream:
-            return StreamingResponse(_stream(generation, first, reply, body), media_type="text/event-stream")
-        return await _whole(generation, first, reply, request)
+        events = _events(service, wanted)
+        if not body.stream:
+            text, end = await _unless_gone(request, _collect(events))
+            return _json(reply.whole(text, end))
+        # A request that cannot run is an error status, not a broken stream: so the first event is awaited here.
+        first = await _unless_gone(request, anext(events))
+        return EventStream(_chunks(first, events, reply, body), events)
 
 
-class Generation:
-    """One request in the engine, seen from the event loop. Leaving it by any way cancels what still runs."""
+# ---------------------------------------------------------------- a request in the engine, seen from the event loop
 
-    def __init__(self, service: Service, request: Request) -> None:
-        self._service = service
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
 
-        def deliver(event: Event) -> None:
-            if not loop.is_closed():  # the server may be going down while the engine ends its requests
-                loop.call_soon_threadsafe(self._events.put_nowait, event)
+async def _events(service: Service, wanted: Request) -> AsyncGenerator[Piece | Finished]:
+    """The events of a request, Finished last. Raises the error of a failed one; leaving by any way cancels it."""
+    inbox: asyncio.Queue[Event] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
 
-        self._number = service.submit(request, deliver)
+    def deliver(event: Event) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the server is down, the engine ends its requests
+            loop.call_soon_threadsafe(inbox.put_nowait, event)
 
-    def cancel(self) -> None:
-        self._service.cancel(self._number)
+    number = service.submit(wanted, deliver)
+    try:
+        while True:
+            event = await inbox.get()
+            if isinstance(event, Failed):
+                raise event.error
+            yield event
+            if isinstance(event, Finished):
+                return
+    finally:
+        service.cancel(number)
 
-    async def first(self, request: HttpRequest) -> Event:
-        """The first event, so that a request that cannot run is an error status and not a broken stream."""
-        event = await self._next_or_gone(request)
-        if isinstance(event, Failed):
-            raise event.error
-        return event
 
-    async def _next_or_gone(self, request: HttpRequest) -> Event:
-        """The next event; ClientGone when the client hangs up before it comes."""
-        event = asyncio.ensure_future(self._events.get())
-        gone = asyncio.ensure_future(_disconnected(request))
-        try:
-            await asyncio.wait((event, gone), return_when=asyncio.FIRST_COMPLETED)
-            if event.done():
-                return event.result()
-            raise ClientGone("the client has gone")
-        except BaseException:
-            self.cancel()
-            raise
-        finally:
-            event.cancel()
-            gone.cancel()
-
-    async def rest(self, first: Event, request: HttpRequest | None = None) -> AsyncGenerator[Event]:
-        """`first` and all that follow; ends behind Finished or Failed. With `request`, watches for a hang-up."""
-        event = first
-        try:
-            while True:
-                yield event
-                if not isinstance(event, Piece):
-                    return
-                event = await (self._events.get() if request is None else self._next_or_gone(request))
-        finally:
-            self.cancel()
+async def _collect(events: AsyncGenerator[Piece | Finished]) -> tuple[str, Finished]:
+    text: list[str] = []
+    async with aclosing(events):
+        async for event in events:
+            text.append(event.text)
+            if isinstance(event, Finished):
+                return "".join(text), event
+    raise ClusterError("the answer ended early", hint="ask again")
 
 
 class ClientGone(PrimaError):
     """Nobody is there to read the answer."""
+
+
+async def _unless_gone(request: HttpRequest, work: Awaitable[T]) -> T:
+    """What `work` gives. Cancels it and raises ClientGone when the client hangs up before that."""
+    job, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((job, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not job.done():
+            raise ClientGone("the client has gone")
+        return job.result()
+    finally:
+        gone.cancel()
+        job.cancel()
 
 
 async def _disconnected(request: HttpRequest) -> None:
@@ -178,34 +179,39 @@ async def _disconnected(request: HttpRequest) -> None:
         pass
 
 
-async def _whole(generation: Generation, first: Event, reply: openai.Reply, request: HttpRequest) -> Response:
-    text: list[str] = []
-    async with aclosing(generation.rest(first, request)) as events:
-        async for event in events:
-            if isinstance(event, Failed):
-                raise event.error
-            text.append(event.text)
-            if isinstance(event, Finished):
-                return _json(reply.whole("".join(text), event))
-    raise ClusterError("the answer ended early", hint="ask again")
+# ---------------------------------------------------------------- server-sent events
 
 
-async def _stream(
-    generation: Generation, first: Event, reply: openai.Reply, body: openai.ChatBody
+class EventStream(StreamingResponse):
+    """An answer that is sent while it is made. However the sending ends, the request in the engine ends with it."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], events: AsyncGenerator[Piece | Finished]) -> None:
+        super().__init__(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)  # cancels the chunks when the client hangs up
+        finally:
+            await self._events.aclose()
+
+
+async def _chunks(
+    first: Piece | Finished, events: AsyncIterator[Piece | Finished], reply: openai.Reply, body: openai.ChatBody
 ) -> AsyncIterator[bytes]:
-    """Server-sent events. A hang-up of the client cancels this generator, which cancels the request."""
-    yield _event(reply.chunk({"role": "assistant", "content": ""}))
-    async with aclosing(generation.rest(first)) as events:
+    yield _sse(reply.chunk({"role": "assistant", "content": ""}))
+    for data in _chunk_bodies(first, reply, body):
+        yield _sse(data)
+    try:
         async for event in events:
-            for data in _stream_bodies(event, reply, body):
-                yield _event(data)
+            for data in _chunk_bodies(event, reply, body):
+                yield _sse(data)
+    except PrimaError as error:
+        yield _sse(_error_fields(error)[1])
     yield b"data: [DONE]\n\n"
 
 
-def _stream_bodies(event: Event, reply: openai.Reply, body: openai.ChatBody) -> Iterator[dict[str, object]]:
-    if isinstance(event, Failed):
-        yield _error_fields(event.error)[1]
-        return
+def _chunk_bodies(event: Piece | Finished, reply: openai.Reply, body: openai.ChatBody) -> Iterator[dict[str, object]]:
     if event.text:
         yield reply.chunk({"content": event.text})
     if isinstance(event, Finished):
@@ -214,30 +220,48 @@ def _stream_bodies(event: Event, reply: openai.Reply, body: openai.ChatBody) -> 
             yield reply.usage_chunk(event)
 
 
-def _event(data: object) -> bytes:
+def _sse(data: object) -> bytes:
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+# ---------------------------------------------------------------- answers
 
 
 def _json(data: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(data), status, headers, media_type="application/json")
 
 
-def _error_response(error: PrimaError) -> Response:
+def _answer(request: HttpRequest, error: Exception) -> Response:
+    """Starlette's exception handler for everything."""
+    if isinstance(error, HTTPException):  # of the router
+        message = f"{request.method} {request.scope['path']} is not known here"
+        code = "unknown_url" if error.status_code == 404 else "method_not_allowed"
+        headers = dict(error.headers or {})  # Allow
+        return _json(openai.error_body(message, "invalid_request_error", code=code), error.status_code, headers)
     status, body = _error_fields(error)
-    return _json(body, status, {"Retry-After": "2"} if status == 503 else None)
+    return _json(body, status, _ERROR_HEADERS.get(status))
 
 
-def _error_fields(error: PrimaError) -> tuple[int, dict[str, object]]:
-    """Whose fault it is decides the status: the request's 400, the cluster's 503, ours 500."""
+_ERROR_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "2"}}
+
+
+def _error_fields(error: Exception) -> tuple[int, dict[str, object]]:
+    """Whose fault it is decides the status: the request's 4xx, the cluster's 503, ours 500."""
     match error:
+        case Refusal(status=401):
+            return 401, openai.error_body(error.message, "authentication_error", code=error.code)
+        case Refusal():
+            return error.status, openai.error_body(error.message, "invalid_request_error", code=error.code)
         case RequestError():
             return 400, openai.error_body(str(error), "invalid_request_error", error.param, error.code)
         case TemplateError():
             return 400, openai.error_body(str(error), "invalid_request_error", "messages", "template_failed")
-        case ClientGone():
-            return 499, openai.error_body(str(error), "invalid_request_error", code="client_gone")
+        case ClientGone() | ClientDisconnect():
+            return 499, openai.error_body("the client has gone", "invalid_request_error", code="client_gone")
         case ClusterError():
             return 503, openai.error_body(str(error), "service_unavailable", code="cluster_not_ready")
-        case _:
+        case PrimaError():
             log.error("a request failed: %s", error)
-            return 500, openai.error_body(str(error), "internal_error")
+            return 500, openai.error_body(str(error), "server_error")
+        case _:  # the server logs it with its traceback
+            return 500, openai.error_body(f"the server failed: {type(error).__name__}", "server_error")

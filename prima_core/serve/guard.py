@@ -17,20 +17,22 @@ from prima_core.errors import ConfigError
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+OPEN_PATHS = ("/health",)
 
 
-@dataclass(frozen=True, slots=True)
 class Refusal(Exception):
     """Ends a request with this HTTP status."""
 
-    status: int
-    message: str
-    code: str
+    def __init__(self, status: int, message: str, code: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """The rules of one server; `api_key` None: loopback only."""
+    """The rules of one server; `api_key` None: loopback only. Raises ConfigError for rules that would not guard."""
 
     host: str
     api_key: str | None = None
@@ -41,44 +43,47 @@ class Guard:
                 f"serving on {self.host} without an API key would let the whole network use this server",
                 hint="set PRIMA_API_KEY (or --api-key), or serve on 127.0.0.1",
             )
+        if self.api_key is not None and not _can_be_sent(self.api_key):
+            raise ConfigError(
+                "the API key is empty, or has blanks or letters that no HTTP header carries",
+                hint="use ASCII letters, digits and signs",
+            )
 
     def check(self, request: HttpRequest) -> None:
-        """Raises Refusal. /health is open to monitors; everything else wants the key when there is one."""
+        """Raises Refusal. `OPEN_PATHS` are open to monitors; everything else wants the key when there is one."""
         self._check_host(request)
-        self._check_origin(request)
-        if request.url.path != "/health":
-            self._check_key(request)
-        if request.method == "POST":
-            _check_json(request)
+        _check_origin(request)
+        if self.api_key is not None and request.scope["path"] not in OPEN_PATHS:
+            _check_key(request, self.api_key)
 
     def _check_host(self, request: HttpRequest) -> None:
         name = _host_name(request.headers.get("host", ""))
-        if self.api_key is None and name not in LOCAL_NAMES and name != self.host:
+        if self.api_key is None and name not in (*LOCAL_NAMES, self.host):
             raise Refusal(403, f"the Host header names {name!r}, this server is {self.host!r}", "foreign_host")
 
-    def _check_origin(self, request: HttpRequest) -> None:
-        origin = request.headers.get("origin")
-        if origin is None:
-            return
-        if urlsplit(origin).netloc != request.headers.get("host", ""):
-            raise Refusal(403, f"pages of {origin!r} may not use this server", "foreign_origin")
 
-    def _check_key(self, request: HttpRequest) -> None:
-        if self.api_key is None:
-            return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self.api_key.encode()):
-            raise Refusal(401, "the API key is missing or wrong (Authorization: Bearer KEY)", "invalid_api_key")
+def _check_origin(request: HttpRequest) -> None:
+    """A browser tells whose page it is that asks: it must be ours."""
+    origin = request.headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != request.headers.get("host", ""):
+        raise Refusal(403, f"pages of {origin!r} may not use this server", "foreign_origin")
 
 
-def _check_json(request: HttpRequest) -> None:
+def _check_key(request: HttpRequest, api_key: str) -> None:
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), api_key.encode()):
+        raise Refusal(401, "the API key is missing or wrong (Authorization: Bearer KEY)", "invalid_api_key")
+
+
+def _can_be_sent(api_key: str) -> bool:
+    return api_key != "" and all("!" <= letter <= "~" for letter in api_key)
+
+
+async def read_json_body(request: HttpRequest) -> bytes:
+    """The body. Raises Refusal 415 when it does not claim to be JSON, 413 before `MAX_BODY_BYTES` are held."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Refusal(415, f"the content type is {kind or 'missing'}, application/json is wanted", "not_json")
-
-
-async def read_body(request: HttpRequest) -> bytes:
-    """The body, or Refusal 413 before more than `MAX_BODY_BYTES` are held."""
     body = bytearray()
     async for part in request.stream():
         body += part

@@ -5,6 +5,7 @@ A field that asks for something this version lacks is an error that names it; it
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -18,9 +19,13 @@ from prima_core.engine.request import Finished, Request, Sampling
 from prima_core.errors import RequestError
 
 MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 1000
 MAX_MESSAGES = 4096
 
-NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
+Neutral = Mapping[str, tuple[object, ...]]
+"""Fields of OpenAI's API that this version does not act on, with the values, besides null, that ask for nothing."""
+
+UNSUPPORTED: Neutral = {
     "audio": (),
     "frequency_penalty": (0, 0.0),
     "function_call": ("none", "auto"),
@@ -28,21 +33,35 @@ NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
     "logit_bias": ({},),
     "logprobs": (False,),
     "modalities": (["text"],),
+    "moderation": (),
     "n": (1,),
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "presence_penalty": (0, 0.0),
     "reasoning_effort": (),
     "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_logprobs": (0,),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
-"""Fields of OpenAI's API that this version does not act on, each with the values that ask for nothing."""
+UNSUPPORTED_IN_MESSAGE: Neutral = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "reasoning_content": ("",),
+    "refusal": (),
+    "tool_call_id": (),
+    "tool_calls": ([],),
+}
+"""An answer's message comes back as part of the next request, with the fields that were empty in it."""
+UNSUPPORTED_IN_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,)}
 
-NEUTRAL = ("metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user", "verbosity")
-"""Fields that do not change the answer here."""
+LABELS = ("metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier", "user")
+"""Fields that ask for nothing that could show in an answer; any value is taken."""
 
 
 class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
@@ -55,27 +74,30 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str | None = None
 
     def plain(self) -> dict[str, str]:
+        """As a chat template takes it."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        name = {} if self.name is None else {"name": self.name}
+        return {"role": "system" if self.role == "developer" else self.role, "content": text, **name}
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 Positive = Annotated[int, Meta(ge=1)]
+StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
 class ChatBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Body of POST /v1/chat/completions, after `NOT_SUPPORTED` and `NEUTRAL` fields were looked at."""
+    """Body of POST /v1/chat/completions without the fields that ask for nothing. `model` may be any: one is served."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     model: str | None = None
     temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: str | Annotated[list[str], Meta(max_length=MAX_STOPS)] | None = None
+    stop: StopText | Annotated[list[StopText], Meta(max_length=MAX_STOPS)] | None = None
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
     stream: bool | None = None
@@ -83,29 +105,50 @@ class ChatBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 def chat_body(data: bytes) -> ChatBody:
     """Raises RequestError naming the field when the body is not one that can be answered."""
+    fields = _without_neutral(_fields(data), UNSUPPORTED)
+    if isinstance(messages := fields.get("messages"), list):
+        fields["messages"] = [
+            _without_neutral(message, UNSUPPORTED_IN_MESSAGE, f"messages[{at}].") for at, message in enumerate(messages)
+        ]
+    if "stream_options" in fields:
+        options = fields["stream_options"]
+        fields["stream_options"] = _without_neutral(options, UNSUPPORTED_IN_STREAM_OPTIONS, "stream_options.")
     try:
-        fields = msgspec.json.decode(data, type=dict[str, Any])  # Any: looked at field by field below
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"the body is not a JSON object: {error}") from error
-    for name, value in tuple(fields.items()):
-        if name in NOT_SUPPORTED or name in NEUTRAL:
-            _check_neutral(name, value)
-            del fields[name]
-    try:
-        body = msgspec.convert(fields, ChatBody)
+        return msgspec.convert(fields, ChatBody)
     except msgspec.ValidationError as error:
         raise RequestError(str(error), param=_culprit(str(error))) from error
-    _check_stop(body)
-    return body
 
 
-def _check_neutral(name: str, value: object) -> None:
-    if value is None or name in NEUTRAL or any(value == neutral for neutral in NOT_SUPPORTED[name]):
+def _fields(data: bytes) -> dict[str, Any]:  # Any: looked at field by field
+    """The fields of the body, each decoded alone, so that an error can name it."""
+    raw = _decoded(data, dict[str, msgspec.Raw])
+    return {name: _decoded(value, Any, name) for name, value in raw.items() if name not in LABELS}
+
+
+def _decoded(data: bytes | msgspec.Raw, kind: Any, name: str | None = None) -> Any:  # Any: as msgspec's own signature
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        what = "the body is not a JSON object" if name is None else f"{name!r} cannot be read"
+        raise RequestError(f"{what}: {error}", param=name) from error
+
+
+def _without_neutral(fields: Any, table: Neutral, path: str = "") -> Any:  # Any: JSON of any kind, so far
+    """The fields that `table` does not name. Raises RequestError for one that it names and that asks for something."""
+    if not isinstance(fields, dict):
+        return fields
+    for name in table.keys() & fields.keys():
+        _check_neutral(fields[name], table[name], path + name)
+    return {name: value for name, value in fields.items() if name not in table}
+
+
+def _check_neutral(value: object, neutral: tuple[object, ...], name: str) -> None:
+    if value is None or any(type(value) is type(other) and value == other for other in neutral):
         return
     raise RequestError(
         f"{name!r} is not supported by this version of prima",
@@ -115,18 +158,11 @@ def _check_neutral(name: str, value: object) -> None:
     )
 
 
-def _check_stop(body: ChatBody) -> None:
-    if any(not stop for stop in _stops(body)):
-        raise RequestError("'stop' has an empty string", param="stop")
-
-
 def _culprit(message: str) -> str | None:
-    """The field that msgspec complains about: "... unknown field `foo`" or "... - at `$.foo[0]`"."""
-    for marker in ("unknown field `", "missing required field `", "at `$."):
-        if marker in message:
-            tail = message.split(marker, 1)[1]
-            return tail.split("`", 1)[0].split("[", 1)[0]
-    return None
+    """The field that msgspec complains about: "... unknown field `foo`", "... - at `$.foo[0]`", or both."""
+    path = re.search(r" - at `\$\.?(.*)`$", message)
+    name = re.search(r"(?:unknown|required) field `(.*?)`(?: - at |$)", message)
+    return ".".join(found[1] for found in (path, name) if found and found[1]) or None
 
 
 def _stops(body: ChatBody) -> tuple[str, ...]:

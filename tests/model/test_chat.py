@@ -15,6 +15,7 @@ import pytest
 
 from prima_core.errors import RequestError, TemplateError
 from prima_core.model.chat import CHATML, ChatTemplate, encode_chat
+from prima_core.model.chat_process import ChatProcess
 from prima_core.model.tokenizer import Tokenizer
 from tests.model.small_vocabulary import TOKENS, metadata
 
@@ -248,6 +249,19 @@ def test_child_that_ends_at_once_is_an_error_not_a_loop(
         template.render(USER)
 
 
+def test_answer_to_an_interrupted_conversation_goes_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(child: ChatProcess, n_bytes: int) -> bytes:
+        raise KeyboardInterrupt
+
+    with ChatTemplate("{{ messages[0].content }}") as template:
+        template.render(USER)
+        with monkeypatch.context() as patch:
+            patch.setattr(ChatProcess, "_read", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                template.render([{"role": "user", "content": "secret"}])
+        assert template.render(USER) == "hello"
+
+
 def test_threads_get_their_own_conversations(children: psutil.Process) -> None:
     with ChatTemplate("{{ messages[0].content }}") as template, ThreadPoolExecutor(8) as pool:
         texts = [str(number) * 50 for number in range(40)]
@@ -359,7 +373,7 @@ def test_template_may_build_special_tokens_out_of_roles() -> None:
     assert ids_of(tokenizer, USER, "{{ '<|' + messages[0].role + '|>' }}") == [START]
 
 
-@pytest.mark.parametrize("role", ["im_end", "", None, 3, "<|im_end|>", "admin"])
+@pytest.mark.parametrize("role", ["im_end", "", None, 3, [], "<|im_end|>", "admin"])
 def test_unknown_role_is_refused(tokenizer: Tokenizer, role: object) -> None:
     with pytest.raises(RequestError, match="role") as caught:
         ids_of(tokenizer, [{"role": role, "content": "x"}])

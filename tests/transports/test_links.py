@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,11 +43,12 @@ class Network:
 
 
 @pytest.fixture(params=["inproc", "ipc", "tcp", "tls+tcp"])
-def network(request: pytest.FixtureRequest) -> Iterator[Network]:
+def network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
     scheme = request.param
     transport: Transport = InprocTransport() if scheme == "inproc" else NngTransport(scheme)
     free_address = f"{scheme}://127.0.0.1:0" if "tcp" in scheme else f"{scheme}://"
-    with ExitStack() as exits:
+    with ExitStack() as exits:  # sockets in a folder of the test's own, with a shorter path than `tmp_path`
+        monkeypatch.setattr(tempfile, "tempdir", exits.enter_context(tempfile.TemporaryDirectory(prefix="prima-")))
         yield Network(transport, free_address, exits)
 
 

@@ -57,13 +57,11 @@ void dot_q4_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
         __m128i lows[4];
         for (int r = 0; r < 4; ++r) {
             const uint8_t* block = blocks[r] = rows[r] + b * kQ4KBytes;
-            prefetch(block + kPrefetchBytes);
-            prefetch(block + kPrefetchBytes + 64);
+            for (int i = 0; i < kQ4KBytes; i += 64) prefetch(block + kPrefetchBytes + i);
             uint64_t scales, minima;
             unpack_scales(block + 4, scales, minima);
             lows[r] = _mm_madd_epi16(_mm_cvtepu8_epi16(_mm_cvtsi64_si128((long long)minima)), x_sums);
-            const __m256i words =
-                _mm256_broadcastsi128_si256(_mm_cvtepu8_epi16(_mm_cvtsi64_si128((long long)scales)));
+            const __m256i words = _mm256_broadcastsi128_si256(_mm_cvtepu8_epi16(_mm_cvtsi64_si128((long long)scales)));
             __m256i sum = _mm256_setzero_si256();
             __m256i pick = _mm256_set1_epi16(0x0100);  // the bytes of word 0, in every word
             const __m256i next = _mm256_set1_epi16(0x0202);
@@ -80,7 +78,8 @@ void dot_q4_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
         }
         const __m128 sum = _mm_cvtepi32_ps(add_across(sums[0], sums[1], sums[2], sums[3]));
         const __m128 low = _mm_cvtepi32_ps(add_across(lows[0], lows[1], lows[2], lows[3]));
-        const __m128 term = _mm_sub_ps(_mm_mul_ps(load_halves(blocks, 0), sum), _mm_mul_ps(load_halves(blocks, 2), low));
+        const __m128 term =
+            _mm_sub_ps(_mm_mul_ps(load_halves(blocks, 0), sum), _mm_mul_ps(load_halves(blocks, 2), low));
         total = _mm_add_ps(total, _mm_mul_ps(_mm_set1_ps(x->scale), term));
     }
     _mm_storeu_ps(out, total);
@@ -119,11 +118,13 @@ void dot_q6_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
             const __m256i scales = _mm256_cvtepi8_epi16(load128(block + 192));
             __m256i sum = _mm256_setzero_si256();
             for (int h = 0; h < 2; ++h) {
-                const __m256i words = _mm256_broadcastsi128_si256(h ? _mm256_extracti128_si256(scales, 1) : _mm256_castsi256_si128(scales));
+                const __m256i words = _mm256_broadcastsi128_si256(h ? _mm256_extracti128_si256(scales, 1)
+                                                                    : _mm256_castsi256_si128(scales));
                 __m256i codes[4], pick = first_pick;
                 unpack_q6(block, h, codes);
                 for (int i = 0; i < 4; ++i) {
-                    sum = add_product(sum, codes[i], load256(x->q + 128 * h + 32 * i), _mm256_shuffle_epi8(words, pick));
+                    sum =
+                        add_product(sum, codes[i], load256(x->q + 128 * h + 32 * i), _mm256_shuffle_epi8(words, pick));
                     pick = _mm256_add_epi8(pick, next);
                 }
             }
@@ -167,9 +168,9 @@ void dot_q8_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
 
 #include "panel_avx2.inl"
 
-constexpr Table kTable = make_table("avx2", {dot_q8_rows, dot_panel<Q8Panel>, kPanelFrom},
-                                    {dot_q4_rows, dot_panel<Q4Panel>, kPanelFrom},
-                                    {dot_q6_rows, dot_panel<Q6Panel>, kPanelFrom});
+constexpr Table kTable =
+    make_table("avx2", {dot_q8_rows, dot_panel<Q8Panel>, kPanelFrom}, {dot_q4_rows, dot_panel<Q4Panel>, kPanelFrom},
+               {dot_q6_rows, dot_panel<Q6Panel>, kPanelFrom});
 
 }  // namespace
 }  // namespace avx2

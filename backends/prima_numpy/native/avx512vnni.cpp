@@ -65,21 +65,18 @@ void dot_q4_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
     const BlockK* x = a.k + t;
     const int64_t n_blocks = a.cols / kKBlock;
     for (int64_t b = 0; b < n_blocks; ++b, x += a.n) {
-        const __m512i xs[4] = {load_apart(x->q), load_apart(x->q + 32), load_apart(x->q + 128),
-                               load_apart(x->q + 160)};
+        const __m512i xs[4] = {load_apart(x->q), load_apart(x->q + 32), load_apart(x->q + 128), load_apart(x->q + 160)};
         const __m128i x_sums = load128(x->sum32);
         const uint8_t* blocks[4];
         __m512i sums[4];
         __m128i lows[4];
         for (int r = 0; r < 4; ++r) {
             const uint8_t* block = blocks[r] = rows[r] + b * kQ4KBytes;
-            prefetch(block + kPrefetchBytes);
-            prefetch(block + kPrefetchBytes + 64);
+            for (int i = 0; i < kQ4KBytes; i += 64) prefetch(block + kPrefetchBytes + i);
             uint64_t scales, minima;
             unpack_scales(block + 4, scales, minima);
             lows[r] = _mm_madd_epi16(_mm_cvtepu8_epi16(_mm_cvtsi64_si128((long long)minima)), x_sums);
-            const __m512i words =
-                _mm512_castsi128_si512(_mm_cvtepu8_epi16(_mm_cvtsi64_si128((long long)scales)));
+            const __m512i words = _mm512_castsi128_si512(_mm_cvtepu8_epi16(_mm_cvtsi64_si128((long long)scales)));
             __m512i sum = _mm512_setzero_si512();
             for (int h = 0; h < 2; ++h) {
                 const __m512i bytes = load512(block + 16 + 64 * h);
@@ -93,7 +90,8 @@ void dot_q4_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
         }
         const __m128 sum = _mm_cvtepi32_ps(add_across(sums[0], sums[1], sums[2], sums[3]));
         const __m128 low = _mm_cvtepi32_ps(add_across(lows[0], lows[1], lows[2], lows[3]));
-        const __m128 term = _mm_sub_ps(_mm_mul_ps(load_halves(blocks, 0), sum), _mm_mul_ps(load_halves(blocks, 2), low));
+        const __m128 term =
+            _mm_sub_ps(_mm_mul_ps(load_halves(blocks, 0), sum), _mm_mul_ps(load_halves(blocks, 2), low));
         total = _mm_add_ps(total, _mm_mul_ps(_mm_set1_ps(x->scale), term));
     }
     _mm_storeu_ps(out, total);
@@ -179,9 +177,9 @@ void dot_q8_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
 
 #include "panel_avx512.inl"
 
-constexpr Table kTable = make_table("avx512vnni", {dot_q8_rows, dot_panel<Q8Panel>, kPanelFrom},
-                                    {dot_q4_rows, dot_panel<Q4Panel>, kPanelFrom},
-                                    {dot_q6_rows, dot_panel<Q6Panel>, kPanelFrom});
+constexpr Table kTable =
+    make_table("avx512vnni", {dot_q8_rows, dot_panel<Q8Panel>, kPanelFrom},
+               {dot_q4_rows, dot_panel<Q4Panel>, kPanelFrom}, {dot_q6_rows, dot_panel<Q6Panel>, kPanelFrom});
 
 }  // namespace
 }  // namespace avx512vnni

@@ -81,10 +81,18 @@ struct X86 {
 std::vector<std::pair<std::string, bool>> cpu_features() {
 #ifdef PRIMA_X86
     const X86 cpu;
-    return {{"f16c", cpu.f16c},         {"fma", cpu.fma},           {"avx2", cpu.avx2},
-            {"avx_vnni", cpu.avx_vnni}, {"avx512f", cpu.avx512f},   {"avx512dq", cpu.avx512dq},
-            {"avx512bw", cpu.avx512bw}, {"avx512vl", cpu.avx512vl}, {"avx512vnni", cpu.avx512vnni},
-            {"avx512bf16", cpu.avx512bf16}, {"amx_int8", cpu.amx_int8}, {"amx_bf16", cpu.amx_bf16}};
+    return {{"f16c", cpu.f16c},
+            {"fma", cpu.fma},
+            {"avx2", cpu.avx2},
+            {"avx_vnni", cpu.avx_vnni},
+            {"avx512f", cpu.avx512f},
+            {"avx512dq", cpu.avx512dq},
+            {"avx512bw", cpu.avx512bw},
+            {"avx512vl", cpu.avx512vl},
+            {"avx512vnni", cpu.avx512vnni},
+            {"avx512bf16", cpu.avx512bf16},
+            {"amx_int8", cpu.amx_int8},
+            {"amx_bf16", cpu.amx_bf16}};
 #elif defined(__aarch64__) || defined(_M_ARM64)
     return {{"neon", true}};
 #else

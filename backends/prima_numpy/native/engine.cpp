@@ -8,8 +8,8 @@ namespace prima {
 
 namespace {
 
-// Below this many multiplications (or elements) waking a thread costs more than it brings.
-constexpr int64_t kSmallWork = 64 * 1024;
+// Below so many elements, or products of a matrix, waking a thread costs more than it brings (10-20 us of work).
+constexpr int64_t kSmallWork = 64 * 1024, kSmallProduct = 256 * 1024;
 // Enough tasks per thread that one slowed by a neighbour is not waited for long, few enough that streams stay long.
 constexpr int64_t kTasksPerThread = 6;
 
@@ -18,9 +18,12 @@ struct Task {
     int64_t r0, r1;
 };
 
-size_t row_bytes(const TypeInfo& type, int64_t cols) { return size_t(cols / type.block_weights) * size_t(type.block_bytes); }
+size_t row_bytes(const TypeInfo& type, int64_t cols) {
+    return size_t(cols / type.block_weights) * size_t(type.block_bytes);
+}
 
-// Four rows at once from distant quarters of r0..r1: four streams keep more reads in flight than one (kernels: 1.6x).
+// Four rows at once from distant quarters of r0..r1: four streams keep more reads in flight than one, which was 1.6
+// times the bytes per second.
 void run_rows(const MatrixKernels& kernels, const Product& p, size_t bytes, int64_t r0, int64_t r1,
               const Activations& a) {
     const int64_t quarter = (r1 - r0 + 3) / 4;
@@ -134,7 +137,7 @@ void Engine::linear(const std::vector<Product>& products, const float* x, int64_
     const Activations a = prepare(products, x, n, cols);
     int64_t rows = 0;
     for (const Product& p : products) rows += p.rows;
-    const bool is_small = pool_.size() == 1 || rows * cols * n < kSmallWork;
+    const bool is_small = pool_.size() == 1 || rows * cols * n < kSmallProduct;
     const std::vector<Task> tasks = split(products, is_small ? 1 : pool_.size() * kTasksPerThread);
     if (is_small) {
         for (const Task& task : tasks) run_task(table_, task, a);
@@ -155,9 +158,8 @@ uint64_t Engine::read(const uint8_t* data, int64_t n_bytes) {
 }
 
 void Engine::rms_norm(const float* x, const float* gain, int64_t n, int64_t dim, float eps, float* out) {
-    spread(n, dim, [&](int64_t t0, int64_t t1) {
-        table_.rms_norm(x + t0 * dim, gain, t1 - t0, dim, eps, out + t0 * dim);
-    });
+    spread(n, dim,
+           [&](int64_t t0, int64_t t1) { table_.rms_norm(x + t0 * dim, gain, t1 - t0, dim, eps, out + t0 * dim); });
 }
 
 void Engine::rope(float* x, const float* cos, const float* sin, int64_t n, int64_t n_heads, int64_t head_dim,

@@ -115,7 +115,8 @@ void dot_float_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Ac
             float tile[kFloatTile][kFloatTile];
             dot_float_tile<T>(w, x, a.cols, tile);
             for (int t = 0; t < kFloatTile && t0 + t < a.n; ++t) {
-                for (int r = 0; r < kFloatTile && r0 + r < n_rows; ++r) out[(t0 + t) * out_stride + r0 + r] = tile[t][r];
+                for (int r = 0; r < kFloatTile && r0 + r < n_rows; ++r)
+                    out[(t0 + t) * out_stride + r0 + r] = tile[t][r];
             }
         }
     }
@@ -260,23 +261,23 @@ void to_half(const float* x, int64_t n, uint16_t* out) {
 
 uint64_t read(const uint8_t* data, int64_t n_lines) {
     const int64_t quarter = n_lines / 4;
-    uint64_t sums[8] = {};
+    uint64_t sums[4] = {};
     for (int64_t i = 0; i < quarter; ++i) {
         for (int s = 0; s < 4; ++s) {
             const uint8_t* line = data + (s * quarter + i) * 64;
             prefetch(line + kPrefetchBytes);
-            uint64_t values[8];
-            std::memcpy(values, line, 64);
-            for (int w = 0; w < 8; ++w) sums[w] += values[w];
+            uint64_t word;  // the rest of the line comes along
+            std::memcpy(&word, line, 8);
+            sums[s] += word;
         }
     }
-    for (int w = 1; w < 8; ++w) sums[0] += sums[w];
-    return sums[0];
+    return sums[0] + sums[1] + sums[2] + sums[3];
 }
 
 // ---------------------------------------------------------------- attention
 
-constexpr int kTile = 32;  // positions whose scores are held at once; counted from position 0, so the chunk does not matter
+// Positions whose scores are held at once; counted from position 0, so that the chunk does not matter.
+constexpr int kTile = 32;
 
 // scores[g][j] = scale * (q_g . k_j)
 template <class T, int G>
@@ -369,6 +370,20 @@ void attend(const float* q, const Cache& cache, int64_t kv_head, int64_t group, 
 }
 
 constexpr Table make_table(const char* name, MatrixKernels q8_0, MatrixKernels q4_k, MatrixKernels q6_k) {
-    return {name, float_kernels<F32Type>(), float_kernels<F16Type>(), float_kernels<BF16Type>(), q8_0, q4_k, q6_k,
-            quantize_k, quantize_8, rms_norm, rope, swiglu, add, attend, to_half, read};
+    return {name,
+            float_kernels<F32Type>(),
+            float_kernels<F16Type>(),
+            float_kernels<BF16Type>(),
+            q8_0,
+            q4_k,
+            q6_k,
+            quantize_k,
+            quantize_8,
+            rms_norm,
+            rope,
+            swiglu,
+            add,
+            attend,
+            to_half,
+            read};
 }

@@ -1,5 +1,5 @@
-// IEEE half precision by bit operations, for code that may not assume F16C or NEON. Included inside a variant's namespace
-// (see generic.inl): a shared inline function could be linked from the variant with the newest instructions.
+// IEEE half precision by bit operations, for code that may not assume F16C or NEON. Included inside a variant's
+// namespace (see generic.inl): a shared inline function could be linked from the variant with the newest instructions.
 
 inline float float_of_bits(uint32_t bits) {
     float f;

@@ -20,7 +20,7 @@ constexpr int kKBlock = 256;
 constexpr int kQ4KBytes = 144;  // d f16, dmin f16, 12 bytes of 6-bit scales and minima, 128 bytes of nibbles
 constexpr int kQ6KBytes = 210;  // 128 bytes of low nibbles, 64 of high bits, 16 int8 scales, d f16
 constexpr int kQ8Block = 32;
-constexpr int kQ8Bytes = 34;    // d f16, 32 int8
+constexpr int kQ8Bytes = 34;  // d f16, 32 int8
 constexpr int kPanelRows = 16;
 
 // 256 activations: q * scale, with sums of q per 16 and per 32.

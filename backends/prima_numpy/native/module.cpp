@@ -10,9 +10,11 @@
 #include <cstring>
 #include <initializer_list>
 #include <string>
+#include <type_traits>
 
 #include "cpu.h"
 #include "engine.h"
+#include "gil.h"
 
 namespace nb = nanobind;
 using namespace prima;
@@ -116,13 +118,24 @@ Matrix matrix(int type, const In& data, int64_t rows, int64_t cols) {
     return {{Type(type), static_cast<const uint8_t*>(data.data()), rows, nullptr, nullptr}, cols};
 }
 
+template <class T>
+T field(nb::handle value, const char* name, const char* kind) {
+    T result;
+    // Enums convert to integers; arrays must not be converted, for that would copy.
+    if (!nb::try_cast(value, result, std::is_integral<T>::value)) refuse(std::string(name) + ": not " + kind);
+    return result;
+}
+
 Matrix job(nb::handle item, int64_t n) {
-    const auto fields = nb::cast<nb::tuple>(item);
-    if (fields.size() != 6) refuse("a product is (type, data, rows, cols, bias or None, out)");
-    Matrix m = matrix(nb::cast<int>(fields[0]), nb::cast<In>(fields[1]), nb::cast<int64_t>(fields[2]),
-                      nb::cast<int64_t>(fields[3]));
-    if (!fields[4].is_none()) m.product.bias = input(nb::cast<In>(fields[4]), "bias", {m.product.rows});
-    m.product.out = output(nb::cast<Out>(fields[5]), "out", {n, m.product.rows});
+    if (!nb::isinstance<nb::tuple>(item) || nb::len(item) != 6) {
+        refuse("products: each is (type, data, rows, cols, bias or None, out)");
+    }
+    const auto fields = nb::borrow<nb::tuple>(item);
+    Matrix m = matrix(field<int>(fields[0], "type", "an integer"), field<In>(fields[1], "data", "an array"),
+                      field<int64_t>(fields[2], "rows", "an integer"), field<int64_t>(fields[3], "cols", "an integer"));
+    if (!fields[4].is_none())
+        m.product.bias = input(field<In>(fields[4], "bias", "an array"), "bias", {m.product.rows});
+    m.product.out = output(field<Out>(fields[5], "out", "a writable array"), "out", {n, m.product.rows});
     return m;
 }
 
@@ -139,7 +152,7 @@ void linear(Engine& engine, nb::tuple jobs, const In& x) {
         }
         products.push_back(m.product);
     }
-    nb::gil_scoped_release release;
+    GilRelease release;
     engine.linear(products, static_cast<const float*>(x.data()), n, cols);
 }
 
@@ -148,7 +161,7 @@ void rms_norm(Engine& engine, const In& x, const In& gain, float eps, const Out&
     const int64_t n = int64_t(x.shape(0)), dim = int64_t(x.shape(1));
     const float* gains = input(gain, "gain", {dim});
     float* result = output(out, "out", {n, dim});
-    nb::gil_scoped_release release;
+    GilRelease release;
     engine.rms_norm(static_cast<const float*>(x.data()), gains, n, dim, eps, result);
 }
 
@@ -157,10 +170,11 @@ void rope(Engine& engine, const Out& x, const In& cos, const In& sin, bool neox)
     check_float(cos, "cos", 2);
     const int64_t n = int64_t(x.shape(0)), n_heads = int64_t(x.shape(1)), head_dim = int64_t(x.shape(2));
     const int64_t half = int64_t(cos.shape(1));
-    if (half > head_dim / 2) refuse("cos: " + std::to_string(half) + " angles for heads of " + std::to_string(head_dim));
+    if (half > head_dim / 2)
+        refuse("cos: " + std::to_string(half) + " angles for heads of " + std::to_string(head_dim));
     const float* cosines = input(cos, "cos", {n, half});
     const float* sines = input(sin, "sin", {n, half});
-    nb::gil_scoped_release release;
+    GilRelease release;
     engine.rope(static_cast<float*>(x.data()), cosines, sines, n, n_heads, head_dim, half, neox);
 }
 
@@ -169,7 +183,7 @@ void swiglu(Engine& engine, const In& gate, const In& up, const Out& out) {
     const int64_t n = int64_t(gate.shape(0)), dim = int64_t(gate.shape(1));
     const float* ups = input(up, "up", {n, dim});
     float* result = output(out, "out", {n, dim});
-    nb::gil_scoped_release release;
+    GilRelease release;
     engine.swiglu(static_cast<const float*>(gate.data()), ups, n * dim, result);
 }
 
@@ -178,7 +192,7 @@ void add(Engine& engine, const In& x, const In& y, const Out& out) {
     const int64_t n = int64_t(x.shape(0)), dim = int64_t(x.shape(1));
     const float* ys = input(y, "y", {n, dim});
     float* result = output(out, "out", {n, dim});
-    nb::gil_scoped_release release;
+    GilRelease release;
     engine.add(static_cast<const float*>(x.data()), ys, n * dim, result);
 }
 
@@ -192,14 +206,15 @@ void attention(Engine& engine, const In& q, const In& k, const In& v, int64_t st
     check_shape(v, "v_cache", {cache.n_kv_heads, cache.capacity, head_dim});
     if (is_half(v, "v_cache") != cache.is_half) refuse("k_cache and v_cache: different types");
     if (cache.n_kv_heads == 0 || n_heads % cache.n_kv_heads != 0) {
-        refuse("q: " + std::to_string(n_heads) + " heads cannot share " + std::to_string(cache.n_kv_heads) + " K/V heads");
+        refuse("q: " + std::to_string(n_heads) + " heads cannot share " + std::to_string(cache.n_kv_heads) +
+               " K/V heads");
     }
     if (start < 0 || start > cache.capacity || n > cache.capacity - start) {
         refuse("start: rows at " + std::to_string(start) + " + " + std::to_string(n) + " leave a cache of " +
                std::to_string(cache.capacity));
     }
     float* result = output(out, "out", {n, n_heads, head_dim});
-    nb::gil_scoped_release release;
+    GilRelease release;
     engine.attention(static_cast<const float*>(q.data()), cache, n, n_heads, start, scale, result);
 }
 
@@ -216,7 +231,7 @@ void kv_write(Engine& engine, const In& k, const Out& cache, int64_t start) {
     }
     void* to = cache.data();
     const auto* from = static_cast<const float*>(k.data());
-    nb::gil_scoped_release release;
+    GilRelease release;
     engine.kv_write(from, n, start, n_kv_heads, capacity, head_dim, half, to);
 }
 
@@ -225,7 +240,7 @@ uint64_t read_bytes(Engine& engine, const In& data) {
     check_layout(data, "data", 1);
     const auto* bytes = static_cast<const uint8_t*>(data.data());
     const int64_t n_bytes = int64_t(data.size());
-    nb::gil_scoped_release release;
+    GilRelease release;
     return engine.read(bytes, n_bytes);
 }
 
@@ -272,6 +287,8 @@ std::string build_info() {
 
 NB_MODULE(_kernels, m) {
     using namespace nb::literals;
+    nb::set_leak_warnings(false);  // a thread that is at work when the interpreter ends keeps its engine
+    nb::module_::import_("atexit").attr("register")(nb::cpp_function(&GilRelease::end));
     m.def("cpu_features", &cpu_features);
     m.def("variants", &variants);
     m.def("build_info", &build_info);

@@ -3,8 +3,8 @@
 // As in panel_avx512.inl: a panel holds one block of each of 8 rows with the rows in the lanes, codes[k / 4][row][4].
 // Products of bytes come as words, which are added up as long as they fit before they are widened.
 
-constexpr int kPanelFrom = 6;   // fewer activation rows do not pay for unpacking (measured: bench/kernels.py)
-constexpr int kTileRows = 64;   // activation rows whose blocks and totals stay in L1 beside a panel
+constexpr int kPanelFrom = 6;  // fewer activation rows do not pay for unpacking (measured: bench/kernels.py)
+constexpr int kTileRows = 64;  // activation rows whose blocks and totals stay in L1 beside a panel
 
 inline __m256i broadcast4(const int8_t* q) {
     int32_t four;
@@ -111,7 +111,8 @@ struct alignas(32) Q4Panel {
                 low = _mm256_add_epi32(low, _mm256_madd_epi16(load256(minima[j]), broadcast_pair(x[t].sum32 + 2 * j)));
             }
             add_term(totals[t], x[t].scale,
-                     _mm256_sub_ps(_mm256_mul_ps(d, _mm256_cvtepi32_ps(sums[t])), _mm256_mul_ps(dmin, _mm256_cvtepi32_ps(low))));
+                     _mm256_sub_ps(_mm256_mul_ps(d, _mm256_cvtepi32_ps(sums[t])),
+                                   _mm256_mul_ps(dmin, _mm256_cvtepi32_ps(low))));
         }
     }
 };
@@ -205,7 +206,8 @@ void add_block(const Panel& panel, const typename Panel::Block* x, int64_t n, fl
 }
 
 template <class Panel>
-void dot_eight(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, float* out, int64_t out_stride) {
+void dot_eight(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, float* out,
+               int64_t out_stride) {
     const int64_t n_blocks = a.cols / Panel::kWeights;
     for (int64_t t0 = 0; t0 < a.n; t0 += kTileRows) {
         const int64_t n = a.n - t0 < kTileRows ? a.n - t0 : kTileRows;
@@ -225,8 +227,10 @@ void dot_eight(const uint8_t* rows, size_t row_bytes, int n_rows, const Activati
 }
 
 template <class Panel>
-void dot_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, float* out, int64_t out_stride) {
+void dot_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, float* out,
+               int64_t out_stride) {
     for (int r = 0; r < n_rows; r += 8) {
-        dot_eight<Panel>(rows + size_t(r) * row_bytes, row_bytes, n_rows - r < 8 ? n_rows - r : 8, a, out + r, out_stride);
+        dot_eight<Panel>(rows + size_t(r) * row_bytes, row_bytes, n_rows - r < 8 ? n_rows - r : 8, a, out + r,
+                         out_stride);
     }
 }

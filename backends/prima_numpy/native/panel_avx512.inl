@@ -3,8 +3,8 @@
 // A panel holds one block of each of 16 rows with the rows in the lanes: codes[k / 4][row][4]. A group of four
 // activations is broadcast against 16 rows at once, and all that follows (scales, minima, d) is lane by lane.
 
-constexpr int kPanelFrom = 4;   // fewer activation rows do not pay for unpacking (measured: bench/kernels.py)
-constexpr int kTileRows = 64;   // activation rows whose blocks and totals stay in L1 beside a panel
+constexpr int kPanelFrom = 4;  // fewer activation rows do not pay for unpacking (measured: bench/kernels.py)
+constexpr int kTileRows = 64;  // activation rows whose blocks and totals stay in L1 beside a panel
 
 inline int32_t load_i32(const void* p) {
     int32_t v;
@@ -110,8 +110,8 @@ struct alignas(64) Q4Panel {
             }
         }
         for (int t = 0; t < T; ++t) {
-            const __m512 term =
-                _mm512_sub_ps(_mm512_mul_ps(d, _mm512_cvtepi32_ps(sums[t])), _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(lows[t])));
+            const __m512 term = _mm512_sub_ps(_mm512_mul_ps(d, _mm512_cvtepi32_ps(sums[t])),
+                                              _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(lows[t])));
             const __m512 total = _mm512_load_ps(totals[t]);
             _mm512_store_ps(totals[t], _mm512_add_ps(total, _mm512_mul_ps(_mm512_set1_ps(x[t].scale), term)));
         }
@@ -223,7 +223,8 @@ void add_block(const Panel& panel, const typename Panel::Block* x, int64_t n, fl
 }
 
 template <class Panel>
-void dot_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, float* out, int64_t out_stride) {
+void dot_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, float* out,
+               int64_t out_stride) {
     const __mmask16 present = __mmask16((1u << n_rows) - 1);
     const int64_t n_blocks = a.cols / Panel::kWeights;
     for (int64_t t0 = 0; t0 < a.n; t0 += kTileRows) {

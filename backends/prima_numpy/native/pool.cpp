@@ -49,7 +49,9 @@ void ThreadPool::run(int64_t n_tasks, Call call, const void* work) {
     next_ = 0;
     ++job_;  // opens; a thread about to sleep either sees this or is seen in n_sleeping_
     if (n_sleeping_ > 0) {
-        { std::lock_guard<std::mutex> sleep_lock(sleep_mutex_); }
+        {
+            std::lock_guard<std::mutex> sleep_lock(sleep_mutex_);
+        }
         wake_.notify_all();
     }
     take_tasks();

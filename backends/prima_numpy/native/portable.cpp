@@ -124,8 +124,9 @@ void dot_q8_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
     }
 }
 
-constexpr Table kTable = make_table("portable", {dot_q8_rows, nullptr, 0}, {dot_k_rows<Q4Codes>, dot_k_panel<Q4Codes>, 2},
-                                    {dot_k_rows<Q6Codes>, dot_k_panel<Q6Codes>, 2});
+constexpr Table kTable =
+    make_table("portable", {dot_q8_rows, nullptr, 0}, {dot_k_rows<Q4Codes>, dot_k_panel<Q4Codes>, 2},
+               {dot_k_rows<Q6Codes>, dot_k_panel<Q6Codes>, 2});
 
 }  // namespace
 }  // namespace portable

@@ -1,0 +1,55 @@
+"""`prima plan`: who would compute what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import rich_click as click
+from rich.table import Table
+
+from prima_core.commands.setup import Settings, head_options, open_model_argument
+from prima_core.commands.table import wide_console
+from prima_core.errors import ConfigError
+from prima_core.interfaces import BackendOptions
+from prima_core.node.coordinate import Planning, model_facts
+from prima_core.node.driver import Member
+from prima_core.node.head import DEFAULT_CONTEXT
+from prima_core.plan.check import complete
+from prima_core.plan.plan import Plan, plan_to_json
+from prima_core.plan.problem import problem_from_json
+from prima_core.plugins import Registry
+
+
+def plan(model: str | None, problem: str | None, as_json: bool, settings: Settings, registry: Registry) -> None:
+    """Print the plan that `prima serve` would make on this machine, or that solves a problem file."""
+    made = _solve_file(problem, registry, settings) if problem is not None else _own_plan(model, registry, settings)
+    if as_json:
+        click.echo(plan_to_json(made).decode())
+        return
+    table = Table("visit", "node", "layers", "weights and KV")
+    sizes = {need.node: f"{need.weight_bytes / 1e6:,.0f} + {need.kv_bytes / 1e6:,.0f} MB" for need in made.residency}
+    for index, visit in enumerate(made.visits):
+        table.add_row(str(index), visit.node, f"[{visit.start}, {visit.stop})", sizes.pop(visit.node, ""))
+    wide_console().print(table)
+    click.echo(f"solver {made.solver or 'none'}, {made.kv_tokens} KV positions, {made.credit} steps in flight")
+
+
+def _solve_file(path: str, registry: Registry, settings: Settings) -> Plan:
+    try:
+        problem = problem_from_json(Path(path).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read the problem {path}: {error.strerror}", hint="check --problem") from error
+    return complete(registry.solver(settings["solver"]).solve(problem), problem)
+
+
+def _own_plan(model: str | None, registry: Registry, settings: Settings) -> Plan:
+    with open_model_argument(model) as opened:
+        options = head_options(settings, opened.file.metadata)
+        backend, _ = registry.open_backend(options.node.backend, BackendOptions(kernels=options.node.kernels), None)
+        devices = tuple(device.id for device in backend.devices())
+        backend.close()
+        names = [options.name, *(f"{options.name}.{index}" for index in range(2, options.n_local + 2))]
+        members = tuple(Member(name, options.node.memory, devices, "") for name in names)
+        context = min(options.context or DEFAULT_CONTEXT, opened.spec.context_length)
+        solve = registry.solver(options.solver).solve
+        return Planning(model_facts(opened, context), options.name, options.parallel, solve, options.plan)(members)

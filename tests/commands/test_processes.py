@@ -1,0 +1,196 @@
+"""The program as a process: how it starts, serves, is interrupted, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from prima_core.ring.security import format_token, new_secret
+from tests.commands.conftest import SIGNALS, Program, Start
+
+ENDS = [signal.SIGINT, *SIGNALS]
+POLITE = [signal.SIGINT, signal.SIGTERM]  # at which a server tells its clients
+WITHIN_S = 2.0
+
+
+def ends_within(program: Program, number: signal.Signals, code: int) -> str:
+    """Send the signal; what was printed to standard error until the end."""
+    children = psutil.Process(program.process.pid).children(recursive=True)
+    since = time.monotonic()
+    program.process.send_signal(number)
+    ended = program.end()
+    took_s = time.monotonic() - since
+    assert ended.code == code, ended.err
+    assert took_s < WITHIN_S
+    _, alive = psutil.wait_procs(children, timeout=max(0.0, WITHIN_S - took_s))
+    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+    assert [path for path in program.folder.iterdir() if path.name.startswith("prima")] == []  # sockets
+    assert "Traceback" not in ended.err
+    return ended.err
+
+
+# ---------------------------------------------------------------- run and chat
+
+
+@pytest.mark.parametrize("number", ENDS)
+@pytest.mark.parametrize("n_nodes", [1, 3])
+def test_a_run_is_ended_in_order(start: Start, talkative: Path, n_nodes: int, number: signal.Signals) -> None:
+    program = start("run", talkative, "-p", "hello", "--temp", 0, "--nodes", n_nodes)
+    assert program.read_out(10)
+    ends_within(program, number, 130)
+
+
+def test_a_run_is_ended_while_it_loads(start: Start, talkative: Path) -> None:
+    program = start("run", talkative, "-p", "hello", "--nodes", 3)
+    program.read_err_until("joined")
+    ends_within(program, signal.SIGINT, 130)
+
+
+def test_a_chat_with_piped_input_is_ended_by_ctrl_c(start: Start, talkative: Path) -> None:
+    program = start("chat", talkative, "--temp", 0)
+    program.say(b"hello\n")
+    assert program.read_out(10)
+    ends_within(program, signal.SIGINT, 130)
+
+
+def test_a_chat_that_waits_for_input_is_ended_by_ctrl_c(start: Start, tiny: Path) -> None:
+    program = start("chat", tiny)
+    program.read_err_until("/new")
+    ends_within(program, signal.SIGINT, 130)
+
+
+def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_chat(talkative: Path) -> None:
+    if sys.platform == "win32":
+        raise AssertionError("these tests use pseudo terminals")
+    ours, its = os.openpty()
+    command = [sys.executable, "-m", "prima_core", "chat", str(talkative), "--temp", "0"]
+    with subprocess.Popen(command, stdin=its, stdout=its, stderr=subprocess.DEVNULL) as process:
+        os.close(its)
+        screen = b""
+
+        def read_until(text: bytes) -> None:
+            nonlocal screen
+            while text not in screen:
+                screen += os.read(ours, 1024)
+
+        read_until(b"> ")
+        os.write(ours, b"hello\n")
+        read_until(b"hello\r\n")
+        screen = os.read(ours, 1024)  # the answer has begun
+        process.send_signal(signal.SIGINT)
+        read_until(b"\r\n> ")
+        os.write(ours, b"/exit\n")
+        assert process.wait(10) == 0
+    os.close(ours)
+
+
+# ---------------------------------------------------------------- streams
+
+
+@pytest.mark.parametrize("arguments", [("run", "-p", "hello", "--temp", 0), ("chat",)])
+def test_a_reader_that_has_read_enough_is_no_error_to_shout_about(
+    start: Start, talkative: Path, arguments: tuple[object, ...]
+) -> None:
+    program = start(*arguments, talkative)
+    program.say(b"hello\n")
+    assert program.read_out(1)
+    assert program.process.stdout is not None
+    program.process.stdout.close()
+    assert program.process.wait(20) == 1
+    assert program.process.stderr is not None
+    assert b"Traceback" not in program.process.stderr.read()
+
+
+def test_only_results_go_to_standard_output(start: Start, tiny: Path) -> None:
+    program = start("run", tiny, "-p", "hello", "-n", 3, "--nodes", 2, "--json", "--log-level", "debug")
+    ended = program.end()
+    assert ended.code == 0
+    assert len(ended.out.splitlines()) == 1
+    assert len(ended.json["generated_ids"]) == 3
+    assert "DEBUG" in ended.err
+
+
+# ---------------------------------------------------------------- serve
+
+
+def served_at(program: Program) -> str:
+    found = re.search(r"at (http://\S+)/v1", program.read_err_until("serving"))
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_a_server_is_ended_in_order(start: Start, talkative: Path, number: signal.Signals) -> None:
+    program = start("serve", talkative, "--port", 0, "--nodes", 2)
+    url = served_at(program)
+    asked = {"messages": [{"role": "user", "content": "hello"}], "stream": True, "temperature": 0}
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=asked, timeout=20) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data: ")
+        ended: list[str] = []
+        thread = threading.Thread(target=lambda: ended.append(ends_within(program, number, 0)))
+        thread.start()
+        rest: list[str] = []
+        with suppress(httpx.RemoteProtocolError) if number not in POLITE else nullcontext():
+            rest.extend(line for line in lines if line)
+        thread.join()
+    assert ended
+    assert "stopped" in ended[0]
+    if number in POLITE:
+        assert "the server is stopping" in rest[-2]
+        assert rest[-1] == "data: [DONE]"
+
+
+def test_a_client_that_sends_slowly_does_not_keep_the_server(start: Start, tiny: Path) -> None:
+    program = start("serve", tiny, "--port", 0)
+    host, port = served_at(program).removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as slow:
+        slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                     b"Content-Length: 100\r\n\r\n{")  # fmt: skip
+        assert httpx.get(f"http://{host}:{port}/health").status_code == 200
+        ends_within(program, signal.SIGTERM, 0)
+
+
+def test_a_server_is_ended_while_it_loads_and_while_it_waits(start: Start, tiny: Path) -> None:
+    program = start("serve", tiny, "--port", 0, "--nodes", 3)
+    program.read_err_until("loading")
+    ends_within(program, signal.SIGINT, 0)
+    program = start("serve", tiny, "--port", 0, "--listen", "tcp://127.0.0.1:0", "--wait", 2)
+    program.read_err_until("loading")
+    ends_within(program, signal.SIGINT, 0)
+
+
+def test_a_server_tells_where_others_join_and_a_worker_joins(
+    start: Start, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    monkeypatch.setenv("PRIMA_TOKEN", format_token(new_secret()))
+    server = start("serve", tiny, "--port", 0, "--listen", "tcp://127.0.0.1:0", "--wait", 2, "--name", "desk")
+    told = server.read_err_until("and the token in PRIMA_TOKEN")
+    found = re.search(r"prima join (\S+)", told)
+    assert found
+    worker = start("join", found[1], "--model", tiny, "--name", "attic")
+    url = served_at(server)
+    health = httpx.get(f"{url}/health").json()
+    assert (health["status"], health["nodes"]) == ("ok", ["desk", "attic"])
+    ends_within(worker, signal.SIGINT, 0)
+    ends_within(server, signal.SIGINT, 0)
+
+
+def test_ipv6_loopback_is_served(start: Start, tiny: Path) -> None:
+    program = start("serve", tiny, "--port", 0, "--host", "::1")
+    url = served_at(program)
+    assert url.startswith("http://[::1]:")
+    assert httpx.get(f"{url}/v1/models").status_code == 200

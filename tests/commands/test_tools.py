@@ -1,0 +1,180 @@
+"""Commands that look and tell."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import pytest
+
+from prima_core.model.gguf import GGUFFile
+from prima_core.model.tokenizer import Tokenizer
+from prima_core.plan.plan import plan_from_json
+from prima_core.plan.problem import ModelFacts, NodeFacts, Problem, problem_to_json
+from prima_core.testing.tinyvocab import tiny_vocab
+from tests.commands.conftest import Prima
+
+# ---------------------------------------------------------------- prima plan
+
+
+def test_a_plan_is_shown_as_a_table(prima: Prima, tiny: Path) -> None:
+    shown = prima("plan", tiny, "--nodes", 2)
+    assert shown.code == 0
+    assert "[0, 3)" in shown.out
+    assert "[3, 6)" in shown.out
+    assert "solver even" in shown.out
+
+
+def test_a_plan_can_be_printed_and_used(prima: Prima, tiny: Path, tmp_path: Path) -> None:
+    printed = prima("plan", tiny, "--nodes", 2, "--json", "-c", 64, "--parallel", 2)
+    plan = plan_from_json(printed.out.encode())
+    assert [(visit.start, visit.stop) for visit in plan.visits] == [(0, 3), (3, 6)]
+    assert plan.kv_tokens == 128
+    file = tmp_path / "plan.json"
+    file.write_text(printed.out)
+    again = prima("plan", tiny, "--nodes", 2, "--plan", file, "--json", "-c", 64, "--parallel", 2)
+    assert again.json == printed.json
+    alone = prima("run", tiny, "-p", "x", "-n", 5, "--temp", 0, "--json")
+    planned = prima("run", tiny, "-p", "x", "-n", 5, "--temp", 0, "--json", "--transport", "inproc", "--nodes", 2,
+                    "--plan", file, "-c", 64, "--wire", "f32")  # fmt: skip
+    assert planned.json["generated_ids"] == alone.json["generated_ids"]
+
+
+def test_a_problem_file_is_solved(prima: Prima, tmp_path: Path) -> None:
+    model = ModelFacts(
+        "m", layer_bytes=(100,) * 4, input_bytes=10, output_bytes=10, kv_bytes_per_token_layer=1, context_length=8
+    )
+    problem = Problem(model, (NodeFacts("a", 10_000), NodeFacts("b", 10_000)), head="a", kv_tokens=8)
+    file = tmp_path / "problem.json"
+    file.write_bytes(problem_to_json(problem))
+    plan = plan_from_json(prima("plan", "--problem", file, "--solver", "even", "--json").out.encode())
+    assert (plan.n_layers, plan.nodes, plan.solver) == (4, ("a", "b"), "even")
+    assert [need.node for need in plan.residency] == ["a", "b"]
+
+
+# ---------------------------------------------------------------- prima tokenize
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a vocabulary and no model."""
+    path = tmp_path_factory.mktemp("vocabulary") / "vocabulary.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    tiny_vocab("llama", 512).add_to(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+TEXT = "hello <|begin_of_text|> wörld\n"
+
+
+def test_ids_and_pieces_of_a_text(prima: Prima, vocabulary: Path) -> None:
+    shown = prima("tokenize", vocabulary, TEXT, "--json").json
+    with GGUFFile.open(vocabulary) as file:
+        tokenizer = Tokenizer.from_metadata(file.metadata)
+    assert list(shown) == ["ids", "pieces"]
+    assert shown["ids"] == tokenizer.encode(TEXT)
+    assert len(shown["pieces"]) == len(shown["ids"])
+    assert tokenizer.bos_id not in shown["ids"]
+
+
+def test_special_tokens_are_added_and_read_when_asked(prima: Prima, tiny: Path) -> None:
+    shown = prima("tokenize", tiny, TEXT, "--json", "--special").json
+    assert shown["pieces"].count("<|begin_of_text|>") == 2
+    assert shown["pieces"][0] == "<|begin_of_text|>"
+
+
+def test_without_a_text_standard_input_is_read(prima: Prima, tiny: Path) -> None:
+    as_argument = prima("tokenize", tiny, TEXT, "--json").json
+    assert prima("tokenize", tiny, "--json", stdin=TEXT.encode()).json == as_argument
+    assert prima("tokenize", tiny, "", "--json", stdin=TEXT.encode()).json == {"ids": [], "pieces": []}
+
+
+def test_input_that_is_not_utf8_is_tokenized_too(prima: Prima, tiny: Path) -> None:
+    shown = prima("tokenize", tiny, "--json", stdin=b"a\xffb\xed\xa0\x80")
+    assert shown.code == 0
+    assert shown.json["pieces"][0] == "a"
+    assert prima("tokenize", tiny, "a\udcffb", "--json").json["pieces"][0] == "a"
+
+
+def test_tokens_are_a_line_each(prima: Prima, tiny: Path) -> None:
+    ids = prima("tokenize", tiny, TEXT, "--json").json["ids"]
+    lines = prima("tokenize", tiny, TEXT).out.splitlines()
+    assert [int(line.split()[0]) for line in lines] == ids
+
+
+# ---------------------------------------------------------------- prima plugins, prima doctor
+
+
+def test_plugins_are_listed_with_what_is_wrong_with_them(prima: Prima, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRIMA_DISABLE_PLUGINS", "mlx")
+    rows = {row["name"]: row for row in prima("plugins", "--json").json}
+    assert {"numpy", "torch", "mlx", "inproc", "nng", "even"} <= set(rows)
+    assert set(rows["numpy"]) >= {"name", "distribution", "version", "state", "fault", "hint"}
+    assert (rows["numpy"]["state"], rows["numpy"]["distribution"]) == ("ok", "prima-llm")
+    assert rows["mlx"]["state"] == "disabled"
+    table = prima("plugins")
+    assert table.code == 0
+    assert all(name in table.out for name in rows)
+
+
+def test_doctor_tells_what_works_and_how_to_get_what_is_missing(prima: Prima) -> None:
+    findings = {finding["topic"]: finding for finding in prima("doctor", "--json").json}
+    assert {"prima", "python", "memory", "backend auto", "device numpy:cpu", "cluster token"} <= set(findings)
+    assert findings["backend auto"]["ok"]
+    missing = [finding for finding in findings.values() if not finding["ok"]]
+    assert all(finding["hint"] for finding in missing)
+    table = prima("doctor")
+    assert table.code == 0
+    assert "numpy:cpu" in table.out
+
+
+def test_doctor_makes_nothing(prima: Prima, tmp_path: Path) -> None:
+    assert prima("doctor").code == 0
+    assert not (tmp_path / "home").exists()
+
+
+HEAVY = {
+    "numpy", "torch", "mlx", "pynng", "scipy", "tokenizers", "jinja2", "psutil", "uvicorn", "starlette", "asyncio",
+    "msgspec",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        (["--help"], set()),
+        (["--version"], set()),
+        (["serve", "--help"], set()),
+        (["plugins", "--json"], {"msgspec", "numpy", "psutil"}),
+    ],
+)
+def test_nothing_heavy_is_imported_to_tell_what_there_is(arguments: list[str], allowed: set[str]) -> None:
+    code = f"""
+import sys
+from prima_core.cli import main
+try:
+    main()
+finally:
+    print(*(name for name in {sorted(HEAVY - allowed)} if name in sys.modules), file=sys.stderr)
+"""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr.split()) == (0, [])
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_lists_the_commands(prima: Prima, flag: str) -> None:
+    shown = prima(flag)
+    assert shown.code == 0
+    for command in ("serve", "join", "run", "chat", "plan", "tokenize", "bench", "plugins", "doctor"):
+        assert command in shown.out
+
+
+def test_the_version_is_told(prima: Prima) -> None:
+    assert prima("--version").out.startswith("prima, version ")

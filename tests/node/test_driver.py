@@ -1,0 +1,534 @@
+"""The driver as a state machine: nodes come, load, fail and go; requests come at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from prima_core.engine.engine import StepResult
+from prima_core.engine.request import Failed, Finished, FinishReason
+from prima_core.engine.scheduler import Room
+from prima_core.errors import ClusterError, PluginError, PrimaError, RequestError
+from prima_core.events import NodeJoined, NodeLost, PlanMade
+from prima_core.node.driver import PROBE_AFTER_S, Joined, Lost, Member, State, Submit
+from prima_core.ring.wire import Epoch
+from prima_core.ring.worker import Collected, Ready, Unreachable
+from tests.engine.fakes import kv_of, request
+from tests.node.fakes import Rig
+
+
+def serving(*names: str, **options: int) -> Rig:
+    """A rig whose nodes have joined and are ready."""
+    rig = Rig(wait_for=len(names), **options)
+    rig.join(*names)
+    rig.ready()
+    assert rig.state() is State.SERVING
+    return rig
+
+
+# ---------------------------------------------------------------- from nothing to serving
+
+
+def test_it_waits_for_so_many_nodes_and_says_so() -> None:
+    rig = Rig(wait_for=3)
+    rig.join("head", "b")
+    assert (rig.state(), rig.nodes.assigned) == (State.WAITING, [])
+    assert "2 of 3" in rig.driver.status.reason
+
+
+def test_the_last_node_starts_the_first_plan() -> None:
+    rig = Rig(wait_for=2)
+    rig.join("head", "b")
+    assert rig.state() is State.LOADING
+    assert rig.visited() == ("head", "b")
+    assert rig.nodes.assigned[0][2] == {"head": "inproc://head", "b": "inproc://b"}
+
+
+def test_it_serves_when_every_node_of_the_plan_is_ready() -> None:
+    rig = Rig(wait_for=2)
+    rig.join("head", "b")
+    rig.ready("b")
+    assert rig.state() is State.LOADING
+    rig.ready("head")
+    assert rig.state() is State.SERVING
+    assert rig.driver.status.plan == rig.plan_now
+
+
+def test_progress_is_told_of_nodes_that_still_load() -> None:
+    rig = Rig(wait_for=2)
+    rig.join("head", "b")
+    rig.progress("head", 1, 4)
+    rig.progress("b", 3, 4)
+    assert rig.driver.status.progress == {"head": 0.25, "b": 0.75}
+    rig.ready("b")
+    assert rig.driver.status.progress == {"head": 0.25}
+
+
+def test_a_node_without_weights_to_load_is_no_division_by_zero() -> None:
+    rig = Rig()
+    rig.join("head")
+    rig.progress("head", 0, 0)
+    assert rig.driver.status.progress == {"head": 0.0}
+
+
+def test_plugins_are_told_of_nodes_and_plans() -> None:
+    rig = serving("head", "b")
+    rig.lose("b", "it left")
+    assert [type(event) for event in rig.emitted] == [NodeJoined, NodeJoined, PlanMade, NodeLost]
+    assert rig.emitted[-1] == NodeLost("b", "it left")
+
+
+def test_every_plan_has_an_epoch_of_its_own() -> None:
+    rig = serving("head", "b")
+    first = rig.epoch
+    rig.lose("b")
+    assert rig.epoch == Epoch(first.run_id, first.counter + 1)
+
+
+# ---------------------------------------------------------------- requests in each state
+
+
+def test_while_it_waits_for_nodes_requests_are_refused_with_the_reason() -> None:
+    rig = Rig(wait_for=2)
+    rig.join("head")
+    rig.submit(1, request())
+    assert isinstance(rig.failed(1), ClusterError)
+    assert "1 of 2" in str(rig.failed(1))
+
+
+def test_while_it_loads_requests_wait_and_are_served_then() -> None:
+    rig = Rig()
+    rig.join("head")
+    rig.submit(1, request())
+    assert (rig.events[1], rig.nodes.launched) == ([], [])
+    rig.ready()
+    rig.collect_all()
+    assert rig.text(1) == "abc"
+
+
+def test_while_it_serves_requests_are_served() -> None:
+    rig = serving("head", "b")
+    rig.submit(1, request())
+    rig.submit(2, request())
+    rig.collect_all()
+    assert (rig.text(1), rig.text(2)) == ("abc", "abc")
+
+
+def test_after_stop_requests_are_refused() -> None:
+    rig = serving("head")
+    rig.stop("the server is stopping")
+    rig.submit(1, request())
+    assert "stopping" in str(rig.failed(1))
+
+
+def test_a_request_that_can_never_run_fails_alone() -> None:
+    rig = serving("head")
+    rig.submit(1, request(1000, max_tokens=1000))
+    rig.submit(2, request())
+    rig.collect_all()
+    assert isinstance(rig.failed(1), RequestError)
+    assert rig.text(2) == "abc"
+
+
+def test_not_more_steps_are_in_flight_than_the_plan_says() -> None:
+    rig = serving("head", "b")
+    rig.submit(1, request(40))
+    assert len(rig.nodes.launched) == rig.plan_now.credit == 3
+    rig.collect(*rig.nodes.launched[0])
+    assert len(rig.nodes.launched) == 4
+
+
+def test_a_cancelled_request_ends_and_its_room_is_given_back_at_once() -> None:
+    rig = serving("head")
+    rig.submit(1, request(4))
+    epoch, step = rig.nodes.launched.pop()
+    rig.cancel(1)
+    rig.collect(epoch, step)
+    assert [type(event) for event in rig.events[1]] == [Finished]
+    assert [kv_of(planned) for _, planned in rig.nodes.launched] == [[("drop", 1)]]
+
+
+def test_when_all_is_done_room_is_given_back() -> None:
+    rig = serving("head")
+    rig.submit(1, request(1, max_tokens=1))
+    rig.collect(*rig.nodes.launched.pop())
+    ((_, last),) = rig.nodes.launched
+    assert (last.step.chunks, kv_of(last)) == ((), [("drop", 1)])
+
+
+# ---------------------------------------------------------------- nodes that go
+
+
+def test_a_lost_node_of_the_plan_ends_what_runs_and_the_others_go_on() -> None:
+    rig = serving("head", "b", "c")
+    rig.submit(1, request())
+    rig.lose("b", "nothing was heard of it for 2.5 s")
+    assert "node 'b' was lost: nothing was heard" in str(rig.failed(1))
+    assert rig.visited() == ("head", "c")
+    rig.ready()
+    rig.submit(2, request())
+    rig.nodes.launched.pop(0)  # the step of 1, which nobody answers any more
+    rig.collect_all()
+    assert rig.text(2) == "abc"
+
+
+def test_a_lost_node_that_is_not_in_the_plan_changes_nothing() -> None:
+    rig = serving("head", "b")
+    rig.join("c")
+    rig.ready()
+    rig.refuse("c")
+    rig.ready()
+    rig.submit(1, request())
+    n_assigned = len(rig.nodes.assigned)
+    rig.lose("c")
+    assert len(rig.nodes.assigned) == n_assigned
+    rig.collect_all()
+    assert rig.text(1) == "abc"
+
+
+def test_losing_a_node_that_was_never_there_is_nothing() -> None:
+    rig = serving("head")
+    rig.lose("x")
+    assert (rig.state(), len(rig.nodes.assigned), len(rig.emitted)) == (State.SERVING, 1, 2)
+
+
+def test_a_node_that_is_lost_while_it_loads_is_left_out() -> None:
+    rig = Rig(wait_for=2)
+    rig.join("head", "b")
+    rig.submit(1, request())
+    old = rig.epoch
+    rig.ready("head")
+    rig.lose("b")
+    assert (rig.state(), rig.visited()) == (State.LOADING, ("head",))
+    rig.report("head", Ready(old))
+    assert rig.state() is State.LOADING, "the head has to load its new part"
+    rig.ready("head")
+    rig.collect_all()
+    assert rig.text(1) == "abc", "it waited"
+
+
+def test_when_no_plan_fits_any_more_new_requests_hear_why_and_waiting_ones_wait() -> None:
+    rig = serving("head", "b", needs=2)
+    rig.room = Room(kv_tokens=5, chunk_tokens=4, max_sequences=1)
+    rig.lose("b")
+    rig.join("b")
+    rig.ready()
+    rig.submit(1, request(2))  # runs
+    rig.submit(2, request(2))  # waits
+    rig.nodes.launched.clear()
+    rig.lose("b")
+    assert rig.state() is State.WAITING
+    assert "node 'b' was lost" in str(rig.failed(1))
+    assert rig.events[2] == []
+    rig.submit(3, request())
+    assert "not memory enough" in str(rig.failed(3))
+    rig.join("b")
+    assert rig.events[2] == []
+    rig.ready()
+    rig.collect_all()
+    assert rig.text(2) == "abc"
+
+
+def test_what_can_never_fit_what_is_left_ends() -> None:
+    rig = serving("head", "b")
+    rig.room = Room(kv_tokens=50, chunk_tokens=4, max_sequences=1)
+    rig.submit(1, request(1, max_tokens=20))
+    rig.submit(2, request(60))
+    rig.submit(3, request(1, max_tokens=80))
+    rig.nodes.launched.clear()
+    rig.lose("b")
+    assert isinstance(rig.failed(1), ClusterError)
+    assert isinstance(rig.failed(2), ClusterError)
+
+
+def test_waiting_requests_that_can_never_fit_the_new_room_end_with_both_numbers() -> None:
+    rig = Rig(wait_for=2)
+    rig.join("head", "b")
+    rig.submit(1, request(60))
+    rig.room = Room(kv_tokens=50, chunk_tokens=4, max_sequences=1)
+    rig.lose("b")
+    assert "needs 62 KV positions" in str(rig.failed(1))
+    assert "for 50" in str(rig.failed(1))
+
+
+def test_a_first_plan_may_wait_for_many_but_the_next_goes_on_with_few() -> None:
+    rig = serving("head", "b", "c")
+    rig.lose("b")
+    rig.lose("c")
+    rig.ready()
+    assert rig.state() is State.SERVING
+
+
+# ---------------------------------------------------------------- nodes that cannot
+
+
+def test_a_node_that_cannot_load_is_left_out_until_it_joins_again() -> None:
+    rig = Rig(wait_for=2)
+    rig.join("head", "b")
+    rig.refuse("b", "the model was not found")
+    assert rig.visited() == ("head",)
+    rig.ready()
+    rig.join("c")
+    assert rig.visited() == ("head", "c"), "still without b"
+    rig.ready()
+    rig.lose("b")
+    rig.join("b")
+    rig.ready()
+    assert rig.visited() == ("head", "c", "b")
+
+
+def test_when_nothing_goes_without_it_its_reason_is_told() -> None:
+    rig = Rig(wait_for=2, needs=2)
+    rig.join("head", "b")
+    rig.refuse("b", "the model was not found")
+    assert rig.state() is State.WAITING
+    assert "not memory enough" in rig.driver.status.reason
+    assert "'b' cannot serve: the model was not found" in rig.driver.status.reason
+
+
+def test_a_node_that_takes_no_frames_of_another_is_left_out() -> None:
+    rig = serving("head", "b", "c")
+    rig.submit(1, request())
+    rig.report("b", Unreachable(rig.epoch, "c", ClusterError("no connection to c")))
+    assert rig.visited() == ("head", "b")
+    assert "'c' cannot serve: no connection to c" in str(rig.failed(1))
+
+
+def test_a_node_that_cannot_reach_the_head_is_left_out_itself() -> None:
+    rig = serving("head", "b", "c")
+    rig.report("c", Unreachable(rig.epoch, "head", ClusterError("no connection")))
+    assert rig.visited() == ("head", "b")
+
+
+# ---------------------------------------------------------------- late nodes
+
+
+def test_a_late_node_enters_when_nothing_runs() -> None:
+    rig = serving("head")
+    rig.join("b")
+    assert rig.visited() == ("head", "b")
+    rig.ready()
+    assert rig.state() is State.SERVING
+
+
+def test_a_late_node_waits_for_the_running_requests_and_for_what_is_in_flight() -> None:
+    rig = serving("head")
+    rig.submit(1, request(1, max_tokens=2))
+    rig.join("b")
+    rig.collect(*rig.nodes.launched.pop(0))
+    assert len(rig.nodes.assigned) == 1
+    rig.collect(*rig.nodes.launched.pop(0))
+    assert isinstance(rig.events[1][-1], Finished)
+    assert len(rig.nodes.assigned) == 2, "idle: all is collected, and the new plan needs no drops of the old KV"
+    assert rig.nodes.launched == []
+
+
+def test_requests_that_wait_for_room_go_on_in_the_larger_cluster() -> None:
+    rig = Rig()
+    rig.room = Room(kv_tokens=5, chunk_tokens=4, max_sequences=1)
+    rig.join("head")
+    rig.ready()
+    rig.submit(1, request(2))
+    rig.submit(2, request(2))
+    rig.join("b")
+    rig.collect_all()
+    assert rig.text(1) == "abc"
+    assert rig.visited() == ("head", "b")
+    assert rig.events[2] == []
+    rig.ready()
+    rig.collect_all()
+    assert rig.text(2) == "abc"
+
+
+def test_a_node_that_comes_while_others_load_enters_when_they_are_ready() -> None:
+    rig = Rig()
+    rig.join("head")
+    rig.join("b")
+    assert rig.visited() == ("head",)
+    rig.ready("head")
+    assert rig.visited() == ("head", "b")
+    assert rig.state() is State.LOADING
+
+
+def test_a_late_node_that_the_plan_does_not_use_disturbs_nobody() -> None:
+    rig = serving("head")
+    plan = rig.plan_now
+    rig.plan = lambda members: plan  # type: ignore[method-assign]  # this planner knows one answer only
+    rig.driver._planner = rig.plan
+    rig.join("b")
+    assert (rig.state(), len(rig.nodes.assigned)) == (State.SERVING, 1)
+
+
+@pytest.mark.parametrize("error", [ClusterError("it does not fit"), PluginError("solver 'x' failed")], ids=str)
+def test_a_late_node_for_which_no_plan_is_found_leaves_the_present_one(error: PrimaError) -> None:
+    rig = serving("head")
+    rig.broken_planner = error
+    rig.join("b")
+    assert rig.state() is State.SERVING
+    rig.submit(1, request())
+    rig.collect_all()
+    assert rig.text(1) == "abc"
+
+
+def test_a_solver_that_is_broken_from_the_start_is_the_reason_for_waiting() -> None:
+    rig = Rig()
+    rig.broken_planner = PluginError("solver 'x' failed at solve")
+    rig.join("head")
+    assert (rig.state(), rig.driver.status.reason) == (State.WAITING, "solver 'x' failed at solve")
+
+
+def test_a_node_that_joins_again_is_first_lost_and_then_let_in() -> None:
+    rig = serving("head", "b")
+    rig.submit(1, request())
+    rig.lose("b", "it joined again")
+    assert "it joined again" in str(rig.failed(1))
+    rig.join("b")
+    rig.ready()
+    assert rig.visited() == ("head", "b")
+
+
+# ---------------------------------------------------------------- epochs
+
+
+def test_results_of_an_old_epoch_are_ignored() -> None:
+    rig = serving("head", "b")
+    rig.submit(1, request())
+    old_epoch, old = rig.nodes.launched.pop()
+    rig.lose("b")
+    rig.ready()
+    rig.submit(2, request(8))
+    rig.collect(old_epoch, old)
+    rig.report("head", Collected(old_epoch, StepResult(rig.nodes.launched[0][1].number, error=ClusterError("old"))))
+    rig.collect_all()
+    assert rig.text(2) == "abc"
+
+
+@pytest.mark.parametrize("epoch", [Epoch(7, 1), Epoch(7, 99), Epoch(8, 3)], ids=str)
+@pytest.mark.parametrize("kind", [Ready, lambda epoch: Unreachable(epoch, "b", ClusterError("old"))])
+def test_reports_of_another_epoch_are_ignored(epoch: Epoch, kind: Callable[[Epoch], Ready | Unreachable]) -> None:
+    rig = Rig(wait_for=2)
+    rig.join("head", "b")
+    rig.lose("b")
+    rig.join("b")
+    n_assigned = len(rig.nodes.assigned)
+    rig.report("head", kind(epoch))
+    assert (rig.state(), len(rig.nodes.assigned)) == (State.LOADING, n_assigned)
+
+
+# ---------------------------------------------------------------- steps that never come back
+
+
+def lost_in_a_ring_that_is_quiet(rig: Rig) -> None:
+    rig.now_s += PROBE_AFTER_S + 1
+    rig.driver.tick()
+
+
+def test_a_step_that_never_comes_back_is_found_by_an_empty_one_behind_it() -> None:
+    rig = serving("head", "b")
+    rig.submit(1, request())
+    rig.nodes.launched.clear()  # lost on the way
+    lost_in_a_ring_that_is_quiet(rig)
+    ((epoch, probe),) = rig.nodes.launched
+    assert probe.step.chunks == ()
+    rig.nodes.launched.clear()
+    rig.collect(epoch, probe)
+    assert "lost" in str(rig.failed(1))
+    rig.submit(2, request())
+    rig.collect_all()
+    assert rig.text(2) == "abc"
+
+
+def test_lost_probes_are_followed_by_others_but_not_without_bound() -> None:
+    rig = serving("head", "b")
+    rig.submit(1, request())
+    for _ in range(100):
+        lost_in_a_ring_that_is_quiet(rig)
+    assert 2 < len(rig.nodes.launched) <= 2 * rig.plan_now.credit
+
+
+def test_a_ring_that_is_only_slow_is_left_alone() -> None:
+    rig = serving("head", "b")
+    rig.submit(1, request())
+    for _ in range(3):
+        lost_in_a_ring_that_is_quiet(rig)
+    rig.collect_all()
+    assert rig.text(1) == "abc"
+
+
+@pytest.mark.parametrize("passed_s", [0.0, PROBE_AFTER_S - 0.1])
+def test_a_ring_that_moves_is_not_probed(passed_s: float) -> None:
+    rig = serving("head")
+    rig.submit(1, request(1, max_tokens=50))
+    for _ in range(5):
+        rig.now_s += passed_s
+        rig.driver.tick()
+        assert len(rig.nodes.launched) == 1
+        rig.collect(*rig.nodes.launched.pop())
+
+
+def test_an_idle_or_loading_cluster_is_not_probed() -> None:
+    rig = Rig()
+    rig.join("head")
+    lost_in_a_ring_that_is_quiet(rig)
+    rig.ready()
+    lost_in_a_ring_that_is_quiet(rig)
+    assert rig.nodes.launched == []
+
+
+# ---------------------------------------------------------------- the end
+
+
+def test_stop_ends_what_runs_and_what_waits() -> None:
+    rig = Rig()
+    rig.join("head")
+    rig.submit(1, request())
+    rig.ready()
+    rig.submit(2, request())
+    rig.stop("good night")
+    assert rig.state() is State.STOPPED
+    assert str(rig.failed(1)) == str(rig.failed(2)) == "good night"
+
+
+def test_after_stop_nodes_that_leave_start_no_new_plan() -> None:
+    rig = serving("head", "b")
+    rig.stop()
+    rig.lose("b")
+    rig.join("c")
+    assert (rig.state(), len(rig.nodes.assigned)) == (State.STOPPED, 1)
+
+
+def test_the_thread_takes_messages_until_it_is_stopped() -> None:
+    rig = Rig()
+    rig.driver.start()
+    rig.driver.inbox.put(Joined(Member("head", 1000, (), "inproc://head")))
+    events: list[object] = []
+    rig.driver.inbox.put(Submit(1, request(), events.append))
+    rig.driver.stop(ClusterError("bye"))
+    assert not rig.driver._thread.is_alive()
+    assert [type(event) for event in events] == [Failed]
+    rig.driver.stop(ClusterError("again"))
+
+
+def test_a_driver_that_fails_ends_all_requests_and_refuses_new_ones(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig()
+    rig.join("head", "b")
+    rig.submit(1, request())
+    rig.broken_planner = ZeroDivisionError("a bug")  # type: ignore[assignment]  # what no planner should raise
+    rig.driver.start()
+    rig.driver.inbox.put(Lost("head", "it left"))
+    rig.driver.inbox.put(Submit(2, request(), rig.events.setdefault(2, []).append))
+    rig.driver.stop(ClusterError("bye"))
+    assert not rig.driver._thread.is_alive()
+    for number in (1, 2):
+        assert "the server failed: ZeroDivisionError: a bug" in str(rig.failed(number))
+    assert "the driver failed" in caplog.text
+
+
+def test_reasons_of_cancelled_requests_are_told() -> None:
+    rig = serving("head")
+    rig.submit(1, request())
+    rig.cancel(1)
+    (end,) = rig.events[1]
+    assert isinstance(end, Finished)
+    assert end.reason is FinishReason.CANCELLED

@@ -1,0 +1,255 @@
+"""Nodes that die, hang, come late, or should not be there: with real processes wherever a signal is the fault."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from prima_core.errors import ClusterError
+from prima_core.model.weights import Model
+from prima_core.node import join
+from prima_core.node.driver import State
+from prima_core.node.local import ProcessNode
+from prima_core.ring.security import format_token
+from prima_core.ring.wire import WirePolicy
+from tests.node.cluster import (
+    DEADLINE_S,
+    SECRET,
+    Cluster,
+    free_port,
+    plan_of,
+    until,
+    worker_process,
+    worker_thread,
+)
+from tests.node.conftest import N_LAYERS, PROMPTS, Tokens
+
+Start = Callable[..., Cluster]
+PROMPT = PROMPTS["short"]
+LONG = 3000  # tokens: some seconds
+F32 = WirePolicy.F32
+
+
+@pytest.fixture(autouse=True)
+def sockets_are_cleared_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Every temporary file of a test, in a folder of its own with a short name; it must be empty in the end."""
+    with tempfile.TemporaryDirectory(prefix="prima-") as name:
+        monkeypatch.setattr(tempfile, "tempdir", name)
+        monkeypatch.setenv("TMPDIR", name)
+        yield Path(name)
+
+
+def left_behind(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in folder.rglob("*")]
+
+
+def pid_of(cluster: Cluster, index: int) -> int:
+    node = cluster.local[index]
+    assert isinstance(node, ProcessNode)
+    return node._process.pid
+
+
+# ---------------------------------------------------------------- workers that die
+
+
+@pytest.mark.parametrize("transport", ["ipc://", "tcp://127.0.0.1:0"])
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP], ids=lambda fault: fault.name)
+def test_a_worker_that_dies_ends_what_runs_and_the_others_go_on(
+    cluster: Start, one_node: Tokens, llama: Model, fault: signal.Signals, transport: str
+) -> None:
+    head = cluster(llama, listen=transport, n_local=2, wire=F32)
+    head.until_serving_with("head", "head.2", "head.3")
+    running = head.ask(PROMPT, LONG)
+    for _ in range(5):
+        running.take()
+    os.kill(pid_of(head, 0), fault)
+    began_s = time.monotonic()
+    error = running.error()
+    assert time.monotonic() - began_s < 5
+    assert isinstance(error, ClusterError)
+    assert "node 'head.2' was lost: nothing was heard of it" in str(error)
+    head.until_serving_with("head", "head.3")
+    assert head.tokens(PROMPT, 24) == one_node("llama", PROMPT, 24)
+
+
+def test_a_killed_worker_leaves_nothing_behind(cluster: Start, llama: Model, sockets_are_cleared_away: Path) -> None:
+    head = cluster(llama, listen="ipc://", n_local=1)
+    head.until_serving_with("head", "head.2")
+    os.kill(pid_of(head, 0), signal.SIGKILL)
+    head.until_serving_with("head")
+    head.head.close()
+    assert left_behind(sockets_are_cleared_away) == []
+
+
+def test_a_node_that_ends_before_it_has_joined_is_told(
+    cluster: Start, llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    head = cluster(llama, listen="ipc://", n_local=1)
+    with pytest.raises(ClusterError, match=r"node head\.2 .* ended with code 1"):
+        head.head.wait_until_serving()
+
+
+def test_when_no_plan_fits_what_is_left_new_requests_hear_why_until_a_node_returns(
+    cluster: Start, one_node: Tokens, llama: Model
+) -> None:
+    """The plan file names a node without which it cannot be."""
+    plan = plan_of(("head", 0, 4), ("w", 4, N_LAYERS))
+    head = cluster(llama, listen="tcp://127.0.0.1:0", plan=plan, wire=F32)
+    with worker_thread(head.address, "w", llama.path):
+        head.until_serving_with("head", "w")
+    until("waiting for the node", lambda: head.status.state is State.WAITING)
+    assert "node 'w' is not in the cluster" in str(head.ask(PROMPT, 5).error())
+    with worker_thread(head.address, "w", llama.path):
+        head.until_serving_with("head", "w")
+        assert head.tokens(PROMPT, 24) == one_node("llama", PROMPT, 24)
+
+
+# ---------------------------------------------------------------- workers that come
+
+
+def test_a_late_worker_enters_when_nothing_runs(cluster: Start, one_node: Tokens, llama: Model) -> None:
+    head = cluster(llama, listen="tcp://127.0.0.1:0", wire=F32)
+    head.until_serving_with("head")
+    running = head.ask(PROMPT, LONG)
+    running.take()
+    with worker_thread(head.address, "late", llama.path):
+        until("the worker's joining", lambda: len(head.status.members) == 2)
+        tokens_by_then = len(running.tokens)
+        for _ in range(5):
+            running.take()
+        assert (running.end, len(running.tokens)) == (None, tokens_by_then + 5)
+        assert head.serves_with("head")
+        running.cancel()
+        head.until_serving_with("head", "late")
+        assert head.tokens(PROMPT, 24) == one_node("llama", PROMPT, 24)
+
+
+def test_a_worker_with_another_model_is_refused_by_name_and_the_head_goes_on(
+    cluster: Start, llama: Model, open_models: dict[str, Model]
+) -> None:
+    head = cluster(llama, listen="tcp://127.0.0.1:0", wait=2)
+    with worker_thread(head.address, "stranger", open_models["qwen2"].path) as told:
+        head.until_serving_with("head")
+        refusal = f"model 'llama' ({llama.file.size} bytes) was not found"
+        assert any(refusal in line for line in told)
+    assert len(head.tokens(PROMPT, 5)) == 5
+
+
+def test_a_refused_worker_enters_when_it_joins_again_with_the_model(cluster: Start, llama: Model) -> None:
+    head = cluster(llama, listen="tcp://127.0.0.1:0", wait=2)
+    with worker_thread(head.address, "w", Path("nowhere.gguf")):
+        head.until_serving_with("head")
+    with worker_thread(head.address, "w", llama.path):
+        head.until_serving_with("head", "w")
+
+
+def test_the_reason_is_told_when_nothing_goes_without_the_refused_worker(cluster: Start, llama: Model) -> None:
+    plan = plan_of(("head", 0, 4), ("w", 4, N_LAYERS))
+    head = cluster(llama, listen="tcp://127.0.0.1:0", plan=plan)
+    with worker_thread(head.address, "w", Path("nowhere.gguf")):
+        until("the refusal", lambda: "cannot serve" in head.status.reason)
+        assert "node 'w' cannot serve: model 'llama'" in head.status.reason
+
+
+# ---------------------------------------------------------------- the token
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "tls+tcp"])
+def test_only_who_has_the_token_joins(
+    cluster: Start, one_node: Tokens, llama: Model, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setattr(join, "HELLO_EVERY_S", 0.05)
+    monkeypatch.setattr(join, "SEND_TIMEOUT_S", 0.05)
+    head = cluster(llama, listen=f"{scheme}://127.0.0.1:0", wire=F32)
+    with (
+        worker_thread(head.address, "stranger", llama.path, secret=b"x" * 32) as told,
+        worker_thread(head.address, "friend", llama.path),
+    ):
+        head.until_serving_with("head", "friend")
+        until("the stranger's giving up hope", lambda: any("no answer" in line for line in told))
+        assert [member.name for member in head.status.members] == ["head", "friend"]
+        assert head.tokens(PROMPT, 24) == one_node("llama", PROMPT, 24)
+
+
+# ---------------------------------------------------------------- heads that die
+
+
+@contextmanager
+def prima_serve(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`prima serve` that has come as far as serving."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prima_core", "serve", *arguments, "--port", "0", "--threads", "1"],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PRIMA_TOKEN": format_token(SECRET)},
+    )
+    try:
+        assert process.stderr is not None
+        os.set_blocking(process.stderr.fileno(), False)
+        seen = bytearray()
+
+        def serves() -> bool:
+            seen.extend(process.stderr.read() or b"")  # type: ignore[union-attr]  # it is a pipe
+            assert process.poll() is None, seen.decode()
+            return b"serving " in seen
+
+        until("serving", serves)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def has_ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_local_nodes_of_a_killed_head_leave(models_folder: Path) -> None:
+    with prima_serve(str(models_folder / "llama.gguf"), "--nodes", "3") as head:
+        children = psutil.Process(head.pid).children()
+        assert len(children) == 2
+        head.kill()
+        for child in children:
+            until(f"the end of {child}", lambda child=child: has_ended(child), deadline_s=5)  # type: ignore[misc]
+
+
+def test_a_worker_waits_for_its_head_to_come_back(
+    cluster: Start, one_node: Tokens, llama: Model, models_folder: Path
+) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with worker_process(address, "w", models_folder) as worker:
+        with prima_serve(str(llama.path), "--listen", address, "--wait", "2") as first:
+            first.kill()
+        second = cluster(llama, listen=address, wait=2, wire=F32)
+        second.until_serving_with("head", "w")
+        assert second.tokens(PROMPT, 24) == one_node("llama", PROMPT, 24)
+        assert worker.poll() is None
+
+
+# ---------------------------------------------------------------- the end
+
+
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_ctrl_c_ends_every_process_and_leaves_nothing_behind(
+    models_folder: Path, sockets_are_cleared_away: Path, transport: str
+) -> None:
+    with prima_serve(str(models_folder / "llama.gguf"), "--nodes", "3", "--transport", transport) as head:
+        family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
+        assert len(family) >= 3
+        began_s = time.monotonic()
+        head.send_signal(signal.SIGINT)
+        head.wait(DEADLINE_S)
+        took_s = time.monotonic() - began_s
+        assert all(has_ended(process) for process in family)
+    assert left_behind(sockets_are_cleared_away) == []
+    assert took_s < 2

@@ -1,0 +1,40 @@
+"""Random weights of every type: any bits in the codes and packed scales, sane values in the float16 fields."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prima_core.interfaces import Weight
+from prima_core.model.quant import BLOCKS, GGUFType
+
+HALF_FIELDS: Mapping[GGUFType, tuple[int, ...]] = {GGUFType.Q8_0: (0,), GGUFType.Q4_K: (0, 2), GGUFType.Q6_K: (208,)}
+"""Where float16 values stand in a block."""
+FLOAT_TYPES = (GGUFType.F32, GGUFType.F16, GGUFType.BF16)
+
+
+def random_weight(type: GGUFType, rows: int, cols: int, seed: int = 0) -> Weight:
+    rng = np.random.default_rng(seed)
+    data = _floats(type, rng, rows * cols) if type in FLOAT_TYPES else _blocks(type, rng, rows * cols)
+    data.flags.writeable = False
+    return Weight("w", type, (rows, cols), data)
+
+
+def random_rows(n: int, cols: int, seed: int = 1) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((n, cols), np.float32)
+
+
+def _floats(type: GGUFType, rng: np.random.Generator, n: int) -> NDArray[np.uint8]:
+    values = rng.standard_normal(n, np.float32)
+    if type == GGUFType.BF16:
+        return np.ascontiguousarray(values.view(np.uint16)[1::2]).view(np.uint8)
+    return values.astype(np.float16 if type == GGUFType.F16 else np.float32).view(np.uint8)
+
+
+def _blocks(type: GGUFType, rng: np.random.Generator, n: int) -> NDArray[np.uint8]:
+    block = BLOCKS[type]
+    blocks = rng.integers(0, 256, (n // block.n_weights, block.n_bytes), np.uint8)
+    for start in HALF_FIELDS[type]:
+        halves = rng.uniform(-0.01, 0.01, (len(blocks), 1)).astype(np.float16)
+        blocks[:, start : start + 2] = halves.view(np.uint8)
+    return blocks.reshape(-1)

@@ -1,0 +1,258 @@
+"""The border of the native module: what it refuses, how it is chosen, and how its pool behaves."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from prima_core.errors import ConfigError
+from prima_core.interfaces import Weight
+from prima_core.model.quant import GGUFType
+from prima_numpy import _kernels
+from prima_numpy.kernels import Kernels, cgroup_quota, default_threads, load_kernels, native_fault
+from tests.prima_numpy.blocks import random_rows, random_weight
+
+Float32s = NDArray[np.float32]
+Product = tuple[int, NDArray[np.uint8], int, int, None, Float32s]
+
+
+@pytest.fixture
+def engine() -> _kernels.Engine:
+    return _kernels.Engine(2, "auto")
+
+
+def zeros(*shape: int) -> Float32s:
+    return np.zeros(shape, np.float32)
+
+
+def product(
+    type: int = GGUFType.Q4_K, n_bytes: int = 2 * 144, rows: int = 2, cols: int = 256, out: tuple[int, ...] = (1, 2)
+) -> Product:
+    return type, np.zeros(n_bytes, np.uint8), rows, cols, None, zeros(*out)
+
+
+@pytest.mark.parametrize(
+    ("bad", "names"),
+    [
+        (product(n_bytes=2 * 144 - 1), "data"),
+        (product(n_bytes=3 * 144), "data"),
+        (product(n_bytes=0), "data"),
+        (product(rows=3), "data"),
+        (product(rows=-1), "matrix"),
+        (product(cols=0), "matrix"),
+        (product(cols=128), "cols"),
+        (product(cols=512), "data"),
+        (product(rows=1 << 62, cols=1 << 62), "matrix"),
+        (product(rows=1 << 39, cols=1 << 40), "data"),
+        (product(type=2), "type 2"),
+        (product(type=-1), "type -1"),
+        (product(out=(1, 3)), "out"),
+        (product(out=(2, 2)), "out"),
+        (product(out=(2,)), "out"),
+        (product(type=GGUFType.Q8_0, n_bytes=2 * 8 * 34 + 1), "data"),
+        (product(type=GGUFType.Q6_K, n_bytes=2 * 144), "data"),
+        (product(type=GGUFType.F32, n_bytes=2 * 256 * 4 - 4), "data"),
+    ],
+)
+def test_a_product_of_wrong_sizes_is_refused(
+    engine: _kernels.Engine,
+    bad: tuple[int, np.ndarray[tuple[int], np.dtype[np.uint8]], int, int, None, Float32s],
+    names: str,
+) -> None:
+    with pytest.raises(ValueError, match=names):
+        engine.linear((bad,), zeros(1, 256))
+
+
+@pytest.mark.parametrize("x", [zeros(1, 255), zeros(1, 512), zeros(256), np.zeros((1, 256)), zeros(2, 512)[:, ::2]])
+def test_wrong_activations_are_refused(engine: _kernels.Engine, x: Float32s) -> None:
+    with pytest.raises(ValueError, match="x"):
+        engine.linear((product(out=(len(x), 2)),), x)
+
+
+def test_one_bad_product_among_good_ones_is_refused_before_anything_is_written(engine: _kernels.Engine) -> None:
+    good, bad = product(), product(rows=3)
+    good[5][:] = 7
+    with pytest.raises(ValueError, match="data"):
+        engine.linear((good, bad), zeros(1, 256))
+    assert np.all(good[5] == 7)
+
+
+def test_weights_at_an_odd_address_are_refused_where_elements_are_wider(engine: _kernels.Engine) -> None:
+    data = np.zeros(2 * 16 * 4 + 1, np.uint8)[1:]
+    with pytest.raises(ValueError, match="aligned"):
+        engine.linear(((GGUFType.F32, data, 2, 16, None, zeros(1, 2)),), zeros(1, 16))
+
+
+def test_a_bias_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="bias"):
+        Kernels(1).linear(random_weight(GGUFType.Q8_0, 4, 32), random_rows(1, 32), bias=zeros(5))
+
+
+def test_a_result_that_may_not_be_written_is_refused() -> None:
+    out = zeros(1, 4)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="writable"):
+        Kernels(1).linear(random_weight(GGUFType.Q8_0, 4, 32), random_rows(1, 32), out=out)
+
+
+Call = Callable[[_kernels.Engine], None]
+CALLS: dict[str, Call] = {
+    "gain": lambda e: e.rms_norm(zeros(2, 8), zeros(7), 1e-5, zeros(2, 8)),
+    "out of rms_norm": lambda e: e.rms_norm(zeros(2, 8), zeros(8), 1e-5, zeros(2, 7)),
+    "x of rms_norm": lambda e: e.rms_norm(zeros(16, 2).T, zeros(16), 1e-5, zeros(2, 16)),
+    "up": lambda e: e.swiglu(zeros(2, 8), zeros(2, 9), zeros(2, 8)),
+    "out of swiglu": lambda e: e.swiglu(zeros(2, 8), zeros(2, 8), zeros(3, 8)),
+    "y": lambda e: e.add(zeros(2, 8), zeros(1, 8), zeros(2, 8)),
+    "cos for wider heads": lambda e: e.rope(zeros(1, 2, 8), zeros(1, 5), zeros(1, 5), True),
+    "cos for other rows": lambda e: e.rope(zeros(2, 2, 8), zeros(1, 4), zeros(1, 4), True),
+    "sin": lambda e: e.rope(zeros(1, 2, 8), zeros(1, 4), zeros(1, 3), False),
+    "q with other heads": lambda e: e.attention(zeros(1, 3, 8), zeros(2, 5, 8), zeros(2, 5, 8), 0, 1, zeros(1, 3, 8)),
+    "q with wider heads": lambda e: e.attention(zeros(1, 2, 9), zeros(2, 5, 8), zeros(2, 5, 8), 0, 1, zeros(1, 2, 9)),
+    "v_cache": lambda e: e.attention(zeros(1, 2, 8), zeros(2, 5, 8), zeros(2, 4, 8), 0, 1, zeros(1, 2, 8)),
+    "start past the end": lambda e: e.attention(zeros(2, 2, 8), zeros(2, 5, 8), zeros(2, 5, 8), 4, 1, zeros(2, 2, 8)),
+    "start below 0": lambda e: e.attention(zeros(1, 2, 8), zeros(2, 5, 8), zeros(2, 5, 8), -1, 1, zeros(1, 2, 8)),
+    "start near 2^63": lambda e: e.attention(
+        zeros(1, 2, 8), zeros(2, 5, 8), zeros(2, 5, 8), 2**63 - 1, 1, zeros(1, 2, 8)
+    ),
+    "no K/V heads": lambda e: e.attention(zeros(1, 2, 8), zeros(0, 5, 8), zeros(0, 5, 8), 0, 1, zeros(1, 2, 8)),
+    "caches of two types": lambda e: e.attention(
+        zeros(1, 2, 8), zeros(2, 5, 8), np.zeros((2, 5, 8), np.float16), 0, 1, zeros(1, 2, 8)
+    ),
+    "a double cache": lambda e: e.kv_write(zeros(1, 2, 8), np.zeros((2, 5, 8)), 0),  # type: ignore[arg-type]  # on purpose
+    "k with other heads": lambda e: e.kv_write(zeros(1, 3, 8), zeros(2, 5, 8), 0),
+    "k past the end": lambda e: e.kv_write(zeros(3, 2, 8), zeros(2, 5, 8), 3),
+    "k before the start": lambda e: e.kv_write(zeros(3, 2, 8), zeros(2, 5, 8), -1),
+    "k in a part of a cache": lambda e: e.kv_write(zeros(1, 2, 8), zeros(2, 10, 8)[:, ::2], 0),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_wrong_shapes_are_refused(engine: _kernels.Engine, call: Call) -> None:
+    with pytest.raises(ValueError, match=r"\w+: "):
+        call(engine)
+
+
+def test_the_first_variant_is_what_auto_chooses() -> None:
+    assert Kernels(1).variant == Kernels.variants()[0]
+    assert Kernels.variants()[-1] == "portable"
+
+
+@pytest.mark.parametrize("variant", Kernels.variants())
+def test_the_variable_forces_a_variant(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRIMA_CPU", variant)
+    kernels = load_kernels(threads=1)
+    assert kernels is not None
+    assert kernels.variant == variant
+
+
+def test_an_unknown_variant_is_an_error_that_lists_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRIMA_CPU", "sse9")
+    with pytest.raises(ConfigError, match="sse9") as caught:
+        load_kernels(threads=1)
+    assert all(name in caught.value.hint for name in ("auto", *Kernels.variants()))
+    with pytest.raises(ValueError, match="portable"):
+        _kernels.Engine(1, "sse9")
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025])
+def test_an_engine_needs_a_sane_number_of_threads(threads: int) -> None:
+    with pytest.raises(ValueError, match="threads"):
+        _kernels.Engine(threads, "auto")
+
+
+def test_threads_default_to_what_this_process_may_use() -> None:
+    assert Kernels().threads == default_threads() >= 1
+    assert Kernels(3).threads == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "max 100000\n"}, os.cpu_count()),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, os.cpu_count()),
+        ({}, os.cpu_count()),
+    ],
+)
+def test_a_quota_counts_in_whole_cpus(tmp_path: Path, files: dict[str, str], cpus: int) -> None:
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert cgroup_quota(tmp_path) == cpus
+
+
+def test_a_missing_module_is_told_and_gives_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native_fault() == ""
+    monkeypatch.setitem(sys.modules, "prima_numpy._kernels", None)
+    monkeypatch.delattr("prima_numpy._kernels")
+    assert "native module" in native_fault()
+    assert load_kernels() is None
+
+
+def test_facts_for_the_doctor_are_there() -> None:
+    facts = Kernels(2).describe()
+    assert facts["threads"] == "2"
+    assert Kernels.variants()[0] in facts["kernels"]
+    assert "optimised" in facts["build"]
+
+
+def test_callers_in_several_threads_get_their_own_results() -> None:
+    kernels, weight = Kernels(3), random_weight(GGUFType.Q4_K, 600, 512)
+    inputs = [random_rows(1 + i % 3, 512, seed=i) for i in range(40)]
+    with ThreadPoolExecutor(4) as callers:
+        together = list(callers.map(lambda x: kernels.linear(weight, x), inputs))
+    for x, y in zip(inputs, together, strict=True):
+        np.testing.assert_array_equal(y, kernels.linear(weight, x))
+
+
+def test_pools_come_and_go() -> None:
+    weight, x = random_weight(GGUFType.Q8_0, 600, 512), random_rows(1, 512)
+    expected = Kernels(1).linear(weight, x)
+    for threads in range(2, 30):
+        np.testing.assert_array_equal(Kernels(threads).linear(weight, x), expected)
+
+
+def test_reading_covers_every_line() -> None:
+    data = np.zeros(3 << 20, np.uint8)
+    data[::64] = 1
+    assert Kernels(2).read(data) == len(data) // 64
+
+
+def test_weights_may_be_read_only_views_of_a_map() -> None:
+    weight = random_weight(GGUFType.Q8_0, 4, 64)
+    assert not weight.data.flags.writeable
+    inside = np.frombuffer(b"\0" * 3 + weight.data.tobytes(), np.uint8)[3:]
+    x = random_rows(1, 64)
+    moved = Weight("w", weight.type, weight.shape, inside)
+    np.testing.assert_array_equal(Kernels(1).linear(moved, x), Kernels(1).linear(weight, x))
+
+
+WORKS_AT_EXIT = """
+import threading
+from prima_core.model.quant import GGUFType
+from prima_numpy.kernels import Kernels
+from tests.prima_numpy.blocks import random_rows, random_weight
+kernels, weight, x = Kernels(3), random_weight(GGUFType.Q4_K, 2048, 2048), random_rows(16, 2048)
+has_started = threading.Event()
+def work():
+    while True:
+        kernels.linear(weight, x)
+        has_started.set()
+threading.Thread(target=work, daemon=True).start()
+has_started.wait()
+"""
+
+
+def test_an_interpreter_may_end_while_kernels_are_at_work() -> None:
+    places = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", WORKS_AT_EXIT], env=places, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -1,0 +1,119 @@
+"""Native products: equal to the twin, to each other, and to themselves in other company, bit for bit."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from prima_core.interfaces import Weight
+from prima_core.model.quant import BLOCKS, GGUFType
+from prima_numpy.kernels import Kernels
+from prima_numpy.quant import linear_int8
+from tests.prima_numpy.blocks import HALF_FIELDS, random_rows, random_weight
+
+VARIANTS = Kernels.variants()
+QUANTISED = tuple(HALF_FIELDS)
+every_type = pytest.mark.parametrize("type", GGUFType)
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def ragged_cols(type: GGUFType) -> int:
+    """A number of columns that is a multiple of the block, and of nothing larger."""
+    return {1: 3 * 16 + 7, 32: 3 * 32, 256: 3 * 256}[BLOCKS[type].n_weights]
+
+
+@every_type
+@every_variant
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 33])
+def test_native_products_equal_the_twin(type: GGUFType, variant: str, n: int) -> None:
+    kernels = Kernels(1, variant)
+    for rows in (1, 6, 37):
+        weight, x = random_weight(type, rows, ragged_cols(type)), random_rows(n, ragged_cols(type))
+        np.testing.assert_array_equal(kernels.linear(weight, x), linear_int8(weight, x))
+
+
+@every_type
+@every_variant
+def test_a_row_does_not_depend_on_its_company(type: GGUFType, variant: str) -> None:
+    kernels, weight, x = Kernels(2, variant), random_weight(type, 50, 1024), random_rows(70, 1024)
+    alone = np.vstack([kernels.linear(weight, x[i : i + 1]) for i in range(len(x))])
+    for n in (2, 3, 5, 7, 64, 70):
+        np.testing.assert_array_equal(kernels.linear(weight, x[:n]), alone[:n])
+
+
+@every_type
+@every_variant
+@pytest.mark.parametrize("n", [1, 9])
+def test_the_number_of_threads_changes_nothing(type: GGUFType, variant: str, n: int) -> None:
+    weight, x = random_weight(type, 517, 512), random_rows(n, 512)  # large enough to be spread
+    one, two, five = (Kernels(threads, variant).linear(weight, x) for threads in (1, 2, 5))
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(one, five)
+
+
+@every_variant
+def test_several_weights_at_once_give_what_they_give_alone(variant: str) -> None:
+    kernels, x = Kernels(2, variant), random_rows(3, 512)
+    weights = [random_weight(type, 10 + 64 * i, 512, seed=i) for i, type in enumerate(GGUFType)]
+    biases = [None if i % 2 else random_rows(1, weight.shape[0])[0] for i, weight in enumerate(weights)]
+    for weight, bias, y in zip(weights, biases, kernels.linear_many(weights, x, biases), strict=True):
+        np.testing.assert_array_equal(y, kernels.linear(weight, x, bias))
+        np.testing.assert_array_equal(y, linear_int8(weight, x, bias))
+
+
+@every_variant
+def test_extreme_codes_do_not_overflow(variant: str) -> None:
+    """All codes, scales and activations at their largest: the sums that come nearest to a word's and an int32's end."""
+    kernels = Kernels(1, variant)
+    for type in QUANTISED:
+        for byte in (0x00, 0x7F, 0x80, 0xFF):
+            weight = extreme_weight(type, byte)
+            for x in (np.ones((9, 512), np.float32), np.full((9, 512), -1, np.float32)):
+                np.testing.assert_array_equal(kernels.linear(weight, x), linear_int8(weight, x))
+                np.testing.assert_array_equal(kernels.linear(weight, x[:1]), linear_int8(weight, x[:1]))
+
+
+def extreme_weight(type: GGUFType, byte: int) -> Weight:
+    data = np.full(18 * 512 // BLOCKS[type].n_weights * BLOCKS[type].n_bytes, byte, np.uint8)
+    for start in HALF_FIELDS[type]:
+        data.reshape(-1, BLOCKS[type].n_bytes)[:, start : start + 2] = np.array([1.0], np.float16).view(np.uint8)
+    return Weight("w", type, (18, 512), data)
+
+
+@every_type
+@every_variant
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38, 1e-38, 0.0])
+@pytest.mark.parametrize("n", [1, 8])
+def test_strange_activations_give_what_the_twin_gives(type: GGUFType, variant: str, bad: float, n: int) -> None:
+    weight, x = random_weight(type, 6, 512), random_rows(n, 512)
+    x[0, 256:] = bad
+    y = Kernels(1, variant).linear(weight, x)
+    np.testing.assert_array_equal(y, linear_int8(weight, x))
+    assert np.isfinite(y[1:]).all()
+
+
+@every_variant
+@pytest.mark.parametrize("type", QUANTISED)
+def test_hostile_blocks_do_no_harm(type: GGUFType, variant: str) -> None:
+    rng = np.random.default_rng(3)
+    blocks = rng.integers(0, 256, 20 * 512 // BLOCKS[type].n_weights * BLOCKS[type].n_bytes, np.uint8)
+    weight = Weight("w", type, (20, 512), blocks)  # scales may be NaN and infinite
+    for n in (1, 8):
+        x = random_rows(n, 512)
+        np.testing.assert_array_equal(Kernels(1, variant).linear(weight, x), linear_int8(weight, x))
+
+
+def test_no_activation_rows_give_no_results() -> None:
+    assert Kernels(1).linear(random_weight(GGUFType.Q4_K, 4, 256), random_rows(0, 256)).shape == (0, 4)
+
+
+def test_a_given_result_array_is_filled() -> None:
+    weight, x = random_weight(GGUFType.Q8_0, 4, 64), random_rows(2, 64)
+    out = np.empty((2, 4), np.float32)
+    assert Kernels(1).linear(weight, x, out=out) is out
+    np.testing.assert_array_equal(out, linear_int8(weight, x))
+
+
+def test_rows_in_a_row_of_a_larger_array_are_read_in_place() -> None:
+    weight = random_weight(GGUFType.Q4_K, 4, 256)
+    many: NDArray[np.float32] = random_rows(5, 256)
+    np.testing.assert_array_equal(Kernels(1).linear(weight, many[2:4]), linear_int8(weight, many)[2:4])

@@ -1,0 +1,205 @@
+"""Workers with a backend that only counts, joined by links that are function calls."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prima_core.engine.engine import StepResult
+from prima_core.engine.request import GREEDY
+from prima_core.engine.scheduler import PlannedStep, Wanted
+from prima_core.errors import LinkTimeout
+from prima_core.interfaces import Buffer, Chunk, Device, KvOp, Layers, Shard, Slice, Step, Store
+from prima_core.model.spec import ModelSpec
+from prima_core.plan.plan import Plan, Visit
+from prima_core.ring.wire import Epoch, WirePolicy
+from prima_core.ring.worker import Assignment, Collected, LoadFailed, Loading, Ready, Report, Worker
+from tests.arch.small import small_model, small_spec
+
+if TYPE_CHECKING:
+    from prima_core.model.weights import Model
+
+N_LAYERS = 6
+VOCAB = 20_000
+DEADLINE_S = 20.0  # of everything that comes at once unless something is broken
+FIRST = Epoch(run_id=5, counter=1)
+SMALL = small_model(small_spec(n_layers=N_LAYERS))
+
+
+def token_after(token: int) -> int:
+    """What the whole model answers to a token: no other order of its layers would give the same."""
+    value = token
+    for layer in range(N_LAYERS):
+        value = value * 2 + layer
+    return value % VOCAB
+
+
+class CountingShard:
+    """Keeps a log of its calls; breaks when told to."""
+
+    def __init__(self, node: CountingBackend, part: Slice) -> None:
+        self._node = node
+        self._part = part
+
+    def embed(self, step: Step) -> NDArray[np.float32]:
+        assert self._part.has_input
+        self._node.called("embed")
+        columns = np.zeros((step.n_tokens, SMALL.spec.d_model), np.float32)
+        columns[:, 0] = step.tokens
+        return columns
+
+    def run(self, layers: Layers, activation: NDArray[np.float32], step: Step) -> NDArray[np.float32]:
+        assert layers in self._part.layers
+        self._node.called("run", layers, step)
+        out = activation.copy()
+        for layer in layers:
+            out[:, 0] = out[:, 0] * 2 + layer
+        return out
+
+    def logits(self, activation: NDArray[np.float32], rows: Sequence[int]) -> NDArray[np.float32]:
+        assert self._part.has_output
+        self._node.called("logits")
+        out = np.zeros((len(rows), VOCAB), np.float32)
+        out[np.arange(len(rows)), activation[list(rows), 0].astype(int) % VOCAB] = 1
+        return self._node.change_logits(out)
+
+    def close(self) -> None:
+        self._node.closed.append("shard")
+
+
+class CountingBackend:
+    def __init__(self) -> None:
+        self.steps: list[tuple[Layers, Step]] = []
+        self.closed: list[str] = []
+        self.breaks: dict[str, Exception] = {}  # by the call that shall raise it, once
+        self.change_logits: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda logits: logits
+
+    def called(self, call: str, *step: object) -> None:
+        if call in self.breaks:
+            raise self.breaks.pop(call)
+        if step:
+            self.steps.append(cast("tuple[Layers, Step]", step))
+
+    def devices(self) -> Sequence[Device]:
+        return [Device("count:cpu", 1000)]
+
+    def describe(self) -> dict[str, str]:
+        return {}
+
+    def load(self, model: ModelSpec, device: str, part: Slice, store: Store) -> Shard:
+        self.called("load")
+        return CountingShard(self, part)
+
+    def close(self) -> None:
+        self.closed.append("backend")
+
+
+class CallLink:
+    """A link that is a call; what is sent to a node that does not exist times out."""
+
+    def __init__(self, ring: Ring, peer: str) -> None:
+        self._ring = ring
+        self.peer = peer
+
+    def send(self, parts: Iterable[Buffer], timeout_s: float) -> None:
+        if self.peer in self._ring.deaf:
+            self._ring.waited.set()
+            raise LinkTimeout(f"{self.peer} does not read")
+        frame = memoryview(b"".join(parts))
+        self._ring.frames.append((self.peer, frame))
+        self._ring.workers[self.peer].arrived(frame)
+
+    def close(self) -> None:
+        self._ring.closed_links.append(self.peer)
+
+
+class Ring:
+    """Workers by name, the first being the head's. Reports of all of them come to `reports`."""
+
+    def __init__(self, *names: str) -> None:
+        self.head = names[0]
+        self.backends = {name: CountingBackend() for name in names}
+        self.reports: queue.Queue[tuple[str, Report]] = queue.Queue()
+        self.frames: list[tuple[str, memoryview]] = []
+        self.closed_links: list[str] = []
+        self.deaf: set[str] = set()
+        self.waited = threading.Event()  # a send has timed out
+        self.workers = {name: self._worker(name) for name in names}
+        self.numbers = 0
+
+    def _worker(self, name: str) -> Worker:
+        worker = Worker(
+            name,
+            lambda: self.backends[name],
+            lambda address: CallLink(self, address),
+            lambda report: self.reports.put((name, report)),
+        )
+        worker.start()
+        return worker
+
+    # ------------------------------------------------------------ loading
+
+    def load(self, *visits: tuple[str, int, int], wire: WirePolicy = WirePolicy.F32, epoch: Epoch = FIRST) -> Plan:
+        """Assign these visits, and wait until every node is ready."""
+        plan = Plan(N_LAYERS, self.head, tuple(Visit(*visit) for visit in visits), kv_tokens=1000)
+        for name in plan.nodes:
+            self.workers[name].load(self.assignment(plan, epoch, wire))
+        waiting = set(plan.nodes)
+        while waiting:
+            name, report = self.report()
+            assert isinstance(report, (Loading, Ready)), report
+            waiting -= {name} if isinstance(report, Ready) else set()
+        return plan
+
+    def assignment(self, plan: Plan, epoch: Epoch = FIRST, wire: WirePolicy = WirePolicy.F32) -> Assignment:
+        return Assignment(epoch, plan, lambda: cast("Model", SMALL), wire, {name: name for name in plan.nodes})
+
+    def report(self) -> tuple[str, Report]:
+        return self.reports.get(timeout=DEADLINE_S)
+
+    def outcome(self) -> tuple[str, Report]:
+        """The next report that is no progress."""
+        while isinstance((pair := self.report())[1], Loading):
+            pass
+        return pair
+
+    def load_error(self) -> tuple[str, Exception]:
+        name, report = self.outcome()
+        assert isinstance(report, LoadFailed), report
+        return name, report.error
+
+    # ------------------------------------------------------------ steps
+
+    def launch(self, *tokens: int, kv: tuple[KvOp, ...] = (), wants: bool = True, epoch: Epoch = FIRST) -> int:
+        """A row for each token, each of a sequence of its own, which is named as the token."""
+        self.numbers += 1
+        step = Step(tuple(Chunk(token, 0, 1) for token in tokens), kv, tokens)
+        wanted = tuple(Wanted(row, token, GREEDY, 0) for row, token in enumerate(tokens)) if wants else ()
+        self.workers[self.head].launch(epoch, PlannedStep(self.numbers, step, wanted))
+        return self.numbers
+
+    def collect(self) -> StepResult:
+        name, report = self.outcome()
+        assert name == self.head
+        assert isinstance(report, Collected), report
+        return report.result
+
+    def answer(self, *tokens: int) -> StepResult:
+        number = self.launch(*tokens)
+        result = self.collect()
+        assert result.number == number
+        return result
+
+    def works(self) -> bool:
+        """Whether a step goes through as it should."""
+        return self.answer(7).tokens == ((7, token_after(7)),)
+
+    def close(self) -> None:
+        for worker in self.workers.values():
+            worker.stop()
+            assert not worker._thread.is_alive()

@@ -1,0 +1,52 @@
+"""An engine that answers as told, and a client of an application in the same process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from prima_core.engine.request import Event, Finished, FinishReason, Piece, Request, Sampling
+from prima_core.serve.app import make_app
+from prima_core.serve.guard import Guard
+
+HELLO = (Piece("Hel", 1), Piece("", 2), Piece("lo", 3), Finished(FinishReason.STOP, "!", n_prompt=2, n_generated=3))
+ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "two words"}]}  # Any: JSON
+
+
+class FakeService:
+    """Delivers `script` to every request at once; a word is a token."""
+
+    model_name = "fake"
+    created = 1_700_000_000
+    context_length = 10
+    sampling = Sampling(temperature=0.5, top_k=7, top_p=0.9)
+
+    def __init__(self, script: Sequence[Event] = HELLO) -> None:
+        self.script = script
+        self.conversations: list[list[dict[str, str]]] = []
+        self.requests: list[Request] = []
+        self.cancelled: list[int] = []
+        self.ok = True
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        self.conversations.append(messages)
+        return list(range(sum(len(message["content"].split()) for message in messages)))
+
+    def submit(self, request: Request, deliver: Callable[[Event], None]) -> int:
+        self.requests.append(request)
+        for event in self.script:
+            deliver(event)
+        return len(self.requests)
+
+    def cancel(self, number: int) -> None:
+        self.cancelled.append(number)
+
+    def health(self) -> tuple[bool, dict[str, object]]:
+        return self.ok, {"status": "ok" if self.ok else "waiting"}
+
+
+def client_of(service: FakeService, guard: Guard | None = None) -> TestClient:
+    app = make_app(service, guard or Guard("127.0.0.1"))
+    return TestClient(app, base_url="http://127.0.0.1:7746", raise_server_exceptions=False)

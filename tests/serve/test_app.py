@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.types import Message, Scope
+
+from prima_core.engine.request import Event, Failed, Finished, FinishReason, Request
+from prima_core.errors import ClusterError, ModelError, PrimaError, RequestError, TemplateError
+from prima_core.serve.app import make_app
+from prima_core.serve.guard import Guard
+from tests.serve.fakes import ASK, HELLO, FakeService, client_of
+
+CHAT = "/v1/chat/completions"
+LOST = ClusterError("node 'desk' was lost", hint="ask again")
+
+
+def error_of(answer: Any) -> dict[str, Any]:
+    """The error, after a look at its shape."""
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    assert list(body) == ["error"]
+    assert sorted(body["error"]) == ["code", "message", "param", "type"]
+    assert isinstance(body["error"]["message"], str)
+    return dict(body["error"])
+
+
+def events_of(answer: Any) -> list[Any]:
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["cache-control"] == "no-cache"
+    lines = answer.text.split("\n\n")
+    assert lines.pop() == ""
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines.pop() == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+# ---------------------------------------------------------------- answers
+
+
+def test_a_chat_is_answered_as_a_whole() -> None:
+    service = FakeService()
+    answer = client_of(service).post(CHAT, json={**ASK, "seed": 3, "stop": "x"})
+    body = answer.json()
+    assert answer.status_code == 200
+    assert body["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "Hello!", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    assert (body["object"], body["model"]) == ("chat.completion", "fake")
+    assert service.conversations == [ASK["messages"]]
+    assert service.requests == [
+        Request(prompt=(0, 1), max_tokens=9, sampling=service.requests[0].sampling, stop=("x",))
+    ]
+
+
+def test_a_chat_is_streamed() -> None:
+    chunks = events_of(client_of(FakeService()).post(CHAT, json={**ASK, "stream": True}))
+    assert [chunk["choices"][0]["delta"] for chunk in chunks] == [
+        {"role": "assistant", "content": ""},
+        {"content": "Hel"},
+        {"content": "lo"},
+        {"content": "!"},
+        {},
+    ]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, None, None, "stop"]
+    assert len({(chunk["id"], chunk["created"], chunk["object"], chunk["model"]) for chunk in chunks}) == 1
+
+
+def test_a_stream_tells_its_usage_at_the_end_when_asked() -> None:
+    asked = {**ASK, "stream": True, "stream_options": {"include_usage": True}}
+    last = events_of(client_of(FakeService()).post(CHAT, json=asked))[-1]
+    assert last["choices"] == []
+    assert last["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+
+
+def test_an_answer_may_be_empty() -> None:
+    client = client_of(FakeService([Finished(FinishReason.STOP, "", 2, 0)]))
+    assert client.post(CHAT, json=ASK).json()["choices"][0]["message"]["content"] == ""
+    assert len(events_of(client.post(CHAT, json={**ASK, "stream": True}))) == 2
+
+
+def test_models_lists_the_one_that_is_served() -> None:
+    client = client_of(FakeService())
+    model = {"id": "fake", "object": "model", "created": 1_700_000_000, "owned_by": "prima"}
+    assert client.get("/v1/models").json() == {"object": "list", "data": [model]}
+    assert client.get("/v1/models/fake").json() == model
+
+
+def test_another_model_is_not_found() -> None:
+    answer = client_of(FakeService()).get("/v1/models/some/other")
+    error = error_of(answer)
+    assert (answer.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
+    assert "'some/other'" in error["message"]
+
+
+def test_health_is_200_when_requests_are_served_and_503_when_not() -> None:
+    service = FakeService()
+    client = client_of(service)
+    assert (client.get("/health").status_code, client.get("/health").json()) == (200, {"status": "ok"})
+    service.ok = False
+    assert (client.get("/health").status_code, client.get("/health").json()) == (503, {"status": "waiting"})
+
+
+def test_head_is_get_without_a_body() -> None:
+    for path in ("/health", "/v1/models"):
+        answer = client_of(FakeService()).head(path)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"])
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/completions", "/v1/chat/completions/", "/%ff"])
+def test_an_unknown_path_is_404_for_every_method(method: str, path: str) -> None:
+    answer = client_of(FakeService()).request(method, path, follow_redirects=False)
+    assert answer.status_code == 404
+    assert method == "HEAD" or error_of(answer)["code"] == "unknown_url"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"])
+def test_a_wrong_method_is_405_and_tells_the_right_one(method: str) -> None:
+    answer = client_of(FakeService()).request(method, CHAT)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert method == "HEAD" or error_of(answer)["code"] == "method_not_allowed"
+
+
+def test_what_openai_py_cannot_read_is_400() -> None:
+    client = client_of(FakeService())
+    answer = client.post(CHAT, content=b"{", headers={"Content-Type": "application/json"})
+    assert (answer.status_code, error_of(answer)["type"]) == (400, "invalid_request_error")
+    answer = client.post(CHAT, json={**ASK, "n": 2})
+    error = error_of(answer)
+    assert (answer.status_code, error["param"], error["code"]) == (400, "n", "unsupported_parameter")
+
+
+def test_a_prompt_longer_than_the_context_is_400_with_both_numbers() -> None:
+    answer = client_of(FakeService()).post(CHAT, json={"messages": [{"role": "user", "content": "a " * 11}]})
+    error = error_of(answer)
+    assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert "11 tokens" in error["message"]
+    assert "context has 10" in error["message"]
+
+
+FAULTS = [
+    (RequestError("no", param="seed", code="odd", hint="yes"), 400, "invalid_request_error", "seed", "odd"),
+    (TemplateError("no", hint="yes"), 400, "invalid_request_error", "messages", "template_failed"),
+    (ClusterError("no", hint="yes"), 503, "service_unavailable", None, "cluster_not_ready"),
+    (ModelError("no", hint="yes"), 500, "server_error", None, None),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("fault", "status", "kind", "param", "code"), FAULTS)
+def test_whose_fault_it_is_decides_the_status(
+    fault: PrimaError, status: int, kind: str, param: str | None, code: str | None, stream: bool
+) -> None:
+    answer = client_of(FakeService([Failed(fault)])).post(CHAT, json={**ASK, "stream": stream})
+    assert answer.status_code == status
+    assert error_of(answer) == {"message": "no (yes)", "type": kind, "param": param, "code": code}
+    assert answer.headers.get("retry-after") == ("2" if status == 503 else None)
+
+
+def test_a_fault_of_the_template_is_the_messages() -> None:
+    class Picky(FakeService):
+        def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+            raise TemplateError("roles must alternate")
+
+    answer = client_of(Picky()).post(CHAT, json=ASK)
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "messages")
+
+
+def test_an_unforeseen_error_is_a_500_in_the_same_shape() -> None:
+    class Broken(FakeService):
+        def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+            raise ZeroDivisionError("secret of the house")
+
+    answer = client_of(Broken()).post(CHAT, json=ASK)
+    error = error_of(answer)
+    assert (answer.status_code, error["type"]) == (500, "server_error")
+    assert "secret" not in error["message"]
+
+
+@pytest.mark.parametrize("n_before", [1, 2])
+def test_an_error_in_the_middle_of_a_whole_answer_is_an_error_status(n_before: int) -> None:
+    answer = client_of(FakeService([*HELLO[:n_before], Failed(LOST)])).post(CHAT, json=ASK)
+    assert (answer.status_code, error_of(answer)["message"]) == (503, "node 'desk' was lost (ask again)")
+
+
+def test_an_error_in_the_middle_of_a_stream_is_an_event() -> None:
+    answer = client_of(FakeService([*HELLO[:2], Failed(LOST)])).post(CHAT, json={**ASK, "stream": True})
+    assert answer.status_code == 200
+    *chunks, last = events_of(answer)
+    assert [chunk["choices"][0]["delta"].get("content") for chunk in chunks] == ["", "Hel"]
+    assert last == {
+        "error": {
+            "message": "node 'desk' was lost (ask again)",
+            "type": "service_unavailable",
+            "param": None,
+            "code": "cluster_not_ready",
+        }
+    }
+
+
+# ---------------------------------------------------------------- clients that go away
+
+
+class Browser:
+    """A client that hangs up when told to: by `leave`, or as soon as it has got a chunk with the text `enough`."""
+
+    def __init__(self, service: FakeService, enough: str = "") -> None:
+        self._app = make_app(service, Guard("127.0.0.1"))
+        self._enough = enough.encode()
+        self._gone = asyncio.Event()
+        self.body = b""
+        self.statuses: list[int] = []
+
+    def leave(self) -> None:
+        self._gone.set()
+
+    async def post(self, **fields: object) -> None:
+        """Ends when the server has done with the request."""
+        sent = iter([{"type": "http.request", "body": json.dumps({**ASK, **fields}).encode()}])
+        headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+        scope: Scope = {
+            "type": "http", "method": "POST", "path": CHAT, "query_string": b"", "headers": headers,
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+        }  # fmt: skip
+
+        async def receive() -> Message:
+            if (message := next(sent, None)) is None:
+                await self._gone.wait()
+            return message or {"type": "http.disconnect"}
+
+        await asyncio.wait_for(self._app(scope, receive, self._send), timeout=10)
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.statuses.append(message["status"])
+        self.body += message.get("body", b"")
+        if self._enough and self._enough in self.body:
+            self.leave()
+
+
+class Endless(FakeService):
+    """Says what the script says and then nothing more; calls `asked` when it has a request."""
+
+    def __init__(self, *script: Event, asked: Callable[[], None] = lambda: None) -> None:
+        super().__init__(script)
+        self.asked = asked
+
+    def submit(self, request: Request, deliver: Callable[[Event], None]) -> int:
+        number = super().submit(request, deliver)
+        self.asked()
+        return number
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n_before", [0, 1, 3])
+def test_leaving_while_an_answer_is_awaited_stops_its_generation(n_before: int, stream: bool) -> None:
+    async def go() -> Endless:
+        service = Endless(*HELLO[:n_before])
+        browser = Browser(service)
+        service.asked = browser.leave
+        await browser.post(stream=stream)
+        return service
+
+    assert asyncio.run(go()).cancelled == [1]
+
+
+def test_leaving_in_the_middle_of_a_stream_stops_the_generation() -> None:
+    async def go() -> tuple[Endless, Browser]:
+        service = Endless(*HELLO[:3])
+        browser = Browser(service, enough='"lo"')
+        await browser.post(stream=True)
+        return service, browser
+
+    service, browser = asyncio.run(go())
+    assert service.cancelled == [1]
+    assert browser.statuses == [200]
+    assert b"[DONE]" not in browser.body
+
+
+def test_a_client_that_leaves_while_it_sends_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
+    async def go() -> FakeService:
+        service = FakeService()
+        headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": CHAT, "query_string": b"", "headers": headers}
+
+        async def receive() -> Message:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            assert message.get("status") != 500
+
+        await make_app(service, Guard("127.0.0.1"))(scope, receive, send)
+        return service
+
+    assert asyncio.run(go()).requests == []
+    assert caplog.records == []
+
+
+def test_a_finished_request_has_nothing_left_to_stop() -> None:
+    service = FakeService()
+    client_of(service).post(CHAT, json={**ASK, "stream": True})
+    client_of(service).post(CHAT, json=ASK)
+    assert len(service.requests) == 2
+    assert service.cancelled == [1, 2]  # said for certainty: cancelling what has ended does nothing
+
+
+def test_events_that_come_after_the_server_has_gone_do_no_harm() -> None:
+    late: list[Callable[[Event], None]] = []
+
+    class Late(Endless):
+        def submit(self, request: Request, deliver: Callable[[Event], None]) -> int:
+            late.append(deliver)
+            return super().submit(request, deliver)
+
+    async def go() -> None:
+        service = Late()
+        browser = Browser(service)
+        service.asked = browser.leave
+        await browser.post()
+
+    asyncio.run(go())
+    late[0](Failed(LOST))
