@@ -21,7 +21,7 @@ CTRL_C = 130
 
 NODE = ("backend", "threads", "kernels", "memory")
 RING = ("nodes", "plan", "solver", "transport", "wire")
-CONTEXT = ("context", "parallel", "chunk")
+CONTEXT = ("context", "chunk")
 SAMPLING = ("temp", "top_k", "top_p", "seed")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -49,7 +49,7 @@ def cli() -> None:
 
 @cli.command()
 @model_argument
-@options("host", "port", "api_key", *CONTEXT, "temp", "top_k", "top_p")
+@options("host", "port", "api_key", *CONTEXT, "parallel", "temp", "top_k", "top_p")
 @options(*NODE, *RING, "wait", "listen", "advertise", "token_file", "name", "log_level")
 @click.pass_obj
 def serve(registry: Registry, /, model: str | None, **settings: Any) -> None:  # Any: the values of config.TABLE
@@ -104,7 +104,7 @@ def chat(registry: Registry, /, model: str | None, **settings: Any) -> None:
 @model_argument
 @click.option("--prompt", "n_prompt", type=click.IntRange(min=1), default=128, show_default=True, help="Prompt tokens.")
 @click.option("--gen", "n_gen", type=click.IntRange(min=2), default=64, show_default=True, help="Generated tokens.")
-@options(*NODE, *RING, "context", "chunk", "log_level")
+@options(*NODE, *RING, *CONTEXT, "log_level")
 @as_json
 @click.pass_obj
 def bench(registry: Registry, /, model: str | None, n_prompt: int, n_gen: int, as_json: bool, **settings: Any) -> None:
@@ -118,7 +118,7 @@ def bench(registry: Registry, /, model: str | None, n_prompt: int, n_gen: int, a
 @cli.command()
 @model_argument
 @click.option("--problem", type=click.Path(dir_okay=False), help="Solve this problem file instead.")
-@options("backend", "threads", "kernels", "memory", "nodes", "plan", "solver", *CONTEXT, "log_level")
+@options("backend", "kernels", "memory", "nodes", "plan", "solver", "context", "parallel", "log_level")
 @as_json
 @click.pass_obj
 def plan(registry: Registry, /, model: str | None, problem: str | None, as_json: bool, **settings: Any) -> None:

@@ -16,7 +16,8 @@ from prima_core.errors import ConfigError, DeviceMemoryError, PluginError
 from prima_core.interfaces import BackendOptions, Device, Shard, Slice, Store
 from prima_core.model.names import OUTPUT, OUTPUT_NORM, TOKEN_EMBD
 from prima_core.model.spec import ModelSpec
-from prima_numpy.kernels import Kernels, load_kernels, native_fault
+from prima_numpy.kernels import Kernels, load_kernels
+from prima_numpy.native_module import native_fault
 from prima_numpy.ops import NativeOps, ReferenceOps, exact_product
 from prima_numpy.twin import Int8Ops
 

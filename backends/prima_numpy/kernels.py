@@ -18,6 +18,7 @@ import psutil
 from numpy.typing import NDArray
 
 from prima_core.errors import ConfigError
+from prima_numpy.native_module import native_fault
 
 if TYPE_CHECKING:
     from prima_core.interfaces import Weight
@@ -38,15 +39,6 @@ def load_kernels(threads: int = 0, variant: str | None = None) -> Kernels | None
     if native_fault():
         return None
     return Kernels(threads, variant or os.environ.get(VARIANT_VARIABLE) or "auto")
-
-
-def native_fault() -> str:
-    """Why the native module cannot be used; empty when it can."""
-    try:
-        from prima_numpy import _kernels  # noqa: F401  (the import is the question)
-    except ImportError as error:
-        return f"the native module is not usable: {error}"
-    return ""
 
 
 def default_threads() -> int:

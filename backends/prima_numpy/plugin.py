@@ -15,7 +15,7 @@ def prima_backends() -> Iterable[BackendPlugin]:
 
 def _probe() -> Probe:
     """Always usable; a missing native module is said, because it costs two orders of magnitude."""
-    from prima_numpy.kernels import native_fault
+    from prima_numpy.native_module import native_fault
 
     fault = native_fault()
     hint = "install a C++ compiler, then prima-llm again" if fault else ""

@@ -77,7 +77,7 @@ def worker_secret(settings: Settings) -> bytes:
 
 def node_options(settings: Settings, n_sharing: int = 1) -> NodeOptions:
     """What a node may use; `n_sharing` nodes of one machine share its cores and memory."""
-    threads = settings["threads"]
+    threads = settings.get("threads", 0)
     if not threads and n_sharing > 1:
         threads = max(1, len(_usable_cores()) // n_sharing)
     memory = settings.get("memory")

@@ -47,7 +47,8 @@ def _softmax(x: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
     """`x` falls. The first is taken off before dividing, so that no temperature is too small."""
     with np.errstate(over="ignore"):
         e: NDArray[np.float64] = np.exp((x - x[0]) / temperature)
-    return np.divide(e, e.sum())
+    e /= e.sum()
+    return e
 
 
 def _uniform(seed: int, index: int) -> float:

@@ -13,7 +13,7 @@ from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from prima_core.errors import RequestError, TemplateError
+from prima_core.errors import ClusterError, RequestError, TemplateError
 from prima_core.model.chat_process import ChatProcess, DeadChildError, OutOfTimeError
 from prima_core.model.chat_worker import MAX_REQUEST_BYTES, MAX_TEXT_CHARACTERS, Reply
 
@@ -35,7 +35,7 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function
 _RENDER_S = 2.0  # a large template over a long conversation takes some 30 ms
 _QUEUE_S = 30.0
 _MEMORY_BYTES = 512 * 1024 * 1024  # of address space; Python with jinja2 takes about 60 MB of it
-_NO_CHAT = "give the prompt as text instead: --raw, or /v1/completions"
+_NO_CHAT = "give the prompt as text instead: `prima run --raw`"
 
 
 class ChatTemplate:
@@ -100,7 +100,7 @@ class ChatTemplate:
     def _ask(self, request: bytes) -> tuple[bytes, str]:
         if not self._turn.acquire(timeout=_QUEUE_S):
             message = f"other conversations kept the chat template busy for {_QUEUE_S:g} s"
-            raise TemplateError(message, hint="try again later")
+            raise ClusterError(message, hint="try again later")
         try:
             return self._ask_child(request)
         except OutOfTimeError:

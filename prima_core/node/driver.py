@@ -275,7 +275,6 @@ class Driver:
 
     def _join(self, member: Member) -> None:
         self._members[member.name] = member
-        self._unfit.pop(member.name, None)
         self._emit(NodeJoined(member.name, member.memory_bytes, member.devices))
         if self._running is None:
             self._replan("")

@@ -75,6 +75,8 @@ class Head:
         self.created = int(time.time())
         self.sampling = options.sampling
         self.context_length = min(options.context or DEFAULT_CONTEXT, model.spec.context_length)
+        if options.plan is not None and options.plan.kv_tokens:  # no sequence can be longer than all the room
+            self.context_length = min(self.context_length, options.plan.kv_tokens)
         self.tokenizer = Tokenizer.from_metadata(model.file.metadata)
         self._options = options
         self._registry = registry

@@ -17,8 +17,8 @@ def cluster_address(text: str) -> str:
     """The address of a head: `HOST`, `HOST:PORT` or `scheme://...`. Encrypted where no scheme is given."""
     if "://" in text:
         return text
-    host, port = _host_port(f"{SECURE}://{text}")
-    return f"{SECURE}://{_bracketed(host)}:{port or CLUSTER_PORT}"
+    host, port = _split(f"{SECURE}://{text}")
+    return f"{SECURE}://{_bracketed(host)}:{CLUSTER_PORT if port is None else port}"
 
 
 def with_port(address: str, port: int) -> str:
@@ -64,6 +64,11 @@ def is_network(address: str) -> bool:
 
 
 def _host_port(address: str) -> tuple[str, int]:
+    host, port = _split(address)
+    return host, port or 0
+
+
+def _split(address: str) -> tuple[str, int | None]:
     try:
         parts = urlsplit(address)
         host, port = parts.hostname, parts.port
@@ -71,7 +76,7 @@ def _host_port(address: str) -> tuple[str, int]:
         raise ConfigError(f"{address!r} is not an address: {error}", hint="write it like 192.168.1.5:7747") from error
     if not host:
         raise ConfigError(f"{address!r} names no host", hint="write it like 192.168.1.5:7747")
-    return host, port or 0
+    return host, port
 
 
 def _bracketed(host: str) -> str:

@@ -53,6 +53,12 @@ def test_a_prompt_can_come_from_standard_input(prima: Prima, tiny: Path) -> None
     assert prima("run", tiny, "-p", "-", "-n", 1, stdin=b"a\xffb").code == 0
 
 
+def test_without_a_model_the_built_in_one_answers(prima: Prima) -> None:
+    ended = prima("run", "-p", "What is prima?", "-n", 5, *GREEDY, "--json")
+    assert ended.code == 0
+    assert len(ended.json["generated_ids"]) == 5
+
+
 def test_a_seed_makes_a_run_repeatable(prima: Prima, tiny: Path) -> None:
     def ids(seed: int) -> object:
         sampling = ("--temp", 2, "--top-k", 0, "--top-p", 1, "--seed", seed)

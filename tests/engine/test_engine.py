@@ -293,11 +293,12 @@ def test_a_request_can_be_cancelled_at_every_point(come_so_far: Callable[[Bench]
     assert bench.engine.is_idle
 
 
-def test_cancelling_what_was_never_launched_needs_no_step() -> None:
-    bench = Bench(Room(kv_tokens=10, chunk_tokens=4, max_sequences=8))
+@pytest.mark.parametrize("kv_tokens", [10, 100], ids=["it waits", "it was let in"])
+def test_cancelling_what_was_never_launched_needs_no_step(kv_tokens: int) -> None:
+    bench = Bench(Room(kv_tokens, chunk_tokens=4, max_sequences=8))
     bench.submit(1, request(4, max_tokens=7))
-    bench.launch()
     bench.submit(2, request(4, max_tokens=7))
+    bench.launch()
     bench.engine.cancel(2)
     assert bench.launch() is None
 

@@ -139,11 +139,18 @@ def plan_of(*visits: tuple[str, int, int], in_flight: int = 0) -> Plan:
 
 
 @contextmanager
-def worker_thread(head: str, name: str, *places: Path, secret: bytes = SECRET) -> Iterator[list[str]]:
+def worker_thread(
+    head: str,
+    name: str,
+    *places: Path,
+    secret: bytes = SECRET,
+    listen: str | None = None,
+    advertise: Callable[[str], str] = str,
+) -> Iterator[list[str]]:
     """`prima join` in a thread; gives the lines that it tells."""
     told: list[str] = []
     registry = Registry.load({})
-    options = JoinOptions(head, with_port(head, 0), name, places, node=NODE)
+    options = JoinOptions(head, listen or with_port(head, 0), name, places, advertise, NODE)
     worker = WorkerNode(options, registry, secret, told.append)
     thread = threading.Thread(target=worker.run, name=f"worker {name}")
     thread.start()

@@ -48,6 +48,23 @@ def llama(open_models: dict[str, Model]) -> Model:
 
 
 @pytest.fixture
+def tied(tmp_path: Path) -> Iterator[Model]:
+    """A model whose output matrix is its embedding."""
+    wanted = TinyModel(tied_output=True, d_model=64, d_ff=64, types="F32")
+    with open_model(write_tiny_model(tmp_path / "tied.gguf", wanted)) as model:
+        yield model
+
+
+@pytest.fixture
+def temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a test's processes put their temporary files; the name is short, because sockets lie there."""
+    with tempfile.TemporaryDirectory(prefix="prima-") as name:
+        monkeypatch.setattr(tempfile, "tempdir", name)
+        monkeypatch.setenv("TMPDIR", name)
+        yield Path(name)
+
+
+@pytest.fixture
 def cluster() -> Iterator[Callable[..., Cluster]]:
     """Opens clusters that end with the test: `cluster(model, listen=..., n_local=...)`."""
     with ExitStack() as exits:

@@ -467,6 +467,18 @@ def test_a_ring_that_moves_is_not_probed(passed_s: float) -> None:
         rig.collect(*rig.nodes.launched.pop())
 
 
+def test_results_that_come_one_by_one_are_movement() -> None:
+    rig = serving("head", "b")
+    rig.submit(1, request(12))
+    steps = list(rig.nodes.launched)
+    assert len(steps) == 3
+    for epoch, step in steps[:2]:
+        rig.now_s += PROBE_AFTER_S - 1
+        rig.collect(epoch, step)
+        rig.driver.tick()
+    assert rig.nodes.launched == steps
+
+
 def test_an_idle_or_loading_cluster_is_not_probed() -> None:
     rig = Rig()
     rig.join("head")

@@ -6,9 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,12 +16,15 @@ import psutil
 import pytest
 
 from prima_core.errors import ClusterError
+from prima_core.interfaces import Buffer
 from prima_core.model.weights import Model
-from prima_core.node import join
+from prima_core.node import driver, join
 from prima_core.node.driver import State
 from prima_core.node.local import ProcessNode
+from prima_core.ring import membership
 from prima_core.ring.security import format_token
 from prima_core.ring.wire import WirePolicy
+from prima_inproc.transport import InprocSendLink
 from tests.node.cluster import (
     DEADLINE_S,
     SECRET,
@@ -40,13 +43,7 @@ LONG = 3000  # tokens: some seconds
 F32 = WirePolicy.F32
 
 
-@pytest.fixture(autouse=True)
-def sockets_are_cleared_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Every temporary file of a test, in a folder of its own with a short name; it must be empty in the end."""
-    with tempfile.TemporaryDirectory(prefix="prima-") as name:
-        monkeypatch.setattr(tempfile, "tempdir", name)
-        monkeypatch.setenv("TMPDIR", name)
-        yield Path(name)
+pytestmark = pytest.mark.usefixtures("temporary_folder")
 
 
 def left_behind(folder: Path) -> list[str]:
@@ -82,13 +79,23 @@ def test_a_worker_that_dies_ends_what_runs_and_the_others_go_on(
     assert head.tokens(PROMPT, 24) == one_node("llama", PROMPT, 24)
 
 
-def test_a_killed_worker_leaves_nothing_behind(cluster: Start, llama: Model, sockets_are_cleared_away: Path) -> None:
+def test_a_worker_that_was_only_asleep_comes_back(cluster: Start, one_node: Tokens, llama: Model) -> None:
+    head = cluster(llama, listen="ipc://", n_local=1, wire=F32)
+    head.until_serving_with("head", "head.2")
+    os.kill(pid_of(head, 0), signal.SIGSTOP)
+    head.until_serving_with("head")
+    os.kill(pid_of(head, 0), signal.SIGCONT)
+    head.until_serving_with("head", "head.2")
+    assert head.tokens(PROMPT, 24) == one_node("llama", PROMPT, 24)
+
+
+def test_a_killed_worker_leaves_nothing_behind(cluster: Start, llama: Model, temporary_folder: Path) -> None:
     head = cluster(llama, listen="ipc://", n_local=1)
     head.until_serving_with("head", "head.2")
     os.kill(pid_of(head, 0), signal.SIGKILL)
     head.until_serving_with("head")
     head.head.close()
-    assert left_behind(sockets_are_cleared_away) == []
+    assert left_behind(temporary_folder) == []
 
 
 def test_a_node_that_ends_before_it_has_joined_is_told(
@@ -160,6 +167,79 @@ def test_the_reason_is_told_when_nothing_goes_without_the_refused_worker(cluster
     with worker_thread(head.address, "w", Path("nowhere.gguf")):
         until("the refusal", lambda: "cannot serve" in head.status.reason)
         assert "node 'w' cannot serve: model 'llama'" in head.status.reason
+
+
+def test_a_worker_that_looks_for_its_model_for_long_is_not_lost(
+    cluster: Start, llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = threading.Event()
+
+    def find_slowly(wanted: object, places: object) -> Path:
+        assert found.wait(DEADLINE_S)
+        return llama.path
+
+    monkeypatch.setattr(join, "find_by_fingerprint", find_slowly)
+    monkeypatch.setattr(membership, "LOST_AFTER_S", 1.0)
+    head = cluster(llama, listen="tcp://127.0.0.1:0", wait=2)
+    with worker_thread(head.address, "w"):
+        until("loading", lambda: head.status.state is State.LOADING)
+        joined_s = time.monotonic()
+        until("a time in which silence is noticed", lambda: time.monotonic() > joined_s + 1.5)
+        assert len(head.status.members) == 2
+        found.set()
+        head.until_serving_with("head", "w")
+
+
+def test_a_worker_may_listen_at_a_port_of_the_users_choice(cluster: Start, llama: Model) -> None:
+    """Its second link, for frames, takes any other port."""
+    head = cluster(llama, listen="tcp://127.0.0.1:0", wait=2)
+    with worker_thread(head.address, "w", llama.path, listen=f"tcp://127.0.0.1:{free_port()}"):
+        head.until_serving_with("head", "w")
+
+
+# ---------------------------------------------------------------- frames that never arrive
+
+
+def test_a_worker_that_no_frame_reaches_is_left_out(
+    cluster: Start, one_node: Tokens, llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A firewall, say, that lets the control plane through."""
+    monkeypatch.setattr("prima_core.ring.worker.UNREACHABLE_AFTER_S", 0.2)
+    addresses: list[str] = []
+
+    def advertise(bound: str) -> str:
+        addresses.append(bound)
+        return bound if len(addresses) % 2 else f"tcp://127.0.0.1:{free_port()}"  # of two, the second is for frames
+
+    head = cluster(llama, listen="tcp://127.0.0.1:0", wait=2, wire=F32)
+    with worker_thread(head.address, "walled", llama.path, advertise=advertise):
+        head.until_serving_with("head", "walled")
+        error = head.ask(PROMPT, 5).error()
+        assert "node 'walled' cannot serve: no connection to tcp://127.0.0.1:" in str(error)
+        head.until_serving_with("head")
+        assert head.tokens(PROMPT, 24) == one_node("llama", PROMPT, 24)
+
+
+def test_a_frame_that_is_lost_on_its_way_ends_its_request_and_no_other(
+    cluster: Start, one_node: Tokens, llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that breaks takes with it what was under way; both ends live on."""
+    monkeypatch.setattr(driver, "PROBE_AFTER_S", 0.2)
+    head = cluster(llama, listen="inproc://", n_local=1, wire=F32)
+    head.until_serving_with("head", "head.2")
+    to_lose = [1]
+    send = InprocSendLink.send
+
+    def send_or_lose(link: InprocSendLink, parts: Iterable[Buffer], timeout_s: float) -> None:
+        message = b"".join(parts)
+        if message.startswith(b"PRMA") and to_lose:
+            to_lose.pop()
+        else:
+            send(link, [message], timeout_s)
+
+    monkeypatch.setattr(InprocSendLink, "send", send_or_lose)
+    assert "lost between the nodes" in str(head.ask(PROMPT, 24).error())
+    assert head.tokens(PROMPT, 24) == one_node("llama", PROMPT, 24)
 
 
 # ---------------------------------------------------------------- the token
@@ -241,7 +321,7 @@ def test_a_worker_waits_for_its_head_to_come_back(
 
 @pytest.mark.parametrize("transport", ["ipc", "tcp"])
 def test_ctrl_c_ends_every_process_and_leaves_nothing_behind(
-    models_folder: Path, sockets_are_cleared_away: Path, transport: str
+    models_folder: Path, temporary_folder: Path, transport: str
 ) -> None:
     with prima_serve(str(models_folder / "llama.gguf"), "--nodes", "3", "--transport", transport) as head:
         family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
@@ -251,5 +331,5 @@ def test_ctrl_c_ends_every_process_and_leaves_nothing_behind(
         head.wait(DEADLINE_S)
         took_s = time.monotonic() - began_s
         assert all(has_ended(process) for process in family)
-    assert left_behind(sockets_are_cleared_away) == []
+    assert left_behind(temporary_folder) == []
     assert took_s < 2

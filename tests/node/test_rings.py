@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from prima_core.commands.setup import node_name
 from prima_core.engine.request import GREEDY, Sampling
 from prima_core.model.weights import Model
+from prima_core.plan.plan import Plan, Visit, plan_to_json
 from prima_core.ring.wire import WirePolicy
-from tests.node.cluster import Cluster, plan_of
+from tests.node.cluster import DEADLINE_S, Cluster, plan_of
 from tests.node.conftest import N_LAYERS, PROMPTS, Pool, Tokens
 
 Start = Callable[..., Cluster]
@@ -41,6 +47,39 @@ def test_a_ring_answers_as_one_node(
     head.until_serving_with("head", *{node for node, _, _ in RINGS[ring]})
     for prompt in PROMPTS.values():
         assert head.tokens(prompt, 24) == one_node(model, prompt, 24)
+
+
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_the_command_starts_a_ring_and_leaves_nothing_behind(
+    one_node: Tokens, open_models: dict[str, Model], temporary_folder: Path, tmp_path: Path, transport: str
+) -> None:
+    own = node_name()
+    visits = (Visit(f"{own}.2", 0, 3), Visit(own, 3, 4), Visit(f"{own}.3", 4, 6), Visit(f"{own}.2", 6, L))
+    plan = tmp_path / "plan.json"
+    plan.write_bytes(plan_to_json(Plan(L, own, visits)))
+    model = open_models["builtin"]
+    command = [
+        *(sys.executable, "-m", "prima_core", "run", str(model.path), "--prompt", "what is prima?", "--temp", "0"),
+        *(
+            "-n",
+            "12",
+            "--json",
+            "--nodes",
+            "3",
+            "--plan",
+            str(plan),
+            "--transport",
+            transport,
+            "--wire",
+            "f32",
+            "-t",
+            "1",
+        ),
+    ]
+    done = subprocess.run(command, capture_output=True, timeout=DEADLINE_S, check=True)
+    answer = json.loads(done.stdout)
+    assert answer["generated_ids"] == one_node("builtin", answer["prompt_ids"], 12)
+    assert list(temporary_folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("n_local", [1, 3])

@@ -15,7 +15,8 @@ from prima_core.errors import ConfigError
 from prima_core.interfaces import Weight
 from prima_core.model.quant import GGUFType
 from prima_numpy import _kernels
-from prima_numpy.kernels import Kernels, cgroup_quota, default_threads, load_kernels, native_fault
+from prima_numpy.kernels import Kernels, cgroup_quota, default_threads, load_kernels
+from prima_numpy.native_module import native_fault
 from tests.prima_numpy.blocks import random_rows, random_weight
 
 Float32s = NDArray[np.float32]

@@ -379,30 +379,84 @@ def test_the_head_sends_heartbeats(table: Table) -> None:
 
 
 @dataclass
-class NoteLink:
-    """A link to nobody that notes how long its callers were ready to wait."""
+class WalledLink:
+    """A link that notes how long its callers were ready to wait; behind the wall nobody hears them."""
 
+    inner: SendLink
+    is_walled: bool = True
     timeouts_s: list[float] = field(default_factory=list)
-    peer: str = "inproc://nobody"
+
+    @property
+    def peer(self) -> str:
+        return self.inner.peer
 
     def send(self, parts: Iterable[Buffer], timeout_s: float) -> None:
         self.timeouts_s.append(timeout_s)
-        raise LinkTimeout("nobody is there")
+        if self.is_walled:
+            raise LinkTimeout("nobody hears")
+        self.inner.send(parts, timeout_s)
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.inner.close()
 
 
-def test_workers_that_cannot_be_reached_do_not_hold_the_others_up(table: Table) -> None:
+@pytest.fixture
+def walls(table: Table) -> list[WalledLink]:
+    """The links to all workers."""
+    made: list[WalledLink] = []
+    usual = table.dial
+
+    def dial(address: str) -> SendLink:
+        made.append(WalledLink(usual(address), is_walled=False))
+        return made[-1]
+
+    table.dial = dial
+    return made
+
+
+def test_workers_that_cannot_be_answered_do_not_hold_the_others_up(table: Table, walls: list[WalledLink]) -> None:
     """Each wait for one of them would be a time in which the others seem silent."""
-    link = NoteLink()
-    usual, table.dial = table.dial, lambda address: link
     for index in range(5):
-        table.worker(f"behind a wall {index}").knock()
-    table.dial = usual
+        worker = table.worker(f"behind a wall {index}")
+        table.send(worker.hello_frame)
+        worker.link.close()
     for _ in range(5):
-        table.turn(HEARTBEAT_S)
-    assert len(link.timeouts_s) >= 5
-    assert set(link.timeouts_s) == {0.0}
+        table.turn(HEARTBEAT_S / 2)
+    assert [set(wall.timeouts_s) for wall in walls] == [{0.0}] * 5
+
+
+def test_workers_that_cannot_be_reached_any_more_do_not_hold_the_others_up(
+    table: Table, walls: list[WalledLink]
+) -> None:
+    workers = [table.worker(f"node-{index}") for index in range(5)]
+    for worker in workers:
+        worker.join()
+    for wall in walls:
+        wall.is_walled = True
+        wall.timeouts_s.clear()
+    for _ in range(4):
+        table.turn(HEARTBEAT_S + 0.01)
+    assert [wall.timeouts_s for wall in walls] == [[0.0] * 4] * 5
+
+
+def test_a_node_is_lost_once_whoever_notices_it_first(
+    table: Table, walls: list[WalledLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one is lost makes the driver plan again, and tell the other, which it cannot reach."""
+    lost: list[str] = []
+
+    def lose(name: str, why: str) -> None:
+        lost.append(name)
+        for other in ("a", "b"):
+            table.members.send(other, Release())
+
+    for name in ("a", "b"):
+        table.worker(name).join()
+    table.members._listener = Listener(lambda facts: None, lose, lambda name, message: None)
+    for wall in walls:
+        wall.is_walled = True
+    table.turn(LOST_AFTER_S + 1)
+    assert sorted(lost) == ["a", "b"]
 
 
 # ---------------------------------------------------------------- messages

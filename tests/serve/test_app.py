@@ -267,27 +267,42 @@ class Endless(FakeService):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("n_before", [0, 1, 3])
 def test_leaving_while_an_answer_is_awaited_stops_its_generation(n_before: int, stream: bool) -> None:
-    async def go() -> Endless:
+    async def go() -> list[int]:
         service = Endless(*HELLO[:n_before])
         browser = Browser(service)
         service.asked = browser.leave
         await browser.post(stream=stream)
-        return service
+        await asyncio.sleep(0)  # one turn of the loop, in which the cancelled task ends
+        return list(service.cancelled)  # before the end of the loop ends everything
 
-    assert asyncio.run(go()).cancelled == [1]
+    assert asyncio.run(go()) == [1]
 
 
 def test_leaving_in_the_middle_of_a_stream_stops_the_generation() -> None:
-    async def go() -> tuple[Endless, Browser]:
+    async def go() -> tuple[list[int], Browser]:
         service = Endless(*HELLO[:3])
         browser = Browser(service, enough='"lo"')
         await browser.post(stream=True)
-        return service, browser
+        return list(service.cancelled), browser
 
-    service, browser = asyncio.run(go())
-    assert service.cancelled == [1]
+    cancelled, browser = asyncio.run(go())
+    assert cancelled == [1]
     assert browser.statuses == [200]
     assert b"[DONE]" not in browser.body
+
+
+def test_a_stream_that_cannot_even_begin_stops_the_generation() -> None:
+    class Deaf(Browser):
+        async def _send(self, message: Message) -> None:
+            raise OSError("nobody listens")
+
+    async def go() -> list[int]:
+        service = Endless(*HELLO[:1])
+        with pytest.raises(OSError, match="nobody listens"):
+            await Deaf(service).post(stream=True)
+        return list(service.cancelled)
+
+    assert asyncio.run(go()) == [1]
 
 
 def test_a_client_that_leaves_while_it_sends_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:

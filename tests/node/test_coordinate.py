@@ -1,0 +1,82 @@
+"""From members to a plan: as much KV room as there is memory for, and never a plan that breaks a rule."""
+
+from __future__ import annotations
+
+import pytest
+
+from prima_core.engine.scheduler import Room
+from prima_core.errors import PlanError
+from prima_core.model.weights import Model
+from prima_core.node.coordinate import MAX_SEQUENCES, Planning, model_facts, room_of
+from prima_core.node.driver import Member
+from prima_core.plan.plan import Plan, Visit
+from prima_core.plan.problem import ModelFacts, Problem
+
+FACTS = ModelFacts("four layers", (100,) * 4, 40, 10, kv_bytes_per_token_layer=1, context_length=50)
+PLAN = Plan(4, "head", (Visit("head", 0, 2), Visit("b", 2, 4)))
+HEAD = Member("head", 10_000, ("numpy:cpu",), "inproc://head")
+B = Member("b", 10_000, ("numpy:cpu",), "inproc://b")
+
+
+def planning(parallel: int = 1, fixed: Plan | None = None, asked: list[Problem] | None = None) -> Planning:
+    def solve(problem: Problem) -> Plan:
+        if asked is not None:
+            asked.append(problem)
+        return PLAN
+
+    return Planning(FACTS, "head", parallel, solve, fixed)
+
+
+def test_a_plan_is_completed_with_kv_room_for_so_many_contexts() -> None:
+    assert planning(parallel=4)((HEAD, B)).kv_tokens == 200
+
+
+def test_the_head_comes_first_and_the_others_as_they_joined() -> None:
+    asked: list[Problem] = []
+    others = tuple(Member(name, 10_000, (), "") for name in ("z", "b", "a"))
+    planning(asked=asked)((*others, HEAD))
+    assert [node.name for node in asked[0].nodes] == ["head", "z", "b", "a"]
+
+
+@pytest.mark.parametrize(("memory_bytes", "contexts"), [(650, 4), (649, 2), (450, 2), (449, 1), (350, 1)])
+def test_where_memory_is_short_fewer_contexts_are_held(memory_bytes: int, contexts: int) -> None:
+    """The head has 2 layers of 100 bytes, 50 of input and output, and 2 bytes of KV a position."""
+    head = Member("head", memory_bytes, (), "")
+    assert planning(parallel=4)((head, B)).kv_tokens == 50 * contexts
+
+
+def test_memory_for_less_than_one_context_is_an_error_that_names_the_node() -> None:
+    with pytest.raises(PlanError, match="node 'head' would need"):
+        planning(parallel=4)((Member("head", 349, (), ""), B))
+
+
+def test_a_plan_file_wins_over_the_solver() -> None:
+    fixed = Plan(4, "head", (Visit("b", 0, 4),), kv_tokens=70)
+    plan = planning(fixed=fixed)((HEAD, B))
+    assert (plan.visits, plan.kv_tokens) == (fixed.visits, 70)
+
+
+def test_a_plan_file_with_a_node_that_is_not_there_is_an_error_that_names_it() -> None:
+    with pytest.raises(PlanError, match="'b' is not in the cluster"):
+        planning(fixed=PLAN)((HEAD,))
+
+
+def test_a_plan_of_a_solver_is_checked() -> None:
+    with pytest.raises(PlanError):
+        Planning(FACTS, "head", 1, lambda problem: Plan(4, "head", (Visit("head", 0, 3),)))((HEAD, B))
+
+
+def test_the_engines_room_is_the_plans() -> None:
+    assert room_of(planning(parallel=2)((HEAD, B)), 64) == Room(100, 64, MAX_SEQUENCES)
+
+
+def test_the_sizes_of_a_model_are_those_of_its_file(llama: Model) -> None:
+    facts = model_facts(llama, 128)
+    parts = sum(facts.layer_bytes) + facts.input_bytes + facts.output_bytes
+    assert parts == sum(tensor.n_bytes for tensor in llama.file.tensors.values())
+    assert facts.kv_bytes_per_token_layer == 2 * 2 * llama.spec.n_kv_heads * llama.spec.head_dim
+    assert (facts.n_layers, facts.context_length) == (llama.spec.n_layers, 128)
+
+
+def test_a_tied_matrix_is_counted_once(tied: Model) -> None:
+    assert model_facts(tied, 128).output_bytes == tied.file.tensors["output_norm.weight"].n_bytes

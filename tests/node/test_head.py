@@ -1,0 +1,199 @@
+"""A head without workers: what clients and plugins see of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prima_core.engine.request import Event, Piece, Request
+from prima_core.errors import ClusterError, PluginError, RequestError
+from prima_core.events import NodeJoined, PlanMade, RequestDone
+from prima_core.model.weights import Model
+from prima_core.node.driver import State
+from prima_core.node.head import HeadOptions
+from prima_core.node.node import NodeOptions
+from tests.node.cluster import DEADLINE_S, NODE, Cluster, until
+from tests.node.conftest import PROMPTS
+
+Start = Callable[..., Cluster]
+PROMPT = PROMPTS["short"]
+
+
+@pytest.fixture
+def alone(cluster: Start, llama: Model) -> Cluster:
+    made = cluster(llama)
+    made.until_serving_with("head")
+    return made
+
+
+def listening(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    events: list[object] = []
+    monkeypatch.setattr(made.registry, "emit", events.append)
+    return events
+
+
+# ---------------------------------------------------------------- events
+
+
+def test_plugins_are_told_of_the_node_and_the_plan(llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Cluster(llama, HeadOptions(node=NODE))
+    events: list[object] = []
+    made.head.driver._emit = events.append
+    with made:
+        made.until_serving_with("head")
+    assert [type(event) for event in events] == [NodeJoined, PlanMade]
+
+
+def test_plugins_are_told_how_each_request_ended(alone: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = listening(alone, monkeypatch)
+    alone.tokens(PROMPT, 3)
+    cancelled = alone.ask(PROMPT, 4000)
+    cancelled.take()
+    cancelled.cancel()
+    cancelled.rest()
+    alone.ask(PROMPT, 5000).error()
+    until("three events", lambda: len(events) == 3)
+    done = [event for event in events if isinstance(event, RequestDone)]
+    assert [event.finish_reason for event in done] == ["length", "cancelled", "error"]
+    assert [event.n_prompt_tokens for event in done] == [len(PROMPT)] * 3
+    assert done[0].n_generated_tokens == 3
+    assert 0 < done[0].first_token_s <= done[0].total_s
+
+
+def test_a_client_that_fails_when_it_is_told_hurts_nobody_else(
+    alone: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    called = threading.Event()
+
+    def broken(event: Event) -> None:
+        called.set()
+        raise RuntimeError("the event loop is closed")
+
+    alone.head.submit(Request(PROMPT, 3), broken)
+    assert len(alone.tokens(PROMPT, 3)) == 3
+    assert called.wait(DEADLINE_S)
+    assert "could not be told" in caplog.text
+
+
+def test_events_come_one_by_one_as_tokens_are_made(alone: Cluster) -> None:
+    answer = alone.ask(PROMPT, 2000)
+    answer.take()
+    assert (len(answer.tokens), answer.end) == (1, None)
+    answer.cancel()
+
+
+# ---------------------------------------------------------------- health
+
+
+def test_health_while_it_serves(alone: Cluster) -> None:
+    ok, facts = alone.head.health()
+    assert (ok, facts["status"], facts["nodes"]) == (True, "ok", ["head"])
+
+
+def test_health_counts_requests(cluster: Start, llama: Model) -> None:
+    made = cluster(llama, context=1000, parallel=1)
+    made.until_serving_with("head")
+    running = made.ask(PROMPT, 900)
+    made.ask(PROMPT, 900)
+    running.take()
+    _, facts = made.head.health()
+    assert (facts["running"], facts["waiting"]) == (1, 1)
+
+
+def test_health_while_it_waits_says_for_what(cluster: Start, llama: Model) -> None:
+    made = cluster(llama, listen="inproc://", wait=2)
+    until("the first word", lambda: "1 of 2" in made.status.reason)
+    ok, facts = made.head.health()
+    assert (ok, facts["status"]) == (False, "waiting")
+    assert "1 of 2 are here" in str(facts["reason"])
+
+
+def test_health_after_it_was_stopped(alone: Cluster) -> None:
+    alone.head.stop_requests()
+    until("the end", lambda: alone.status.state is State.STOPPED)
+    ok, facts = alone.head.health()
+    assert (ok, facts["status"], facts["reason"]) == (False, "stopped", "the server is stopping")
+
+
+# ---------------------------------------------------------------- start and end
+
+
+def test_a_model_that_does_not_fit_is_an_error_that_says_what_is_missing(cluster: Start, llama: Model) -> None:
+    made = Cluster(llama, HeadOptions(node=NodeOptions(threads=1, memory_bytes=100_000)))
+    with made, pytest.raises(ClusterError, match="does not fit"):
+        made.head.wait_until_serving()
+
+
+def test_waiting_for_the_head_tells_how_far_it_is(alone: Cluster) -> None:
+    seen: list[State] = []
+    alone.head.wait_until_serving(lambda status: seen.append(status.state))
+    assert seen == [State.SERVING]
+
+
+@pytest.mark.parametrize(
+    "options", [{"solver": "magic"}, {"node": NodeOptions(backend="magic")}], ids=["solver", "backend"]
+)
+def test_an_unknown_plugin_is_an_error_and_leaves_nothing_open(
+    llama: Model, temporary_folder: Path, options: dict[str, object]
+) -> None:
+    n_threads = threading.active_count()
+    with pytest.raises(PluginError, match="magic"), Cluster(llama, HeadOptions(listen="ipc://", **options)):  # type: ignore[arg-type]
+        pass
+    assert list(temporary_folder.iterdir()) == []
+    assert threading.active_count() == n_threads
+
+
+def test_a_closed_head_leaves_no_thread(llama: Model) -> None:
+    n_threads = threading.active_count()
+    with Cluster(llama, HeadOptions(node=NODE, listen="inproc://", n_local=2)) as made:
+        made.until_serving_with("head", "head.2", "head.3")
+        made.ask(PROMPT, 3000)
+    made.head.close()
+    assert threading.active_count() == n_threads
+
+
+def test_requests_after_the_stop_are_refused(alone: Cluster) -> None:
+    alone.head.stop_requests()
+    assert str(alone.ask(PROMPT, 3).error()) == "the server is stopping"
+
+
+def test_nodes_that_leave_because_the_head_ends_are_not_told_as_lost(cluster: Start, llama: Model) -> None:
+    made = cluster(llama, listen="inproc://", n_local=2)
+    made.until_serving_with("head", "head.2", "head.3")
+    made.head.close()
+    assert [line for line in made.told if "lost" in line] == []
+
+
+# ---------------------------------------------------------------- limits
+
+
+def test_a_request_beyond_the_context_is_refused_with_both_numbers(alone: Cluster) -> None:
+    error = alone.ask(PROMPT, 4096).error()
+    assert isinstance(error, RequestError)
+    assert f"{len(PROMPT)} tokens and 4096" in str(error)
+    assert "context has 4096" in str(error)
+
+
+def test_ids_that_are_no_tokens_end_their_own_request(alone: Cluster) -> None:
+    wrong = alone.ask([10**9], 3)
+    assert "outside the vocabulary" in str(wrong.error())
+    assert len(alone.tokens(PROMPT, 3)) == 3
+
+
+def test_the_end_token_ends_an_answer(alone: Cluster) -> None:
+    tokenizer = alone.head.tokenizer
+    eos = min(tokenizer.eos_ids)
+    text: list[Event] = []
+    ended = threading.Event()
+
+    def take(event: Event) -> None:
+        text.append(event)
+        if not isinstance(event, Piece):
+            ended.set()
+
+    alone.head.submit(Request((eos,), 4000), take)
+    assert ended.wait(DEADLINE_S)
+    assert not any(isinstance(event, Piece) and event.token in tokenizer.eos_ids for event in text)
