@@ -1,7 +1,7 @@
 # make serve   set up and serve the built-in model; make serve ARGS="model.gguf --port 8000" for more
 # make test    set up the pinned test environment and run the tests; make test ARGS="tests/plan -x"
 # make lint    ruff, and mypy for Linux, macOS and Windows
-# make bench   speed of the built-in model on this machine; make bench ARGS="model.gguf -t 4"
+# make bench   speed on this machine: model, ring, kernels, links; make bench ARGS="model.gguf -t 4" for another model
 #
 # PYTHON and VENV choose the interpreter (3.11 or newer) and the folder of the virtual environment. The install is an
 # editable one: changes of Python files count at once, changes of native code or pyproject.toml at the next make.
@@ -28,6 +28,9 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/prima bench $(ARGS)
+	$(BIN)/python bench/ring.py
+	$(BIN)/python bench/kernels.py
+	$(BIN)/python bench/links.py
 
 $(VENV)/.installed: $(BUILD_INPUTS) | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -e .

@@ -1,6 +1,6 @@
 """What a ring costs: time per token of 2 processes over ipc against 1 process, same model, same threads per node.
 
-    python -m bench.ring [--model FILE] [--runs 5] [--transport ipc] [--nodes 2] [-t 1]
+    python bench/ring.py [--model FILE] [--runs 5] [--transport ipc] [--nodes 2] [-t 1]
 
 Runs alternate, so that a machine that gets slower in between slows both. Prints each run, the medians, and the
 difference in milliseconds per token (goal on the built-in model over ipc: at most 1 ms).

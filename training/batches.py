@@ -13,7 +13,7 @@ from training.vocabulary import ChatEncoder
 SEED = 20250804
 VOCABULARY_SEED = SEED + 1
 VOCABULARY_CHATS = 8000
-N_STEPS = 3400
+N_STEPS = 4400
 BATCH_TOKENS = 2048
 TOKENS_PER_TURN = 40  # a little below the mean of 42, so that most chats fill their row
 

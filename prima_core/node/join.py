@@ -25,6 +25,7 @@ from prima_core.plan.plan import plan_from_json
 from prima_core.plugins import Registry
 from prima_core.ring import control
 from prima_core.ring.control import Assign, Channel, Hello, Welcome
+from prima_core.ring.membership import HEARTBEAT_S
 from prima_core.ring.wire import Epoch
 from prima_core.ring.worker import Assignment, Collected, LoadFailed, Loading, Ready, Report, Unreachable
 
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 CONTROL_LIMITS = Limits(max_message_bytes=control.MAX_CONTROL_BYTES, max_queued=64)
 HELLO_EVERY_S = 1.0
 TELL_AFTER_KNOCKS = 5
-HEARTBEAT_S = 0.5
 HEAD_LOST_AFTER_S = 5.0
 POLL_S = 0.1
 SEND_TIMEOUT_S = 0.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from prima_core.errors import PlanError
 from prima_core.plan.plan import Plan, Residency, Visit
 from prima_core.plan.problem import Problem
@@ -23,15 +25,7 @@ def complete(plan: Plan, problem: Problem) -> Plan:
     residency = tuple(_residency(plan, problem, node, kv_tokens) for node in plan.nodes)
     for need in residency:
         _check_memory(need, problem)
-    return Plan(
-        n_layers=plan.n_layers,
-        head=plan.head,
-        visits=plan.visits,
-        residency=residency,
-        kv_tokens=kv_tokens,
-        in_flight=plan.in_flight,
-        solver=plan.solver,
-    )
+    return msgspec.structs.replace(plan, residency=residency, kv_tokens=kv_tokens)
 
 
 def _check_cover(plan: Plan, problem: Problem) -> None:

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -97,12 +97,11 @@ def one_node(open_models: dict[str, Model]) -> Iterator[Tokens]:
         yield tokens
 
 
-@dataclass
+@dataclass(frozen=True)
 class Pool:
     """Three worker processes, w1 to w3, that join whatever head comes up at `address`."""
 
     address: str
-    exits: ExitStack = field(default_factory=ExitStack)
 
 
 @pytest.fixture(scope="session", params=["ipc", "tcp"])

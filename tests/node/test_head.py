@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prima_core.engine.request import Event, Piece, Request
+from prima_core.engine.request import Event, Request
 from prima_core.errors import ClusterError, PluginError, RequestError
 from prima_core.events import NodeJoined, PlanMade, RequestDone
 from prima_core.model.weights import Model
@@ -157,7 +157,7 @@ def test_a_closed_head_leaves_no_thread(llama: Model) -> None:
 
 def test_requests_after_the_stop_are_refused(alone: Cluster) -> None:
     alone.head.stop_requests()
-    assert str(alone.ask(PROMPT, 3).error()) == "the server is stopping"
+    assert "the server is stopping" in str(alone.ask(PROMPT, 3).error())
 
 
 def test_nodes_that_leave_because_the_head_ends_are_not_told_as_lost(cluster: Start, llama: Model) -> None:
@@ -181,19 +181,3 @@ def test_ids_that_are_no_tokens_end_their_own_request(alone: Cluster) -> None:
     wrong = alone.ask([10**9], 3)
     assert "outside the vocabulary" in str(wrong.error())
     assert len(alone.tokens(PROMPT, 3)) == 3
-
-
-def test_the_end_token_ends_an_answer(alone: Cluster) -> None:
-    tokenizer = alone.head.tokenizer
-    eos = min(tokenizer.eos_ids)
-    text: list[Event] = []
-    ended = threading.Event()
-
-    def take(event: Event) -> None:
-        text.append(event)
-        if not isinstance(event, Piece):
-            ended.set()
-
-    alone.head.submit(Request((eos,), 4000), take)
-    assert ended.wait(DEADLINE_S)
-    assert not any(isinstance(event, Piece) and event.token in tokenizer.eos_ids for event in text)

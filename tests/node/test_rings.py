@@ -58,24 +58,9 @@ def test_the_command_starts_a_ring_and_leaves_nothing_behind(
     plan = tmp_path / "plan.json"
     plan.write_bytes(plan_to_json(Plan(L, own, visits)))
     model = open_models["builtin"]
-    command = [
-        *(sys.executable, "-m", "prima_core", "run", str(model.path), "--prompt", "what is prima?", "--temp", "0"),
-        *(
-            "-n",
-            "12",
-            "--json",
-            "--nodes",
-            "3",
-            "--plan",
-            str(plan),
-            "--transport",
-            transport,
-            "--wire",
-            "f32",
-            "-t",
-            "1",
-        ),
-    ]
+    ask = ["run", str(model.path), "--prompt", "what is prima?", "--temp", "0", "-n", "12", "--json"]
+    ring = ["--nodes", "3", "--plan", str(plan), "--transport", transport, "--wire", "f32", "--threads", "1"]
+    command = [sys.executable, "-m", "prima_core", *ask, *ring]
     done = subprocess.run(command, capture_output=True, timeout=DEADLINE_S, check=True)
     answer = json.loads(done.stdout)
     assert answer["generated_ids"] == one_node("builtin", answer["prompt_ids"], 12)
