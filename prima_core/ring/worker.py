@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -148,7 +148,7 @@ class Worker:
         self._open_backend = open_backend
         self._dial = dial
         self._report = report
-        self._jobs: queue.Queue[_Job] = queue.Queue(MAX_QUEUED_JOBS)
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()  # a third faster than Queue; `_put` bounds it
         self._ordered: Epoch | None = None  # what was ordered last, which the thread may not have read yet
         self._stopping = threading.Event()
         self._opened: Future[tuple[Device, ...]] = Future()
@@ -191,16 +191,15 @@ class Worker:
     def stop(self) -> None:
         """End the thread and free what is loaded; a step that takes longer than STOP_WITHIN_S is left behind."""
         self._stopping.set()
-        with suppress(queue.Full):
-            self._jobs.put_nowait(_Unload())  # wakes it
+        self._jobs.put(_Unload())  # wakes it
         if self._thread.is_alive():
             self._thread.join(STOP_WITHIN_S)
 
     def _put(self, job: _Job) -> None:
-        while not self._stopping.is_set():
-            with suppress(queue.Full):
-                self._jobs.put(job, timeout=_POLL_S)
+        while self._jobs.qsize() >= MAX_QUEUED_JOBS:
+            if self._stopping.wait(_POLL_S):
                 return
+        self._jobs.put(job)
 
     # ------------------------------------------------------------ the owner thread
 

@@ -15,13 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from prima_core.errors import ClusterError
+from prima_core.errors import ClusterError, LinkTimeout
 from prima_core.interfaces import Buffer
 from prima_core.model.weights import Model
 from prima_core.node import driver, join, local
 from prima_core.node.driver import State
 from prima_core.node.local import ProcessNode
-from prima_core.ring import membership
+from prima_core.ring import control, membership
+from prima_core.ring.control import Channel
 from prima_core.ring.security import format_token
 from prima_core.ring.wire import WirePolicy
 from prima_inproc.transport import InprocSendLink
@@ -189,6 +190,27 @@ def test_a_worker_that_looks_for_its_model_for_long_is_not_lost(
         assert len(head.status.members) == 2
         found.set()
         head.until_serving_with("head", "w")
+
+
+@pytest.mark.parametrize("kind", [control.Assign, control.Ready], ids=["an order of the head", "the worker's answer"])
+def test_when_words_do_not_arrive_the_worker_joins_anew(
+    cluster: Start, llama: Model, monkeypatch: pytest.MonkeyPatch, kind: type[control.Message]
+) -> None:
+    """Otherwise each would wait for the other, for ever, with heartbeats going to and fro."""
+    monkeypatch.setattr(join, "HEAD_LOST_AFTER_S", 1.0)
+    lost: list[control.Message] = []
+    send = Channel.send
+
+    def send_or_lose(channel: Channel, message: control.Message, timeout_s: float) -> None:
+        if isinstance(message, kind) and not lost:
+            lost.append(message)
+            raise LinkTimeout("the connection was just broken")
+        send(channel, message, timeout_s)
+
+    monkeypatch.setattr(Channel, "send", send_or_lose)
+    head = cluster(llama, listen="inproc://", n_local=1)
+    head.until_serving_with("head", "head.2")
+    assert len(lost) == 1
 
 
 def test_a_worker_may_listen_at_a_port_of_the_users_choice(cluster: Start, llama: Model) -> None:
