@@ -1,9 +1,9 @@
-"""What a ring costs: time per token of 2 processes over ipc against 1 process, same model, same threads per node.
+"""What a ring costs: time per token of 2 local processes against 1 process, same model, same threads per node.
 
-    python bench/ring.py [--model FILE] [--runs 5] [--transport ipc] [--nodes 2] [-t 1]
+    python bench/ring.py [--model FILE] [--runs 5] [--transport unix] [--nodes 2] [-t 1]
 
 Runs alternate, so that a machine that gets slower in between slows both. Prints each run, the medians, and the
-difference in milliseconds per token (goal on the built-in model over ipc: at most 1 ms).
+difference in milliseconds per token (goal on the built-in model: at most 1 ms).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import json
 import statistics
 import subprocess
 import sys
+
+from prima_core.config import LOCAL_TRANSPORT
 
 
 def tpot_ms(model: str | None, nodes: int, transport: str, threads: int) -> float:
@@ -28,13 +30,13 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--nodes", type=int, default=2)
-    parser.add_argument("--transport", default="ipc")
+    parser.add_argument("--transport", default=LOCAL_TRANSPORT)
     parser.add_argument("-t", "--threads", type=int, default=1)
     args = parser.parse_args()
     one: list[float] = []
     ring: list[float] = []
     for run in range(args.runs):
-        one.append(tpot_ms(args.model, 1, "ipc", args.threads))
+        one.append(tpot_ms(args.model, 1, args.transport, args.threads))
         ring.append(tpot_ms(args.model, args.nodes, args.transport, args.threads))
         print(f"run {run + 1}: 1 process {one[-1]:.3f} ms/token, {args.nodes} processes {ring[-1]:.3f} ms/token")
     alone, together = statistics.median(one), statistics.median(ring)

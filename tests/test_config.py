@@ -9,7 +9,7 @@ import rich_click as click
 from click.testing import CliRunner
 
 from prima_core.cli import cli
-from prima_core.config import SETTINGS, TABLE, Setting, options
+from prima_core.config import LOCAL_TRANSPORT, SETTINGS, TABLE, Setting, options
 
 COMMANDS = sorted(cli.commands)
 ISSUE = {
@@ -71,7 +71,7 @@ def test_the_help_names_each_setting_and_its_environment_twin(command: str) -> N
 
 def test_the_help_tells_the_defaults() -> None:
     shown = CliRunner().invoke(cli, ["serve", "--help"], env={"COLUMNS": "200"}).output
-    for default in ("127.0.0.1", "7746", "auto", "even", "ipc", "the model's, to 8192"):
+    for default in ("127.0.0.1", "7746", "auto", "even", LOCAL_TRANSPORT, "the model's, to 8192"):
         assert f"default: {default}" in shown
 
 

@@ -32,8 +32,8 @@ LEVELS = (
 FOR_PLUGINS = {"errors", "interfaces", "hookspecs", "model", "arch", "memory", "plan"}
 """What a backend, a transport or a solver may import of prima_core."""
 
-FOR_TRANSPORTS = "prima_core.ring.security."
-"""And a transport this: how keys are derived from the cluster's secret."""
+FOR_TRANSPORTS = ("prima_core.ring.security.", "prima_core.ring.sockets.")
+"""And a transport these: how keys are derived from the cluster's secret, and where sockets lie as files."""
 
 PACKAGES = sorted(path for kind in ("backends", "transports", "solvers") for path in (ROOT / kind).glob("prima_*"))
 REFERENCE = CORE / "testing" / "reference.py"
@@ -62,7 +62,7 @@ def imports(path: Path, *, at_top_only: bool = False) -> Iterator[str]:
                 waiting.append(child)
 
 
-def core_parts(path: Path, *, leaving_out: str = "-") -> set[str]:
+def core_parts(path: Path, *, leaving_out: str | tuple[str, ...] = ()) -> set[str]:
     """The parts of prima_core that a file imports, e.g. {"errors", "model"}; without names that start as said."""
     names = [name for name in imports(path) if name.startswith("prima_core.")]
     return {name.split(".")[1] for name in names if not name.startswith(leaving_out)}

@@ -22,7 +22,7 @@ PREAMBLE = """\
 from prima_core.hookspecs import hookimpl
 from prima_core.interfaces import BackendPlugin, Device, Probe, SolverPlugin, TransportPlugin
 """
-OURS = ["even", "inproc", "mlx", "nng", "numpy", "torch"]
+OURS = ["even", "inproc", "mlx", "nng", "numpy", "socket", "torch"]
 OPTIONS = BackendOptions()
 PROBLEM = Problem(ModelFacts("m", (1,), 0, 0, 0, 9), (NodeFacts("a", 10),), "a", 1)
 
@@ -111,6 +111,7 @@ def test_our_own_parts_come_in_by_entry_points() -> None:
     assert sorted(ours) == OURS
     assert ours["even"].offers == ("solver even",)
     assert ours["nng"].offers == ("transport ipc", "transport tcp", "transport tls+tcp")
+    assert ours["socket"].offers == ("transport unix",)
     assert ours["numpy"].state == "ok"
     assert registry.faults == ()
 

@@ -22,7 +22,7 @@ def cluster_address(text: str) -> str:
 
 
 def with_port(address: str, port: int) -> str:
-    """The same scheme and host with another port; ipc and inproc addresses get a fresh name instead."""
+    """The same scheme and host with another port; unix, ipc and inproc addresses get a fresh name instead."""
     scheme = address.partition("://")[0]
     if not is_network(address):
         return f"{scheme}://"
@@ -60,7 +60,7 @@ def host_of(address: str) -> str:
 
 
 def is_network(address: str) -> bool:
-    return address.partition("://")[0] not in ("ipc", "inproc")
+    return address.partition("://")[0] not in ("unix", "ipc", "inproc")
 
 
 def _host_port(address: str) -> tuple[str, int]:

@@ -75,7 +75,7 @@ def test_without_a_limit_a_run_ends_at_the_end_of_the_context(prima: Prima, tiny
     assert cut["generated_ids"] == facts["generated_ids"]
 
 
-@pytest.mark.parametrize("transport", ["inproc", "ipc", "tcp"])
+@pytest.mark.parametrize("transport", ["inproc", "unix", "ipc", "tcp"])
 def test_a_ring_of_local_nodes_says_the_same(prima: Prima, tiny: Path, transport: str) -> None:
     alone = prima("run", tiny, "-p", "hello", "-n", 8, *GREEDY, "--json").json
     ring = prima("run", tiny, "-p", "hello", "-n", 8, *GREEDY, "--json", "--nodes", 2, "--wire", "f32",

@@ -18,7 +18,7 @@ from prima_core.commands.setup import (
     sampling,
     worker_secret,
 )
-from prima_core.config import TABLE
+from prima_core.config import LOCAL_TRANSPORT, TABLE
 from prima_core.engine.request import Sampling
 from prima_core.errors import ConfigError, PluginError
 from prima_core.model.gguf import GGUFFile
@@ -81,7 +81,13 @@ def test_a_single_node_listens_nowhere() -> None:
 
 @pytest.mark.parametrize(
     ("transport", "address"),
-    [("ipc", "ipc://"), ("inproc", "inproc://"), ("tcp", "tcp://127.0.0.1:0"), ("tls+tcp", "tls+tcp://127.0.0.1:0")],
+    [
+        ("unix", "unix://"),
+        ("ipc", "ipc://"),
+        ("inproc", "inproc://"),
+        ("tcp", "tcp://127.0.0.1:0"),
+        ("tls+tcp", "tls+tcp://127.0.0.1:0"),
+    ],
 )
 def test_local_nodes_join_where_only_local_ones_can(transport: str, address: str) -> None:
     assert listen_of(nodes=2, transport=transport) == address
@@ -96,7 +102,7 @@ def test_waiting_for_nodes_that_cannot_join_is_refused() -> None:
     with pytest.raises(ConfigError, match="--wait 3") as error:
         listen_of(wait=3, nodes=2)
     assert "--listen" in error.value.hint
-    assert listen_of(wait=2, nodes=2) == "ipc://"
+    assert listen_of(wait=2, nodes=2) == f"{LOCAL_TRANSPORT}://"
 
 
 @pytest.fixture

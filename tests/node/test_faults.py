@@ -61,7 +61,7 @@ def child(cluster: Cluster) -> psutil.Process:
 # ---------------------------------------------------------------- workers that die
 
 
-@pytest.mark.parametrize("transport", ["ipc://", "tcp://127.0.0.1:0"])
+@pytest.mark.parametrize("transport", ["unix://", "ipc://", "tcp://127.0.0.1:0"])
 @pytest.mark.parametrize("fault", [psutil.Process.kill, psutil.Process.suspend], ids=["killed", "hangs"])
 def test_a_worker_that_dies_ends_what_runs_and_the_others_go_on(
     cluster: Start, one_node: Tokens, llama: Model, fault: Callable[[psutil.Process], None], transport: str

@@ -39,6 +39,7 @@ def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:
         ("tcp://10.0.0.1:7747", "tcp://10.0.0.1:0"),
         ("tls+tcp://[::]:7747", "tls+tcp://[::]:0"),
         ("ipc:///run/prima/head", "ipc://"),
+        ("unix:///run/prima/head", "unix://"),
         ("inproc://head", "inproc://"),
     ],
 )
@@ -80,9 +81,12 @@ def test_a_host_that_is_not_known_is_an_error_with_a_way_out(monkeypatch: pytest
 
 def test_parts_of_addresses() -> None:
     assert host_of("tcp://[::1]:1") == "::1"
-    assert [is_network(address) for address in ("tcp://a:1", "tls+tcp://a:1", "ipc:///a", "inproc://a")] == [
+    assert [
+        is_network(address) for address in ("tcp://a:1", "tls+tcp://a:1", "unix:///a", "ipc:///a", "inproc://a")
+    ] == [
         True,
         True,
+        False,
         False,
         False,
     ]

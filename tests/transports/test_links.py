@@ -16,6 +16,7 @@ from prima_core.errors import LinkBroken, LinkClosed, LinkError, LinkTimeout
 from prima_core.interfaces import Credentials, Limits, ReceiveLink, SendLink, Transport
 from prima_inproc.transport import InprocTransport
 from prima_nng.transport import NngTransport
+from prima_socket.transport import UnixTransport
 
 LONG_S = 10.0
 SHORT_S = 0.05
@@ -42,10 +43,11 @@ class Network:
         return link
 
 
-@pytest.fixture(params=["inproc", "ipc", "tcp", "tls+tcp"])
+@pytest.fixture(params=["inproc", "unix", "ipc", "tcp", "tls+tcp"])
 def network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
     scheme = request.param
-    transport: Transport = InprocTransport() if scheme == "inproc" else NngTransport(scheme)
+    own: dict[str, Callable[[], Transport]] = {"inproc": InprocTransport, "unix": UnixTransport}
+    transport = own[scheme]() if scheme in own else NngTransport(scheme)
     free_address = f"{scheme}://127.0.0.1:0" if "tcp" in scheme else f"{scheme}://"
     with ExitStack() as exits:  # sockets in a folder of the test's own, with a shorter path than `tmp_path`
         monkeypatch.setattr(tempfile, "tempdir", exits.enter_context(tempfile.TemporaryDirectory(prefix="prima-")))

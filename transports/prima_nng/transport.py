@@ -7,17 +7,17 @@ while a thread waits in it: close raises a flag, waits for the slice to end, the
 
 from __future__ import annotations
 
-import atexit
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 
 from prima_core.errors import LinkBroken, LinkClosed, LinkTimeout
 from prima_core.interfaces import Buffer, Credentials, Limits
 from prima_core.ring.security import derive
-from prima_nng.addresses import IpcPlace, check_tcp, ipc_peer, ipc_place, with_port
+from prima_core.ring.sockets import SocketPlace, close_at_exit
+from prima_nng.addresses import check_tcp, ipc_peer, ipc_place, with_port
 from prima_nng.library import Message, PullSocket, PushSocket, limit_threads
 
 _SLICE_S = 0.05
@@ -37,7 +37,7 @@ class NngTransport:
         if self._scheme == "ipc":
             return NngReceiveLink(ipc_place(address), limits, key)
         check_tcp(address, self._scheme, lowest_port=0)
-        return NngReceiveLink(IpcPlace(address), limits, key)
+        return NngReceiveLink(SocketPlace(address), limits, key)
 
     def dial(self, address: str, credentials: Credentials, limits: Limits) -> NngSendLink:
         key = self._key(credentials)
@@ -57,7 +57,7 @@ class NngTransport:
 class NngReceiveLink:
     """One thread receives; any thread may close."""
 
-    def __init__(self, place: IpcPlace, limits: Limits, key: bytes | None) -> None:
+    def __init__(self, place: SocketPlace, limits: Limits, key: bytes | None) -> None:
         self._closed = False
         self._in_call = threading.Lock()  # held in every call of nng's
         with ExitStack() as exits:
@@ -65,7 +65,7 @@ class NngReceiveLink:
             self._socket = PullSocket(limits, key)
             exits.callback(self._socket.close)
             bound = self._socket.listen(place.address)
-            _close_at_exit(self.close, exits)
+            close_at_exit(self.close, exits)  # nng aborts a process that ends with a thread in a call
             self._exits = exits.pop_all()
         is_file = place.address.startswith("ipc:")
         self._address = place.address if is_file else with_port(place.address, bound.rpartition(":")[2])
@@ -107,7 +107,7 @@ class NngSendLink:
             self._socket = PushSocket(limits, key, self._on_peers)
             exits.callback(self._socket.close)
             self._socket.dial(peer)
-            _close_at_exit(self.close, exits)
+            close_at_exit(self.close, exits)  # nng aborts a process that ends with a thread in a call
             self._exits = exits.pop_all()
 
     @property
@@ -156,9 +156,3 @@ class NngSendLink:
             return LinkTimeout(f"{self._peer} took no message within {timeout_s:g} s: it does not read")
         hint = "is it running, and does it have the same token?"
         return LinkTimeout(f"no connection to {self._peer} within {timeout_s:g} s", hint=hint)
-
-
-def _close_at_exit(close: Callable[[], None], exits: ExitStack) -> None:
-    """Before nng's own clean-up at exit, which aborts the process when a thread is in a call, a daemon thread too."""
-    atexit.register(close)
-    exits.callback(atexit.unregister, close)
