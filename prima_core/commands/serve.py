@@ -68,8 +68,8 @@ def serve(model: str | None, settings: Settings, registry: Registry) -> None:
             say(f"other machines join with: prima join {head.join_address}\nand {_token_place(settings)}")
         server = make_server(head, guard, head.stop_requests)
         watch = Watch(head, server, registry, url_of(listener), may_wait=settings["listen"] is not None)
-        watch.start()
-        with _ctrl_c_is_no_error():
+        with _ended_by_signals(server):
+            watch.start()
             server.run(sockets=[listener])
     watch.raise_error()
 
@@ -94,8 +94,10 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_stop = on_stop
+        self.was_signalled = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.was_signalled = True
         self._on_stop()
         super().handle_exit(sig, frame)
 
@@ -190,11 +192,20 @@ def url_of(listener: socket.socket) -> str:
 
 
 @contextmanager
-def _ctrl_c_is_no_error() -> Iterator[None]:
-    """uvicorn raises the signal again when it has shut down in order: Ctrl-C is how a server ends."""
+def _ended_by_signals(server: Server) -> Iterator[None]:
+    """Signals end the server in order, also while uvicorn does not listen to them yet, or not any more.
+
+    Ctrl-C is how a server ends: it is no error.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, server.handle_exit) for number in heard}
     try:
         yield
-    except KeyboardInterrupt:
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if server.was_signalled:
         say("stopped")
 
 

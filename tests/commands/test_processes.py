@@ -119,7 +119,7 @@ def test_only_results_go_to_standard_output(start: Start, tiny: Path) -> None:
     assert ended.code == 0
     assert len(ended.out.splitlines()) == 1
     assert len(ended.json["generated_ids"]) == 3
-    assert "DEBUG" in ended.err
+    assert "INFO" in ended.err
 
 
 # ---------------------------------------------------------------- serve
