@@ -49,7 +49,7 @@ def path_of(link: ReceiveLink) -> Path:
 
 
 def connect(exits: ExitStack, link: ReceiveLink) -> socket.socket:
-    raw = exits.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    raw = exits.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))  # type: ignore[attr-defined,unused-ignore]
     raw.settimeout(LONG_S)
     raw.connect(str(path_of(link)))
     return raw
@@ -104,7 +104,7 @@ def test_a_frame_may_come_byte_by_byte(exits: ExitStack) -> None:
 
 
 def test_the_frame_of_a_sender_is_its_length_and_its_bytes(exits: ExitStack) -> None:
-    with tempfile.TemporaryDirectory(prefix="prima-") as folder, socket.socket(socket.AF_UNIX) as server:
+    with tempfile.TemporaryDirectory(prefix="prima-") as folder, socket.socket(socket.AF_UNIX) as server:  # type: ignore[attr-defined,unused-ignore]
         server.bind(f"{folder}/s")
         server.listen()
         sender = dial(exits, f"unix://{folder}/s")
@@ -203,7 +203,7 @@ def test_the_file_of_a_dead_process_is_replaced_and_that_of_a_living_one_is_not(
     exits: ExitStack, tmp_path: Path
 ) -> None:
     file = tmp_path / "ring"
-    with socket.socket(socket.AF_UNIX) as living:
+    with socket.socket(socket.AF_UNIX) as living:  # type: ignore[attr-defined,unused-ignore]
         living.bind(str(file))
         living.listen()
         with pytest.raises(LinkBroken, match="in use"):
