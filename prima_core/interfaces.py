@@ -7,7 +7,7 @@ Shapes are in comments as `[rows, columns]`; ranges are half-open; sizes are in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -107,6 +107,11 @@ class Weight:
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
 
+    def part(self, start: int, stop: int) -> Weight:
+        """Entries [start, stop) along the first axis, a view: some rows of a matrix, some matrices of a stack."""
+        size = len(self.data) // self.shape[0]
+        return replace(self, shape=(stop - start, *self.shape[1:]), data=self.data[start * size : stop * size])
+
 
 class Store(Protocol):
     """The weights of a slice. `acquire` waits until a layer's tensors are in memory, `release` lets them go."""
@@ -130,13 +135,26 @@ class Store(Protocol):
 # ---------------------------------------------------------------- backends
 
 
+class KvType(StrEnum):
+    """What K and V are kept in. Q8_0: runs of 32 int8 with an f16 scale, as in GGUF."""
+
+    F16 = "f16"
+    Q8_0 = "q8_0"
+    F32 = "f32"
+
+
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The part of a model that a device gets: layer ranges (one per visit), and whether the ends of the model too."""
+    """The part of a model that a device gets: layer ranges (one per visit), and whether the ends of the model too.
+
+    `context`: positions that a sequence may reach, which some RoPE scalings depend on; 0: the model's own.
+    """
 
     layers: tuple[Layers, ...]
     has_input: bool = False
     has_output: bool = False
+    kv_type: KvType = KvType.F16
+    context: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,16 @@ In all of them each row is computed alone, so that its bits cannot depend on the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prima_core.arch.ops import AttentionRule, RoutingRule
 from prima_core.arch.rope import Rope
-from prima_core.interfaces import Layers, Weight
+from prima_core.interfaces import KvType, Layers, Weight
 from prima_core.model.spec import RopeKind
 from prima_numpy.kernels import Kernels
 from prima_numpy.kv import NumpyKv, Pass, Room, write
@@ -43,7 +45,7 @@ class ReferenceOps:
     def matrix(self, weight: Weight, bias: Weight | None = None) -> Matrix:
         return Matrix(weight, None if bias is None else self.vector(bias))
 
-    def kv_cache(self, layers: Sequence[Layers], n_kv_heads: int, head_dim: int) -> NumpyKv:
+    def kv_cache(self, layers: Sequence[Layers], n_kv_heads: int, head_dim: int, type: KvType) -> NumpyKv:
         return NumpyKv(layers, n_kv_heads, head_dim, self._kv_dtype)
 
     def from_host(self, values: FloatArray) -> FloatArray:
@@ -80,16 +82,36 @@ class ReferenceOps:
         first[...], second[...] = turned  # both are views of x
         return x
 
-    def attention(self, q: FloatArray, k: FloatArray, v: FloatArray, layer: int, kv: Pass) -> FloatArray:
+    def attention(
+        self, q: FloatArray, k: FloatArray, v: FloatArray, layer: int, kv: Pass, rule: AttentionRule
+    ) -> FloatArray:
         out = np.empty_like(q)
         for start, stop, room, first in written(k, v, layer, kv):
-            _attend(q[start:stop], room, first, out[start:stop])
+            _attend(q[start:stop], room, first, rule, out[start:stop])
         return out
 
     def swiglu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
         with np.errstate(over="ignore"):  # exp(-gate) = inf gives the right 0
             product: FloatArray = gate / (1 + np.exp(-gate)) * up
         return product
+
+    def geglu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
+        inner = np.float32(math.sqrt(2 / math.pi)) * (gate + np.float32(0.044715) * gate**3)
+        product: FloatArray = np.float32(0.5) * gate * (1 + np.tanh(inner)) * up
+        return product
+
+    def mixture(
+        self, x: FloatArray, scores: FloatArray, gate: Matrix, up: Matrix, down: Matrix, rule: RoutingRule
+    ) -> FloatArray:
+        chosen, shares = route(scores, rule)
+        out = np.zeros_like(x)
+        for row, (experts, weights) in enumerate(zip(chosen, shares, strict=True)):
+            own = x[row : row + 1]
+            for expert, weight in zip(experts, weights, strict=True):
+                parts = [_expert(stack, int(expert)) for stack in (gate, up, down)]
+                hidden = self.swiglu(self.linear(own, parts[0]), self.linear(own, parts[1]))
+                out[row] += weight * self.linear(hidden, parts[2])[0]
+        return out
 
     def add(self, x: FloatArray, y: FloatArray) -> FloatArray:
         return x + y
@@ -117,7 +139,11 @@ class NativeOps(ReferenceOps):
         self._kernels.rope(heads, rope.cos, rope.sin, rope.kind == RopeKind.NEOX)
         return x
 
-    def attention(self, q: FloatArray, k: FloatArray, v: FloatArray, layer: int, kv: Pass) -> FloatArray:
+    def attention(
+        self, q: FloatArray, k: FloatArray, v: FloatArray, layer: int, kv: Pass, rule: AttentionRule
+    ) -> FloatArray:
+        if rule.softcap or rule.window:
+            return super().attention(q, k, v, layer, kv, rule)
         rooms, out = kv.rooms[layer], np.empty_like(q)
         for start, stop, chunk in kv.spans:
             room, heads = rooms[chunk.sequence], (stop - start, -1, kv.head_dim)
@@ -125,7 +151,7 @@ class NativeOps(ReferenceOps):
             self._kernels.kv_write(v[start:stop].reshape(heads), room.v, chunk.start)
             room.length = chunk.start + chunk.count
             rows, result = q[start:stop].reshape(heads), out[start:stop].reshape(heads)
-            self._kernels.attention(rows, room.k, room.v, chunk.start, kv.head_dim**-0.5, result)
+            self._kernels.attention(rows, room.k, room.v, chunk.start, rule.scale, result)
         return out
 
     def swiglu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
@@ -144,6 +170,21 @@ def exact_product(matrix: Weight, x: FloatArray) -> FloatArray:
     return y
 
 
+def route(scores: FloatArray, rule: RoutingRule) -> tuple[NDArray[np.intp], FloatArray]:
+    """Chosen experts and their weights, [n, n_used] each, likeliest first."""
+    chosen = np.argsort(-scores, axis=1, kind="stable")[:, : rule.n_used]
+    e = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares: FloatArray = np.take_along_axis(e / e.sum(axis=1, keepdims=True), chosen, axis=1)
+    if rule.normalize:
+        shares = shares / shares.sum(axis=1, keepdims=True)
+    return chosen, shares * np.float32(rule.scale)
+
+
+def _expert(stack: Matrix, expert: int) -> Matrix:
+    part = stack.weight.part(expert, expert + 1)
+    return Matrix(replace(part, shape=part.shape[1:]), None)
+
+
 def written(k: FloatArray, v: FloatArray, layer: int, kv: Pass) -> Iterator[tuple[int, int, Room, int]]:
     """Writes k and v chunk by chunk; yields the rows [start, stop) of each, its room and its first position."""
     for start, stop, chunk in kv.spans:
@@ -152,16 +193,18 @@ def written(k: FloatArray, v: FloatArray, layer: int, kv: Pass) -> Iterator[tupl
         yield start, stop, room, chunk.start
 
 
-def _attend(q: FloatArray, room: Room, start: int, out: FloatArray) -> None:
+def _attend(q: FloatArray, room: Room, start: int, rule: AttentionRule, out: FloatArray) -> None:
     """Rows of q and out [n, n_heads * head_dim] stand at positions start, start + 1, ..."""
     n_kv_heads, _, head_dim = room.k.shape
     # [n_kv_heads, positions, head_dim]
     keys, values = (half[:, : room.length].astype(np.float32) for half in (room.k, room.v))
-    scale = np.float32(head_dim**-0.5)
+    scale, cap = np.float32(rule.scale), np.float32(rule.softcap)
     for position, (row, result) in enumerate(zip(q, out, strict=True), start):
         heads = row.reshape(n_kv_heads, -1, head_dim)
-        seen = slice(0, position + 1)
+        seen = slice(max(0, position + 1 - rule.window) if rule.window else 0, position + 1)
         scores = heads @ keys[:, seen].swapaxes(1, 2) * scale  # [n_kv_heads, heads of a group, positions]
+        if rule.softcap:
+            scores = cap * np.tanh(scores / cap)
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))
         mixed = weights @ values[:, seen] / weights.sum(axis=2, keepdims=True)
         result[:] = mixed.reshape(-1)

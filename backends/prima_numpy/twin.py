@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from prima_core.arch.ops import AttentionRule
 from prima_numpy.kv import Pass, Room
 from prima_numpy.ops import FloatArray, ReferenceOps, written
 from prima_numpy.quant import LANES, linear_int8
@@ -39,10 +40,14 @@ class Int8Ops(ReferenceOps):
         normed: FloatArray = runs * scale[:, None] * gain
         return normed.reshape(x.shape)
 
-    def attention(self, q: FloatArray, k: FloatArray, v: FloatArray, layer: int, kv: Pass) -> FloatArray:
+    def attention(
+        self, q: FloatArray, k: FloatArray, v: FloatArray, layer: int, kv: Pass, rule: AttentionRule
+    ) -> FloatArray:
+        if rule.softcap or rule.window:
+            return super().attention(q, k, v, layer, kv, rule)
         out = np.empty_like(q)
         for start, stop, room, first in written(k, v, layer, kv):
-            out[start:stop] = _attend(q[start:stop], room, first)
+            out[start:stop] = _attend(q[start:stop], room, first, rule.scale)
         return out
 
     def swiglu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
@@ -80,7 +85,7 @@ def _exp(x: FloatArray) -> FloatArray:
     return power
 
 
-def _attend(q: FloatArray, room: Room, start: int) -> FloatArray:
+def _attend(q: FloatArray, room: Room, start: int, scale: float) -> FloatArray:
     """Rows q [n, n_heads * head_dim] at positions start, start + 1, ...: online softmax over tiles of positions."""
     n_kv_heads, _, head_dim = room.k.shape
     heads = q.reshape(len(q), n_kv_heads, -1, 1, head_dim)  # [n, n_kv_heads, group, 1, head_dim]
@@ -89,7 +94,7 @@ def _attend(q: FloatArray, room: Room, start: int) -> FloatArray:
     top, total = np.full_like(out[..., 0], -3e38), np.zeros_like(out[..., 0])
     for first, keys, values in _tiles(room):
         sees = np.arange(first, first + keys.shape[1]) <= own_position
-        scores = _sum(_in_lanes(heads * keys[:, None])) * np.float32(head_dim**-0.5)
+        scores = _sum(_in_lanes(heads * keys[:, None])) * np.float32(scale)
         new_top = np.maximum(top, scores.max(axis=3, keepdims=True, where=sees, initial=-3e38))
         weights = np.where(sees, _exp(scores - new_top), np.float32(0))  # what is not seen adds an exact 0
         fade = _exp(top - new_top)

@@ -12,6 +12,7 @@ holds it (uploaded, repacked, or a view into the map); `K` what attention needs 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -19,12 +20,34 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prima_core.arch.rope import Rope
-    from prima_core.interfaces import Layers, Step, Weight
+    from prima_core.interfaces import KvType, Layers, Step, Weight
 
 A = TypeVar("A")
 W = TypeVar("W")
 K = TypeVar("K")
 K_co = TypeVar("K_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionRule:
+    """How a layer attends. `scale` multiplies q . K; `softcap` c > 0 turns scores s into c * tanh(s / c); with a
+    `window` w > 0 position p sees p - w + 1 to p only."""
+
+    scale: float
+    softcap: float = 0.0
+    window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingRule:
+    """How tokens choose experts: the `n_used` with the highest softmax(scores), ties to the lower index.
+
+    Their weights are these probabilities, divided by their sum if `normalize`, times `scale`.
+    """
+
+    n_used: int
+    normalize: bool = True
+    scale: float = 1.0
 
 
 class KvCache(Protocol[K_co]):
@@ -45,7 +68,7 @@ class KvCache(Protocol[K_co]):
 
 
 class Ops(Protocol[A, W, K]):
-    """Thirteen operations. Widths are in elements; `weight` arguments keep pointing into the store's memory."""
+    """Fifteen operations. Widths are in elements; `weight` arguments keep pointing into the store's memory."""
 
     # -- at load
 
@@ -54,15 +77,19 @@ class Ops(Protocol[A, W, K]):
         ...
 
     def matrix(self, weight: Weight, bias: Weight | None = None) -> W:
-        """A matrix [outputs, inputs], with the bias [outputs] of its linear map if it has one.
+        """A matrix [outputs, inputs], with the bias [outputs] of its linear map if it has one; or the matrices of all
+        experts, [experts, outputs, inputs].
 
         Valid while the layer of `weight` is acquired from the store. Raises ModelError for a type that the backend
         lacks, DeviceMemoryError where there is no room.
         """
         ...
 
-    def kv_cache(self, layers: Sequence[Layers], n_kv_heads: int, head_dim: int) -> KvCache[K]:
-        """An empty cache for `layers`; room comes with the open and fork operations inside steps."""
+    def kv_cache(self, layers: Sequence[Layers], n_kv_heads: int, head_dim: int, type: KvType) -> KvCache[K]:
+        """An empty cache for `layers`; room comes with the open and fork operations inside steps.
+
+        Raises ModelError for a type that the backend lacks or that head_dim does not fit.
+        """
         ...
 
     # -- at the border
@@ -98,16 +125,28 @@ class Ops(Protocol[A, W, K]):
         """Each head of x [n, heads * head_dim] rotated by its row's angles. `x` may be overwritten."""
         ...
 
-    def attention(self, q: A, k: A, v: A, layer: int, kv: K) -> A:
+    def attention(self, q: A, k: A, v: A, layer: int, kv: K, rule: AttentionRule) -> A:
         """Write k and v [n, n_kv_heads * head_dim] at their positions in `layer`'s cache, then attend causally.
 
-        For each row and head: softmax(q . K / sqrt(head_dim)) . V over the positions up to the row's own. Query head
-        h reads K/V head h // (n_heads / n_kv_heads). Returns [n, n_heads * head_dim].
+        For each row and head: softmax(q . K * scale) . V over the positions up to the row's own that `rule` lets it
+        see. Query head h reads K/V head h // (n_heads / n_kv_heads). Returns [n, n_heads * head_dim].
         """
         ...
 
     def swiglu(self, gate: A, up: A) -> A:
         """gate * sigmoid(gate) * up. `gate` may be overwritten."""
+        ...
+
+    def geglu(self, gate: A, up: A) -> A:
+        """gelu(gate) * up, by the tanh approximation of gelu. `gate` may be overwritten."""
+        ...
+
+    def mixture(self, x: A, scores: A, gate: W, up: W, down: W, rule: RoutingRule) -> A:
+        """The chosen experts' answers to each row of x [n, d_model], weighted and added up: [n, d_model].
+
+        scores [n, experts] are the router's. Expert e answers down[e] @ swiglu(gate[e] @ x, up[e] @ x); gate and up
+        are [experts, d_ff, d_model], down is [experts, d_model, d_ff]. Only the chosen experts' bytes are read.
+        """
         ...
 
     def add(self, x: A, y: A) -> A:

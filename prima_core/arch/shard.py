@@ -40,7 +40,7 @@ class OpsShard(Generic[A, W, K]):
                 self._block(layer, weights)
             finally:
                 store.release(layer)
-        self._kv = ops.kv_cache(part.layers, model.n_kv_heads, model.head_dim)
+        self._kv = ops.kv_cache(part.layers, model.n_kv_heads, model.head_dim, part.kv_type)
 
     def embed(self, step: Step) -> FloatArray:
         """[n_tokens, d_model] f32. Raises PlanError without the input part, FrameError for ids that do not exist."""

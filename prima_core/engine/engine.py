@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prima_core.engine.request import Event, Failed, Finished, FinishReason, Piece, Request
+from prima_core.engine.request import Event, Failed, Finished, FinishReason, Piece, Request, Sampled
 from prima_core.engine.scheduler import PlannedStep, Room, Scheduler, Sequence
 from prima_core.engine.text import TextStream
 from prima_core.errors import ClusterError, PrimaError, RequestError
@@ -20,11 +20,11 @@ Deliver = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came out of a step: sequence number and token id (or what went wrong) of each wanted row, or the error that
+    """What came out of a step: sequence number and token (or what went wrong) of each wanted row, or the error that
     ended it as a whole."""
 
     number: int
-    tokens: tuple[tuple[int, int | PrimaError], ...] = ()
+    tokens: tuple[tuple[int, Sampled | PrimaError], ...] = ()
     error: PrimaError | None = None
 
 
@@ -103,12 +103,12 @@ class Engine:
             self._fail_step(self._in_flight.pop(number), _lost())
         if result.error is not None:
             self._fail_step(planned, result.error)
-        for number, token in result.tokens:
+        for number, sampled in result.tokens:
             stream = self._streams.get(number)
-            if isinstance(token, PrimaError):
-                self.fail([number], token)
+            if isinstance(sampled, PrimaError):
+                self.fail([number], sampled)
             elif stream is not None:
-                self._grow(stream, token)
+                self._grow(stream, sampled)
 
     def _fail_step(self, planned: PlannedStep, error: PrimaError) -> None:
         self._scheduler.repeat_drops(planned.step)
@@ -157,14 +157,14 @@ class Engine:
                 hint="lower max_tokens, or add memory or nodes",
             )
 
-    def _grow(self, stream: _Stream, token: int) -> None:
-        sequence = stream.sequence
+    def _grow(self, stream: _Stream, sampled: Sampled) -> None:
+        sequence, token = stream.sequence, sampled.token
         sequence.ids.append(token)
         if token in self._tokenizer.eos_ids and not sequence.request.ignore_eos:
             self._finish(stream, FinishReason.STOP)
             return
         text = stream.text.push(token)
-        stream.deliver(Piece(text, token))
+        stream.deliver(Piece(text, sampled))
         if stream.text.stopped:
             self._finish(stream, FinishReason.STOP)
         elif sequence.n_generated >= sequence.request.max_tokens:

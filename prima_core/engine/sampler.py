@@ -6,22 +6,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prima_core.engine.request import Sampling
+from prima_core.engine.request import Sampled, Sampling
 from prima_core.errors import ModelError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from prima_core.engine.scheduler import Wanted
 
-def sample(logits: NDArray[np.float32], sampling: Sampling, index: int) -> int:
-    """Draw the `index`-th generated token from logits [vocab_size].
 
-    The same logits, sampling and index always give the same token, whatever else is running: the random number
-    comes from a counter-based generator keyed with the seed, not from a shared stream. Ties go to the lowest id.
+def sample(logits: NDArray[np.float32], want: Wanted) -> Sampled:
+    """Draw the wanted token from logits [vocab_size].
+
+    The same logits and the same `want` (but for its row and sequence) always give the same token, whatever else is
+    running: the random number comes from a counter-based generator keyed with the seed, not from a shared stream.
+    Ties go to the lowest id.
     Raises ModelError when no token is likeliest: a logit is NaN or infinite, or all are -infinite.
     """
     if not np.isfinite(logits.max()):  # also when any logit is NaN
         raise ModelError("the model computed logits that are not finite", hint="is its file intact?")
+    return Sampled(_draw(logits, want.sampling, want.index))
+
+
+def _draw(logits: NDArray[np.float32], sampling: Sampling, index: int) -> int:
     if sampling.temperature <= 0 or sampling.top_k == 1:
         return int(np.argmax(logits))
     ids = _most_likely(logits, sampling.top_k)

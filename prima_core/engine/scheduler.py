@@ -60,12 +60,19 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A row of the step whose next token is wanted: the `index`-th generated token of `sequence`."""
+    """A row of the step whose next token is wanted: the `index`-th generated token of `sequence`.
+
+    `recent` are the last tokens that a repetition penalty looks at, `generated` what the other penalties count; both
+    are empty where there is no such penalty. `banned` tokens cannot be drawn.
+    """
 
     row: int
     sequence: int
     sampling: Sampling
     index: int
+    recent: tuple[int, ...] = ()
+    generated: tuple[int, ...] = ()
+    banned: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

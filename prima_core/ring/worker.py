@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from prima_core.engine.engine import StepResult
+from prima_core.engine.request import Sampled
 from prima_core.engine.sampler import sample
 from prima_core.engine.scheduler import PlannedStep, Wanted
 from prima_core.errors import ClusterError, FrameError, LinkError, LinkTimeout, PrimaError
@@ -302,7 +303,7 @@ class Worker:
     def _finish(self, serving: _Serving, number: int, activation: NDArray[np.float32]) -> None:
         """The output part: logits of the wanted rows, one token each."""
         wanted = serving.wanted.pop(number)
-        tokens: tuple[tuple[int, int | PrimaError], ...] = ()
+        tokens: tuple[tuple[int, Sampled | PrimaError], ...] = ()
         if wanted:
             logits = self._end_shard(serving).logits(activation, [want.row for want in wanted])
             tokens = tuple((want.sequence, _sampled(row, want)) for want, row in zip(wanted, logits, strict=True))
@@ -410,10 +411,10 @@ class Worker:
             serving.exits.close()
 
 
-def _sampled(logits: NDArray[np.float32], want: Wanted) -> int | PrimaError:
+def _sampled(logits: NDArray[np.float32], want: Wanted) -> Sampled | PrimaError:
     """The token, or why there is none: a row that cannot be sampled hurts no other one."""
     try:
-        return sample(logits, want.sampling, want.index)
+        return sample(logits, want)
     except PrimaError as error:
         return error
 

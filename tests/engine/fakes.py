@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from prima_core.engine.engine import Engine, StepResult
-from prima_core.engine.request import GREEDY, Event, Failed, Finished, Piece, Request, Sampling
+from prima_core.engine.request import GREEDY, Event, Failed, Finished, Piece, Request, Sampled, Sampling
 from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import PrimaError
 from prima_core.interfaces import Chunk, KvKind, KvOp
@@ -115,10 +115,8 @@ class Bench:
         return planned
 
     def answer(self, planned: PlannedStep, error: PrimaError | None = None) -> None:
-        tokens = (
-            () if error else tuple((want.sequence, self.says(want.sequence, want.index)) for want in planned.wanted)
-        )
-        self.engine.accept(StepResult(planned.number, tokens, error))
+        said = ((want.sequence, Sampled(self.says(want.sequence, want.index))) for want in planned.wanted)
+        self.engine.accept(StepResult(planned.number, () if error else tuple(said), error))
 
     def run(self) -> None:
         """One step at a time until there is nothing to do."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from prima_core.engine.engine import StepResult
-from prima_core.engine.request import Failed, FinishReason, Piece, Request, Sampling
+from prima_core.engine.request import Failed, FinishReason, Piece, Request, Sampled, Sampling
 from prima_core.engine.scheduler import PlannedStep, Room, Wanted
 from prima_core.errors import ClusterError, ModelError, PrimaError, RequestError
 from prima_core.interfaces import Step
@@ -365,7 +365,7 @@ def test_a_row_that_cannot_be_sampled_ends_its_own_sequence_only() -> None:
     bench = Bench()
     submit_and_prefill(bench, 1, 2)
     wrong = ModelError("not finite")
-    bench.engine.accept(StepResult(bench.launched().number, ((1, wrong), (2, ord("z")))))
+    bench.engine.accept(StepResult(bench.launched().number, ((1, wrong), (2, Sampled(ord("z"))))))
     bench.run()
     assert bench.failed(1) is wrong
     assert bench.text(2) == "azcd"
@@ -409,7 +409,7 @@ def test_results_that_nobody_waits_for_are_ignored() -> None:
     bench = Bench()
     bench.submit(1, request(1))
     step = bench.launched()
-    bench.engine.accept(StepResult(77, ((1, ord("x")),)))
+    bench.engine.accept(StepResult(77, ((1, Sampled(ord("x"))),)))
     bench.answer(step)
     bench.answer(step)
     bench.run()

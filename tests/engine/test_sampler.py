@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from prima_core.engine.request import GREEDY, Sampling
 from prima_core.engine.sampler import sample
+from prima_core.engine.scheduler import Wanted
 from prima_core.errors import ModelError
 
 N_DRAWS = 8000
@@ -21,8 +22,12 @@ def row(values: Sequence[float]) -> NDArray[np.float32]:
     return np.array(values, np.float32)
 
 
+def draw(logits: NDArray[np.float32], sampling: Sampling, index: int) -> int:
+    return sample(logits, Wanted(0, 0, sampling, index)).token
+
+
 def drawn(logits: Sequence[float], sampling: Sampling, n: int = N_DRAWS) -> list[int]:
-    return [sample(row(logits), sampling, index) for index in range(n)]
+    return [draw(row(logits), sampling, index) for index in range(n)]
 
 
 def probabilities(logits: Sequence[float], sampling: Sampling) -> dict[int, float]:
@@ -54,11 +59,11 @@ def check_fit(tokens: Sequence[int], expected: dict[int, float]) -> None:
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=5.0, top_k=1), Sampling(temperature=0, top_p=0.1)])
 def test_the_likeliest_token_is_taken_and_of_equal_ones_the_first(sampling: Sampling) -> None:
-    assert [sample(row([0, 2, 1, 2]), sampling, index) for index in range(20)] == [1] * 20
+    assert [draw(row([0, 2, 1, 2]), sampling, index) for index in range(20)] == [1] * 20
 
 
 def test_tokens_of_no_probability_do_not_matter() -> None:
-    assert sample(row([-math.inf, -3, -math.inf]), GREEDY, 0) == 1
+    assert draw(row([-math.inf, -3, -math.inf]), GREEDY, 0) == 1
 
 
 # ---------------------------------------------------------------- how often
@@ -83,7 +88,7 @@ def test_tokens_come_as_often_as_they_should(sampling: Sampling) -> None:
 
 
 def test_the_same_index_under_many_seeds_is_random_as_well() -> None:
-    tokens = [sample(row(LOGITS), Sampling(seed=seed), 5) for seed in range(N_DRAWS)]
+    tokens = [draw(row(LOGITS), Sampling(seed=seed), 5) for seed in range(N_DRAWS)]
     check_fit(tokens, probabilities(LOGITS, Sampling()))
 
 
@@ -96,7 +101,7 @@ def test_a_token_says_nothing_about_the_next_one() -> None:
 def test_a_large_vocabulary_is_cut_and_drawn_as_a_small_one() -> None:
     logits = np.random.default_rng(1).normal(0, 1, 50_000).astype(np.float32)
     sampling = Sampling(top_k=4)
-    tokens = [sample(logits, sampling, index) for index in range(2000)]
+    tokens = [draw(logits, sampling, index) for index in range(2000)]
     best = np.argsort(-logits)[:4]
     check_fit(tokens, {int(best[i]): p for i, p in probabilities(logits[best].tolist(), Sampling()).items()})
 
@@ -136,7 +141,7 @@ def test_a_great_temperature_makes_all_alike() -> None:
 def test_the_same_seed_and_index_give_the_same_token_whatever_was_drawn_before() -> None:
     sampling = Sampling(seed=42)
     forwards = drawn(LOGITS, sampling, 100)
-    backwards = [sample(row(LOGITS), sampling, index) for index in reversed(range(100))]
+    backwards = [draw(row(LOGITS), sampling, index) for index in reversed(range(100))]
     assert forwards == backwards[::-1]
 
 
@@ -160,4 +165,4 @@ def test_every_seed_of_64_bits_is_one(seed: int) -> None:
 )
 def test_logits_that_are_not_finite_are_an_error(logits: tuple[float, ...], sampling: Sampling) -> None:
     with pytest.raises(ModelError, match="not finite"):
-        sample(row(logits), sampling, 0)
+        draw(row(logits), sampling, 0)

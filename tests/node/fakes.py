@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from prima_core.engine.engine import Engine, StepResult
-from prima_core.engine.request import Event, Failed, Finished, Piece, Request
+from prima_core.engine.request import Event, Failed, Finished, Piece, Request, Sampled
 from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError, PlanError, PrimaError
 from prima_core.events import Event as ClusterEvent
@@ -92,7 +92,7 @@ class Rig:
         self.report(name, LoadFailed(self.epoch, ClusterError(why)))
 
     def collect(self, epoch: Epoch, planned: PlannedStep, error: PrimaError | None = None) -> None:
-        tokens = () if error else tuple((want.sequence, letters(0, want.index)) for want in planned.wanted)
+        tokens = () if error else tuple((want.sequence, Sampled(letters(0, want.index))) for want in planned.wanted)
         self.report("head", Collected(epoch, StepResult(planned.number, tokens, error)))
 
     def collect_all(self) -> None:

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from prima_core.arch.ops import AttentionRule
 from prima_core.arch.rope import Rope
-from prima_core.interfaces import BackendOptions, Chunk, KvKind, KvOp, Layers, Step
+from prima_core.interfaces import BackendOptions, Chunk, KvKind, KvOp, KvType, Layers, Step
 from prima_core.model.spec import RopeKind
 from prima_numpy.backend import DEVICE, NumpyBackend
 from prima_numpy.ops import ReferenceOps
 from tests.arch.small import f32_weight
 
 FloatArray = NDArray[np.float32]
+RULE = AttentionRule(8**-0.5)
 
 
 @pytest.fixture(params=["exact", "int8", "native"])
@@ -85,8 +87,9 @@ def test_add_leaves_its_first_argument(ops: ReferenceOps) -> None:
 
 def test_attention_is_causal_and_shares_heads(ops: ReferenceOps) -> None:
     q, k, v = random(3, 4 * 8), random(3, 2 * 8, seed=1), random(3, 2 * 8, seed=2)
-    at = ops.kv_cache([Layers(2, 3)], n_kv_heads=2, head_dim=8).begin(Layers(2, 3), _opening(Chunk(0, 0, 3)))
-    out = ops.attention(q, k, v, 2, at).reshape(3, 4, 8)
+    cache = ops.kv_cache([Layers(2, 3)], n_kv_heads=2, head_dim=8, type=KvType.F16)
+    at = cache.begin(Layers(2, 3), _opening(Chunk(0, 0, 3)))
+    out = ops.attention(q, k, v, 2, at, RULE).reshape(3, 4, 8)
     for row in range(3):
         for head in range(4):
             keys, values = (x.reshape(3, 2, 8)[: row + 1, head // 2].astype(np.float64) for x in (k, v))
@@ -102,10 +105,10 @@ def test_rows_of_many_sequences_attend_to_their_own(ops: ReferenceOps) -> None:
     def attend(*chunks: tuple[Chunk, slice]) -> list[FloatArray]:
         rows = np.concatenate([np.arange(70)[part] for _, part in chunks])
         at = kv.begin(Layers(0, 1), Step(tuple(chunk for chunk, _ in chunks)))
-        out = ops.attention(q[rows], k[rows], v[rows], 0, at)
+        out = ops.attention(q[rows], k[rows], v[rows], 0, at, RULE)
         return np.split(out, np.cumsum([chunk.count for chunk, _ in chunks])[:-1])
 
-    kv = ops.kv_cache([Layers(0, 1)], n_kv_heads=2, head_dim=8)
+    kv = ops.kv_cache([Layers(0, 1)], n_kv_heads=2, head_dim=8, type=KvType.F16)
     kv.begin(Layers(0, 1), Step((), tuple(KvOp(KvKind.OPEN, sequence, capacity=100) for sequence in range(3))))
     [whole] = attend((Chunk(0, 0, 70), slice(0, 70)))
     first, other = attend((Chunk(1, 0, 33), slice(0, 33)), (Chunk(2, 0, 5), slice(40, 45)))

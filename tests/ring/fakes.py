@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prima_core.engine.engine import StepResult
-from prima_core.engine.request import GREEDY
+from prima_core.engine.request import GREEDY, Sampled
 from prima_core.engine.scheduler import PlannedStep, Wanted
 from prima_core.errors import LinkTimeout
 from prima_core.interfaces import Buffer, Chunk, Device, KvOp, Layers, Shard, Slice, Step, Store
@@ -31,12 +31,12 @@ FIRST = Epoch(run_id=5, counter=1)
 SMALL = small_model(small_spec(n_layers=N_LAYERS))
 
 
-def token_after(token: int) -> int:
+def after(token: int) -> Sampled:
     """What the whole model answers to a token: no other order of its layers would give the same."""
     value = token
     for layer in range(N_LAYERS):
         value = value * 2 + layer
-    return value % VOCAB
+    return Sampled(value % VOCAB)
 
 
 class CountingShard:
@@ -197,7 +197,7 @@ class Ring:
 
     def works(self) -> bool:
         """Whether a step goes through as it should."""
-        return self.answer(7).tokens == ((7, token_after(7)),)
+        return self.answer(7).tokens == ((7, after(7)),)
 
     def close(self) -> None:
         for worker in self.workers.values():

@@ -19,7 +19,7 @@ from prima_core.plan.plan import Plan, Visit
 from prima_core.ring import wire, worker
 from prima_core.ring.wire import Epoch, WireDtype, WirePolicy
 from prima_core.ring.worker import Loading, Ready, Report, Unreachable, Worker
-from tests.ring.fakes import DEADLINE_S, FIRST, N_LAYERS, SMALL, CountingBackend, Ring, token_after
+from tests.ring.fakes import DEADLINE_S, FIRST, N_LAYERS, SMALL, CountingBackend, Ring, after
 
 if TYPE_CHECKING:
     from prima_core.model.weights import Model
@@ -67,7 +67,7 @@ def ring(ring_of: MakeRing) -> Ring:
 def test_a_step_goes_through_all_visits_in_order(ring_of: MakeRing, visits: list[tuple[str, int, int]]) -> None:
     ring = ring_of("head", "b", "c")
     ring.load(*visits)
-    assert ring.answer(3, 11).tokens == ((3, token_after(3)), (11, token_after(11)))
+    assert ring.answer(3, 11).tokens == ((3, after(3)), (11, after(11)))
     for name, backend in ring.backends.items():
         assert [layers for layers, _ in backend.steps] == [Layers(a, b) for node, a, b in visits if node == name]
 
@@ -100,7 +100,7 @@ def test_workers_see_no_token_ids(ring: Ring) -> None:
 def test_every_wire_type_carries_what_it_can(ring_of: MakeRing, policy: WirePolicy, token: int) -> None:
     ring = ring_of("head", "b")
     ring.load(("head", 0, 5), ("b", 5, 6), wire=policy)
-    assert ring.answer(token).tokens == ((token, token_after(token)),)
+    assert ring.answer(token).tokens == ((token, after(token)),)
 
 
 def test_every_sampled_row_has_its_own_outcome(ring: Ring) -> None:
@@ -110,7 +110,7 @@ def test_every_sampled_row_has_its_own_outcome(ring: Ring) -> None:
 
     ring.backends["head"].change_logits = change
     (first, wrong), (second, token) = ring.answer(3, 11).tokens
-    assert (first, second, token) == (3, 11, token_after(11))
+    assert (first, second, token) == (3, 11, after(11))
     assert isinstance(wrong, ModelError)
 
 
@@ -221,7 +221,7 @@ def test_a_step_that_fails_says_where_and_the_next_one_goes_through(
     assert (failed.number, failed.tokens) == (number, ())
     assert f"node {node!r}: " in str(failed.error)
     assert str(error) in str(failed.error)
-    assert good.tokens == ((8, token_after(8)),)
+    assert good.tokens == ((8, after(8)),)
 
 
 def test_the_nodes_behind_one_that_failed_do_not_run_the_step(ring: Ring) -> None:
@@ -301,7 +301,7 @@ def test_a_new_epoch_replaces_the_old_one(ring: Ring, caplog: pytest.LogCaptureF
     assert "c" in ring.closed_links
     ring.workers["b"].arrived(old[0])
     number = ring.launch(9, epoch=FIRST.next())
-    assert ring.collect() == StepResult(number, ((9, token_after(9)),))
+    assert ring.collect() == StepResult(number, ((9, after(9)),))
     assert caplog.records == []
 
 

@@ -7,11 +7,14 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from prima_core.engine.request import Event, Finished, FinishReason, Piece, Request, Sampling
+from prima_core.engine.request import Event, Finished, FinishReason, Piece, Request, Sampled, Sampling
 from prima_core.serve.app import make_app
 from prima_core.serve.guard import Guard
 
-HELLO = (Piece("Hel", 1), Piece("", 2), Piece("lo", 3), Finished(FinishReason.STOP, "!", n_prompt=2, n_generated=3))
+HELLO: tuple[Piece | Finished, ...] = (
+    *(Piece(text, Sampled(token)) for text, token in (("Hel", 1), ("", 2), ("lo", 3))),
+    Finished(FinishReason.STOP, "!", n_prompt=2, n_generated=3),
+)
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "two words"}]}  # Any: JSON
 
 
