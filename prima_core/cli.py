@@ -130,6 +130,17 @@ def plan(registry: Registry, /, model: str | None, problem: str | None, as_json:
 
 
 @cli.command()
+@options("host", "port", "api_key")
+@click.option("--watch", is_flag=True, help="Show it again every second, with what each node does meanwhile.")
+@as_json
+def ps(watch: bool, as_json: bool, **settings: Any) -> None:
+    """Show the nodes of a running server: layers, memory, and where their time goes."""
+    from prima_core.commands import ps as commands
+
+    commands.ps(as_json, watch, settings)
+
+
+@cli.command()
 @click.argument("model")
 @click.argument("text", required=False)
 @click.option("--special", is_flag=True, help="Read special tokens in TEXT, and add those that begin and end a text.")

@@ -79,6 +79,11 @@ class Engine:
         return len(self._scheduler.waiting)
 
     @property
+    def kv_tokens_used(self) -> int:
+        """KV positions that are reserved, of `room.kv_tokens`."""
+        return self._scheduler.kv_tokens_used
+
+    @property
     def n_in_flight(self) -> int:
         return len(self._in_flight)
 

@@ -99,6 +99,11 @@ class Scheduler:
         self._n_steps = 0
         self._last_was_prefill = False
 
+    @property
+    def kv_tokens_used(self) -> int:
+        """KV positions that are reserved."""
+        return self.room.kv_tokens - self._free_tokens
+
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 

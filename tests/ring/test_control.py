@@ -34,6 +34,7 @@ from prima_core.ring.control import (
     Session,
     Welcome,
 )
+from prima_core.ring.times import NodeTimes
 from prima_core.ring.wire import Epoch, WirePolicy
 
 SECRET = b"s" * 32
@@ -60,7 +61,7 @@ MESSAGES: tuple[Message, ...] = (
     Progress(EPOCH, 10, 100),
     Ready(EPOCH),
     Refused(EPOCH, Fault("ModelError", "no file with fingerprint sha256:0123", "--models DIR")),
-    Heartbeat({"rss_bytes": 1e9}),
+    Heartbeat(NodeTimes(9.0, 1.5, 0.0, 2.5, 1e-7, 3, 4, 2**40)),
     Heartbeat(),
     Release(),
     Bye("the user pressed Ctrl-C"),

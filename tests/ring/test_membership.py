@@ -42,6 +42,7 @@ class Table:
             lambda facts: self.told.append(("joined", facts.name)),
             lambda name, why: self.told.append(("lost", name, why)),
             lambda name, message: self.told.append(("told", name, message)),
+            lambda name, times: self.told.append(("timed", name, times)),
         )
         link = self.transport.listen("inproc://control", NOBODY, Limits(max_queued=1000))
         self.members = Membership("head", "head-id", link, self._dial, SECRET, listener, self.clock)
@@ -145,7 +146,9 @@ def test_a_worker_has_joined_when_its_first_message_is_opened(table: Table) -> N
 
 def test_what_the_hello_said_is_told(table: Table) -> None:
     facts: list[PeerFacts] = []
-    table.members._listener = Listener(facts.append, lambda name, why: None, lambda name, message: None)
+    table.members._listener = Listener(
+        facts.append, lambda name, why: None, lambda name, message: None, lambda name, times: None
+    )
     table.worker("kitchen").join()
     assert facts == [PeerFacts("kitchen", 1000, ("numpy:cpu",), "inproc://data")]
 
@@ -452,7 +455,7 @@ def test_a_node_is_lost_once_whoever_notices_it_first(
 
     for name in ("a", "b"):
         table.worker(name).join()
-    table.members._listener = Listener(lambda facts: None, lose, lambda name, message: None)
+    table.members._listener = Listener(lambda facts: None, lose, lambda name, message: None, lambda name, times: None)
     for wall in walls:
         wall.is_walled = True
     table.turn(LOST_AFTER_S + 1)
