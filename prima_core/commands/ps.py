@@ -45,8 +45,8 @@ def fetch(settings: Settings) -> ServerView:
     with closing(http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)) as connection:
         try:
             connection.request("GET", "/nodes", headers=headers)
-            answer = connection.getresponse()
-            body = answer.read(MAX_ANSWER_BYTES)
+            with connection.getresponse() as answer:
+                body = answer.read(MAX_ANSWER_BYTES)
         except (OSError, http.client.HTTPException) as error:
             raise ClusterError(
                 f"no server answers at {place}: {error}",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import tracemalloc
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -149,6 +151,15 @@ def test_every_message_comes_through_both_ways(message: Message) -> None:
     head, worker = sessions()
     assert worker.open(memoryview(head.seal(message))) == message
     assert head.open(memoryview(worker.seal(message))) == message
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 1e13, "1", None], ids=str)
+@pytest.mark.parametrize("field", [field.name for field in fields(NodeTimes)])
+def test_times_that_cannot_be_are_refused(field: str, value: Any) -> None:  # Any: what a node might send
+    head, worker = sessions()
+    with pytest.raises(FrameError, match="damaged"):
+        head.open(worker.seal(Heartbeat(replace(NodeTimes(), **{field: value}))))
+    assert head.open(worker.seal(Release())) == Release()
 
 
 def test_the_envelope_tells_whose_session_it_is() -> None:

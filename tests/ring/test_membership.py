@@ -13,6 +13,7 @@ from prima_core.interfaces import Buffer, Credentials, Limits, ReceiveLink, Send
 from prima_core.ring import control, membership
 from prima_core.ring.control import Bye, Heartbeat, Hello, Progress, Release, Session
 from prima_core.ring.membership import HEARTBEAT_S, LOST_AFTER_S, MAX_PENDING, Listener, Membership, PeerFacts
+from prima_core.ring.times import NodeTimes
 from prima_core.ring.wire import Epoch
 from prima_inproc.transport import InprocTransport
 
@@ -142,6 +143,13 @@ def test_a_worker_has_joined_when_its_first_message_is_opened(table: Table) -> N
     assert table.told == []
     worker.say(Heartbeat())
     assert table.told == [("joined", "kitchen")]
+
+
+def test_the_times_of_a_heartbeat_are_told(table: Table) -> None:
+    worker = table.worker("kitchen")
+    worker.join()
+    worker.say(Heartbeat(NodeTimes(compute_s=2.0)))
+    assert table.told == [("joined", "kitchen"), ("timed", "kitchen", NodeTimes(compute_s=2.0))]
 
 
 def test_what_the_hello_said_is_told(table: Table) -> None:
