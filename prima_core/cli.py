@@ -22,7 +22,7 @@ CTRL_C = 130
 NODE = ("backend", "threads", "kernels", "memory")
 RING = ("nodes", "plan", "solver", "transport", "wire")
 CONTEXT = ("context", "chunk")
-SAMPLING = ("temp", "top_k", "top_p", "seed")
+SAMPLING = ("temp", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 model_argument = click.argument("model", required=False, metavar="[MODEL]")
@@ -49,7 +49,7 @@ def cli() -> None:
 
 @cli.command()
 @model_argument
-@options("host", "port", "api_key", *CONTEXT, "parallel", "temp", "top_k", "top_p")
+@options("host", "port", "api_key", *CONTEXT, "parallel", *SAMPLING)
 @options(*NODE, *RING, "wait", "listen", "advertise", "token_file", "name", "log_level")
 @click.pass_obj
 def serve(registry: Registry, /, model: str | None, **settings: Any) -> None:  # Any: the values of config.TABLE
@@ -77,7 +77,7 @@ def join(registry: Registry, /, head: str, until_stdin_closes: bool, **settings:
 @model_argument
 @click.option("-p", "--prompt", required=True, help="What to ask; - reads standard input.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
-@options("max_tokens", *SAMPLING, *NODE, *RING, *CONTEXT, "log_level")
+@options("max_tokens", *SAMPLING, "seed", *NODE, *RING, *CONTEXT, "log_level")
 @as_json
 @click.pass_obj
 def run(registry: Registry, /, model: str | None, prompt: str, raw: bool, as_json: bool, **settings: Any) -> None:
@@ -90,7 +90,7 @@ def run(registry: Registry, /, model: str | None, prompt: str, raw: bool, as_jso
 
 @cli.command()
 @model_argument
-@options("max_tokens", *SAMPLING, *NODE, *RING, *CONTEXT, "log_level")
+@options("max_tokens", *SAMPLING, "seed", *NODE, *RING, *CONTEXT, "log_level")
 @click.pass_obj
 def chat(registry: Registry, /, model: str | None, **settings: Any) -> None:
     """Talk to MODEL in the terminal."""
@@ -127,6 +127,17 @@ def plan(registry: Registry, /, model: str | None, problem: str | None, as_json:
 
     _start(settings)
     commands.plan(model, problem, as_json, settings, registry)
+
+
+@cli.command()
+@options("host", "port", "api_key")
+@click.option("--watch", is_flag=True, help="Show it again every second, with what each node does meanwhile.")
+@as_json
+def ps(watch: bool, as_json: bool, **settings: Any) -> None:
+    """Show the nodes of a running server: layers, memory, and where their time goes."""
+    from prima_core.commands import ps as commands
+
+    commands.ps(as_json, watch, settings)
 
 
 @cli.command()

@@ -47,7 +47,9 @@ class ServerReady:
 
 @dataclass(frozen=True, slots=True)
 class RequestDone:
-    """A request ended. `finish_reason` as in the API (`stop`, `length`, ...), or `cancelled`, or `error`."""
+    """A request ended. `finish_reason` as in the API (`stop`, `length`, ...), or `cancelled`, or `error`.
+
+    `n_cached_tokens` of its prompt were not computed again."""
 
     request_id: str
     n_prompt_tokens: int
@@ -55,6 +57,7 @@ class RequestDone:
     finish_reason: str
     first_token_s: float
     total_s: float
+    n_cached_tokens: int = 0
 
 
 Event = NodeJoined | NodeLost | PlanMade | ServerReady | RequestDone

@@ -24,6 +24,7 @@ ISSUE = {
     "tokenize": ["--json", "--special"],
     "bench": ["--prompt", "--gen", "-t", "--nodes", "--json"],
     "plugins": ["--json"],
+    "ps": ["--json", "--watch", "--host", "--port", "--api-key"],
     "doctor": ["--json"],
 }  # fmt: skip
 """What people and scripts call each command with."""

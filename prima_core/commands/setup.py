@@ -34,7 +34,7 @@ Settings = Mapping[str, Any]  # values of `config.TABLE` by name, each as its cl
 log = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False)
 BUILTIN = "prima-builtin.gguf"
-DEFAULT_SAMPLING = Sampling(temperature=0.8, top_k=40, top_p=0.95)
+DEFAULT_SAMPLING = Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05)
 
 
 @contextmanager
@@ -141,20 +141,25 @@ def node_name() -> str:
 def sampling(settings: Settings, metadata: Mapping[str, object]) -> Sampling:
     """What the user set, else what the model's file recommends (`general.sampling.*`), else llama.cpp's defaults."""
 
-    def choose(name: str, highest: float, default: float) -> float:
+    def choose(name: str, key: str, lowest: float, highest: float, default: float) -> float:
         chosen = settings.get(name)
         if chosen is not None:
             return float(chosen)
-        recommended = metadata.get(f"general.sampling.{name}", default)
-        if isinstance(recommended, (int, float)) and 0 <= recommended <= highest:
+        recommended = metadata.get(f"general.sampling.{key}", default)
+        if isinstance(recommended, (int, float)) and lowest <= recommended <= highest:
             return float(recommended)
-        log.warning("the model recommends a %s of %.80r, %g is used instead", name, recommended, default)
+        log.warning("the model recommends a %s of %.80r, %g is used instead", key, recommended, default)
         return default
 
+    default = DEFAULT_SAMPLING
     return Sampling(
-        temperature=choose("temp", 100, DEFAULT_SAMPLING.temperature),
-        top_k=int(choose("top_k", 2**31 - 1, DEFAULT_SAMPLING.top_k)),
-        top_p=choose("top_p", 1, DEFAULT_SAMPLING.top_p),
+        temperature=choose("temp", "temp", 0, 100, default.temperature),
+        top_k=int(choose("top_k", "top_k", 0, 2**31 - 1, default.top_k)),
+        top_p=choose("top_p", "top_p", 0, 1, default.top_p),
+        min_p=choose("min_p", "min_p", 0, 1, default.min_p),
+        repetition_penalty=choose("repeat_penalty", "penalty_repeat", 0.01, 100, default.repetition_penalty),
+        frequency_penalty=settings.get("frequency_penalty", default.frequency_penalty),
+        presence_penalty=settings.get("presence_penalty", default.presence_penalty),
     )
 
 

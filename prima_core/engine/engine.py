@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prima_core.engine.request import Event, Failed, Finished, FinishReason, Piece, Request, Sampled
+from prima_core.engine.request import Event, Failed, Finished, FinishReason, Piece, Request, Sampled, Sampling
 from prima_core.engine.scheduler import PlannedStep, Room, Scheduler, Sequence
 from prima_core.engine.text import TextStream
 from prima_core.errors import ClusterError, PrimaError, RequestError
@@ -16,6 +17,21 @@ if TYPE_CHECKING:
     from prima_core.model.tokenizer import Tokenizer
 
 Deliver = Callable[[Event], None]
+
+MAX_LOGPROBS = 20
+MAX_BIASES = 1024
+_RANGES = (
+    ("temperature", 0, sys.float_info.max),
+    ("top_k", 0, math.inf),
+    ("top_p", 0, 1),
+    ("min_p", 0, 1),
+    ("typical_p", 0, 1),
+    ("repetition_penalty", 0.01, 100),
+    ("repetition_window", -1, math.inf),
+    ("frequency_penalty", -2, 2),
+    ("presence_penalty", -2, 2),
+)
+"""Fields of Sampling with the least and the greatest that they may be. NaN is in no range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +79,18 @@ class Engine:
         return len(self._scheduler.waiting)
 
     @property
+    def kv_tokens_used(self) -> int:
+        """KV positions that are reserved, of `room.kv_tokens`."""
+        return self._scheduler.kv_tokens_used
+
+    @property
     def n_in_flight(self) -> int:
         return len(self._in_flight)
 
     def submit(self, number: int, request: Request, deliver: Deliver) -> None:
         """Queue a request under a fresh number; its events go to `deliver`. Raises RequestError if it can never run."""
         self._check(request)
-        sequence = Sequence(number, request)
+        sequence = Sequence(number, request, tuple(sorted(self._tokenizer.eos_ids)))
         self._streams[number] = _Stream(sequence, TextStream(self._tokenizer, request.stop), deliver)
         self._scheduler.add(sequence)
 
@@ -139,6 +160,7 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         _check_values(request)
+        _check_sampling(request.sampling, self._tokenizer.vocab_size)
         n_prompt = len(request.prompt)
         if n_prompt + request.max_tokens - 1 > self.context_length:
             raise RequestError(
@@ -163,7 +185,7 @@ class Engine:
         if token in self._tokenizer.eos_ids and not sequence.request.ignore_eos:
             self._finish(stream, FinishReason.STOP)
             return
-        text = stream.text.push(token)
+        text = stream.text.push(token, may_stop=sequence.n_generated > sequence.request.min_tokens)
         stream.deliver(Piece(text, sampled))
         if stream.text.stopped:
             self._finish(stream, FinishReason.STOP)
@@ -183,14 +205,27 @@ def _lost() -> ClusterError:
 
 
 def _check_values(request: Request) -> None:
-    sampling = request.sampling
     if not request.prompt:
         raise RequestError("the prompt is empty", param="messages", hint="send at least one token")
     for name, value, is_right in (
         ("max_tokens", request.max_tokens, request.max_tokens >= 1),
-        ("temperature", sampling.temperature, 0 <= sampling.temperature < math.inf),
-        ("top_p", sampling.top_p, 0 <= sampling.top_p <= 1),
-        ("top_k", sampling.top_k, sampling.top_k >= 0),
+        ("min_tokens", request.min_tokens, 0 <= request.min_tokens <= request.max_tokens),
     ):
-        if not is_right:
-            raise RequestError(f"{name} cannot be {value}", param=name)
+        _demand(is_right, name, value)
+
+
+def _check_sampling(sampling: Sampling, vocab_size: int) -> None:
+    for name, lowest, highest in _RANGES:
+        value: float = getattr(sampling, name)
+        _demand(lowest <= value <= highest, name, value)
+    if sampling.logprobs is not None:
+        _demand(0 <= sampling.logprobs <= MAX_LOGPROBS, "top_logprobs", sampling.logprobs)
+    _demand(len(sampling.logit_bias) <= MAX_BIASES, "logit_bias", f"for {len(sampling.logit_bias)} tokens")
+    for token, bias in sampling.logit_bias:
+        _demand(0 <= token < vocab_size, "logit_bias", f"for token {token}, the vocabulary has {vocab_size}")
+        _demand(-100 <= bias <= 100 or bias == -math.inf, "logit_bias", f"{bias} for token {token}")
+
+
+def _demand(is_right: bool, name: str, value: object) -> None:
+    if not is_right:
+        raise RequestError(f"{name} cannot be {value}", param=name)

@@ -10,9 +10,16 @@ from prima_core.errors import PrimaError
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn. temperature 0: the most likely one. Every default cuts and changes nothing.
+    """How the next token is drawn; `sampler.py` has the order. Every default cuts and changes nothing.
 
+    `temperature` 0: the likeliest token. `top_k` 0: all tokens.
+    `repetition_penalty` looks at the last `repetition_window` tokens of prompt and answer (as llama.cpp's
+    repeat_penalty and repeat_last_n; 0: at none, -1: at all, as vLLM), once at each token: a positive logit is divided
+    by it, another one multiplied. The other penalties look at the answer only (as OpenAI and vLLM; llama.cpp counts in
+    the window): `frequency_penalty` is taken off the logit for every time that the token came, `presence_penalty` once.
+    `logit_bias` is added to the logits of these tokens; -infinity bans one.
     `logprobs`: how many of the likeliest tokens to tell beside the drawn one; None: tell nothing.
+    `seed`: the same seed gives the same tokens, whatever the company.
     """
 
     temperature: float = 1.0
@@ -34,7 +41,11 @@ GREEDY = Sampling(temperature=0.0)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt as token ids and how to go on from it. `stop` strings end the text and are not part of it."""
+    """A prompt as token ids and how to go on from it. `stop` strings end the text and are not part of it.
+
+    `ignore_eos`: go on past tokens that end the generation (as vLLM; llama.cpp bans them).
+    `min_tokens`: so many are generated before such a token can be drawn or a stop string is looked for (as vLLM).
+    """
 
     prompt: tuple[int, ...]
     max_tokens: int
@@ -46,8 +57,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A drawn token. `logprob` is its natural logarithm of softmax(logits), before any cut, penalty or temperature;
-    `top` are the likeliest tokens with theirs, falling. Both only where they were asked for."""
+    """A drawn token. `logprob` is its natural logarithm of softmax(logits), as the model computed them: before bias,
+    penalties, temperature and cuts, as OpenAI, vLLM and llama.cpp's server tell it. `top` are the likeliest tokens with
+    theirs, falling; tokens of no probability are left out. Both only where they were asked for."""
 
     token: int
     logprob: float | None = None

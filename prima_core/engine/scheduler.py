@@ -25,10 +25,13 @@ class Room:
 
 @dataclass(slots=True)
 class Sequence:
-    """A request on its way. `ids` is the prompt and what was generated; positions below `n_launched` are in a step."""
+    """A request on its way. `ids` is the prompt and what was generated; positions below `n_launched` are in a step.
+
+    `end_ids` are the tokens that end a generation."""
 
     number: int
     request: Request
+    end_ids: tuple[int, ...] = ()
     ids: list[int] = field(default_factory=list)
     n_launched: int = 0
 
@@ -96,6 +99,11 @@ class Scheduler:
         self._n_steps = 0
         self._last_was_prefill = False
 
+    @property
+    def kv_tokens_used(self) -> int:
+        """KV positions that are reserved."""
+        return self.room.kv_tokens - self._free_tokens
+
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
@@ -161,6 +169,20 @@ class Scheduler:
             tokens.extend(sequence.ids[start:stop])
             sequence.n_launched = stop
             if stop == len(sequence.ids):
-                wanted.append(Wanted(len(tokens) - 1, sequence.number, sequence.request.sampling, sequence.n_generated))
+                wanted.append(_wanted(len(tokens) - 1, sequence))
         self._n_steps += 1
         return PlannedStep(self._n_steps, Step(tuple(chunks), tuple(ops), tuple(tokens)), tuple(wanted))
+
+
+def _wanted(row: int, sequence: Sequence) -> Wanted:
+    """With the history that its penalties look at, and no more: it is copied for each token."""
+    sampling, n_generated = sequence.request.sampling, sequence.n_generated
+    recent = generated = banned = ()  # type: tuple[int, ...]
+    if sampling.repetition_penalty != 1:
+        window = len(sequence.ids) if sampling.repetition_window < 0 else sampling.repetition_window
+        recent = tuple(sequence.ids[max(0, len(sequence.ids) - window) :])
+    if sampling.frequency_penalty or sampling.presence_penalty:
+        generated = tuple(sequence.ids[sequence.n_prompt :])
+    if n_generated < sequence.request.min_tokens:
+        banned = sequence.end_ids
+    return Wanted(row, sequence.number, sampling, n_generated, recent, generated, banned)

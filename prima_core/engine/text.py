@@ -33,11 +33,14 @@ class TextStream:
         self._held = ""
         self.stopped = False
 
-    def push(self, id: int) -> str:
-        """Take a token; give the text that is safe to send now, maybe none. After a stop string: always none."""
+    def push(self, id: int, may_stop: bool = True) -> str:
+        """Take a token; give the text that is safe to send now, maybe none. After a stop string: always none.
+
+        Stop strings are not looked for in text that comes while the stream may not stop."""
         if self.stopped or self._tokenizer.is_special(id):
             return ""
-        return self._take(self._decoder.decode(self._tokenizer.token_bytes(id)))
+        text = self._decoder.decode(self._tokenizer.token_bytes(id))
+        return self._take(text) if may_stop else text
 
     def flush(self) -> str:
         """The end: what was held back. Half a character becomes U+FFFD."""

@@ -60,6 +60,8 @@ class Status:
     progress: Mapping[str, float] = field(default_factory=dict)  # loaded share of each node that still loads
     n_running: int = 0
     n_waiting: int = 0
+    kv_tokens_used: int = 0
+    kv_tokens: int = 0
 
 
 class Nodes(Protocol):
@@ -350,7 +352,14 @@ class Driver:
 
     def counts(self) -> Status:
         """The status with the present numbers of requests (read from another thread: they may be a step old)."""
-        return replace(self.status, n_running=self._engine.n_running, n_waiting=self._engine.n_waiting)
+        engine = self._engine
+        return replace(
+            self.status,
+            n_running=engine.n_running,
+            n_waiting=engine.n_waiting,
+            kv_tokens_used=engine.kv_tokens_used,
+            kv_tokens=engine.room.kv_tokens,
+        )
 
 
 def _ended(why: str) -> ClusterError:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Self
 
 from prima_core.engine.engine import Deliver, Engine
@@ -27,10 +28,12 @@ from prima_core.node.join import CONTROL_LIMITS
 from prima_core.node.local import LocalNode, LocalOptions, close_all, start_local
 from prima_core.node.network import advertised, with_port
 from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions, longest_chunk
+from prima_core.node.view import RequestTotals, ServerView, node_view
 from prima_core.plan.plan import Plan, plan_to_json
 from prima_core.plugins import Registry
 from prima_core.ring import control
 from prima_core.ring.membership import Listener, Membership, PeerFacts
+from prima_core.ring.times import NodeTimes
 from prima_core.ring.wire import Epoch, WirePolicy
 from prima_core.ring.worker import Assignment, LoadFailed, Loading, Ready, Report, Unreachable
 
@@ -90,6 +93,8 @@ class Head:
         self._data = Dialer(registry, credentials, DATA_LIMITS)
         self._control = Dialer(registry, credentials, CONTROL_LIMITS)
         self._local: Sequence[LocalNode] = ()
+        self._times: dict[str, NodeTimes] = {}  # what each worker told last; the membership's thread writes
+        self.totals = RequestTotals()  # swapped as a whole by the driver's thread
         data_address = "inproc://" if options.listen is None else with_port(options.listen, 0)
         self.node = Node(options.name, registry, options.node, self._data, data_address, self._report)
         self.driver = self._make_driver()
@@ -137,7 +142,7 @@ class Head:
         self.driver.inbox.put(Joined(member))
 
     def _open_membership(self, address: str, exits: ExitStack) -> None:
-        listener = Listener(self._on_joined, self._on_lost, self._on_told)
+        listener = Listener(self._on_joined, self._on_lost, self._on_told, self._on_timed)
         link = self._control.listen(address)
         node_id = secrets.token_hex(8)
         membership = Membership(self._options.name, node_id, link, self._control.dial, self._secret, listener)
@@ -187,7 +192,7 @@ class Head:
     def submit(self, request: Request, deliver: Deliver) -> int:
         """Queue a request; events come to `deliver` on the driver's thread, Finished or Failed last."""
         number = next(self._numbers)
-        done = _DoneTeller(f"{number}", len(request.prompt), self._registry.emit, deliver)
+        done = _DoneTeller(f"{number}", len(request.prompt), self._on_done, deliver)
         self.driver.inbox.put(Submit(number, request, done))
         return number
 
@@ -206,6 +211,24 @@ class Head:
         facts["nodes"] = [member.name for member in status.members]
         facts["running"], facts["waiting"] = status.n_running, status.n_waiting
         return status.state is State.SERVING, facts
+
+    def view(self) -> ServerView:
+        """The cluster as it is now, for whoever looks."""
+        status, own = self.driver.counts(), self._options.name
+        times = {**self._times, own: self.node.worker.meter.times()}
+        members = sorted(status.members, key=lambda member: (member.name != own, member.name))
+        return ServerView(
+            self.model_name,
+            version("prima-llm"),
+            status.state,
+            status.reason,
+            self.context_length,
+            status.n_running,
+            status.n_waiting,
+            status.kv_tokens_used,
+            status.kv_tokens,
+            tuple(node_view(member, own, status, times.get(member.name, NodeTimes())) for member in members),
+        )
 
     def wait_until_serving(self, tell: Callable[[Status], None] = lambda status: None, poll_s: float = 0.02) -> None:
         """Block until requests are served; `tell` gets the status again and again.
@@ -253,7 +276,15 @@ class Head:
     def _on_lost(self, name: str, why: str) -> None:
         if self.driver.status.state is not State.STOPPED:  # else it is our own children leaving
             self._tell(f"node {name} was lost: {why}")
+        self._times.pop(name, None)
         self.driver.inbox.put(Lost(name, why))
+
+    def _on_timed(self, name: str, times: NodeTimes) -> None:
+        self._times[name] = times
+
+    def _on_done(self, done: RequestDone) -> None:
+        self.totals = self.totals.plus(done)
+        self._registry.emit(done)
 
     def _on_told(self, name: str, message: control.Message) -> None:
         report = _report_of(message)
@@ -304,5 +335,7 @@ class _DoneTeller:
                 self._first_s = time.monotonic() - self._start_s
             return
         reason = event.reason.value if isinstance(event, Finished) else "error"
+        n_cached = event.n_cached if isinstance(event, Finished) else 0
         total = time.monotonic() - self._start_s
-        self._emit(RequestDone(self._id, self._n_prompt, self._n_generated, reason, self._first_s or total, total))
+        first = self._first_s or total
+        self._emit(RequestDone(self._id, self._n_prompt, self._n_generated, reason, first, total, n_cached))

@@ -151,7 +151,7 @@ class WorkerNode:
     def _follow(self, link: ReceiveLink, channel: Channel) -> None:
         """Do what the head says until it says goodbye, falls silent, or missed something that it has to know."""
         heard = sent = time.monotonic()
-        self._send(control.Heartbeat())
+        self._send(self._heartbeat())
         while not self._stopping.is_set() and self._channel is channel:
             with suppress(LinkTimeout):
                 message = self._open(channel, link.receive(POLL_S))
@@ -166,8 +166,11 @@ class WorkerNode:
                 return
             if now - sent > HEARTBEAT_S:
                 sent = now
-                self._send(control.Heartbeat())
+                self._send(self._heartbeat())
         self._send(control.Bye.because("stopped by its owner"))
+
+    def _heartbeat(self) -> control.Heartbeat:
+        return control.Heartbeat(self._node.worker.meter.times())
 
     def _open(self, channel: Channel, frame: memoryview) -> control.Message | None:
         try:

@@ -27,6 +27,7 @@ from prima_core import errors
 from prima_core.errors import AuthError, FrameError, PrimaError
 from prima_core.interfaces import Buffer, SendLink
 from prima_core.ring.security import PROOF_BYTES, check_proof, derive, proof
+from prima_core.ring.times import NodeTimes
 from prima_core.ring.wire import Epoch, WirePolicy
 
 VERSION = 1
@@ -159,9 +160,9 @@ class Unreachable(_Message, frozen=True):
 
 
 class Heartbeat(_Message, frozen=True):
-    """Both ways, about every second. `stats` are numbers for display only."""
+    """Both ways, twice a second. `times` are a worker's, for display only."""
 
-    stats: Annotated[dict[Name, float], Meta(max_length=64)] = msgspec.field(default_factory=dict)
+    times: NodeTimes | None = None
 
 
 class Release(_Message, frozen=True):

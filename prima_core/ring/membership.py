@@ -19,6 +19,7 @@ from prima_core.errors import ClusterError, FrameError, LinkError, LinkTimeout, 
 from prima_core.interfaces import ReceiveLink, SendLink
 from prima_core.ring import control
 from prima_core.ring.control import Channel, FrameKind, Hello, Welcome
+from prima_core.ring.times import NodeTimes
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +58,13 @@ class _Peer:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Whom membership tells what it learns; called from its thread. `told` gets a worker's other messages."""
+    """Whom membership tells what it learns; called from its thread. `told` gets a worker's other messages, `timed` what
+    it says about itself with a heartbeat."""
 
     joined: Callable[[PeerFacts], None]
     lost: Callable[[str, str], None]
     told: Callable[[str, control.Message], None]
+    timed: Callable[[str, NodeTimes], None]
 
 
 class Membership:
@@ -158,6 +161,8 @@ class Membership:
             self._lose(peer, f"it left ({message.reason})" if message.reason else "it left")
         elif not isinstance(message, control.Heartbeat):
             self._listener.told(peer.facts.name, message)
+        elif message.times is not None:
+            self._listener.timed(peer.facts.name, message.times)
 
     def _admit(self, peer: _Peer) -> None:
         """The worker has proven that it holds the session's key; an older session of the same node ends here."""

@@ -26,6 +26,7 @@ from prima_core.interfaces import Backend, Buffer, Device, Layers, SendLink, Sha
 from prima_core.model.weights import Model, populate
 from prima_core.plan.plan import Plan, Visit
 from prima_core.ring import wire
+from prima_core.ring.times import Meter
 from prima_core.ring.wire import Epoch, StaleEpoch
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class _Serving:
     links: Mapping[str, SendLink]
     limits: wire.FrameLimits
     exits: ExitStack
+    first_visit: int | None  # of this node in the plan
     wanted: dict[int, tuple[Wanted, ...]] = field(default_factory=dict)
     newest: dict[int, int] = field(default_factory=dict)  # per visit: the last step number seen
 
@@ -154,6 +156,7 @@ class Worker:
         self._stopping = threading.Event()
         self._opened: Future[tuple[Device, ...]] = Future()
         self._serving: _Serving | None = None
+        self.meter = Meter()
         self._thread = threading.Thread(target=self._main, name=f"prima-owner-{name}", daemon=True)
 
     # ------------------------------------------------------------ called from other threads
@@ -182,12 +185,16 @@ class Worker:
         serving = self._serving
         if serving is None:
             return
+        start = time.perf_counter()
         try:
-            self._put(_Arrived(serving, wire.decode(data, serving.limits)))
+            frame = wire.decode(data, serving.limits)
         except StaleEpoch:
             return
         except FrameError as error:
             self._drop(error)
+            return
+        self.meter.decode_s += time.perf_counter() - start
+        self._put(_Arrived(serving, frame))
 
     def stop(self) -> None:
         """End the thread and free what is loaded; a step that takes longer than STOP_WITHIN_S is left behind."""
@@ -214,11 +221,28 @@ class Worker:
         self._opened.set_result(devices)
         try:
             while not self._stopping.is_set():
-                self._do(backend, self._jobs.get())
+                self._do(backend, self._next_job())
         finally:
             self._stopping.set()
             self._give_up()
             backend.close()
+
+    def _next_job(self) -> _Job:
+        start = time.perf_counter()
+        job = self._jobs.get()
+        if self._was_awaited(job):
+            self.meter.wait_s += time.perf_counter() - start
+        return job
+
+    def _was_awaited(self, job: _Job) -> bool:
+        """Whether a request was running while there was nothing to do here: see `NodeTimes.wait_s`."""
+        serving = self._serving
+        if serving is None or not isinstance(job, (_Launch, _Arrived)):
+            return False
+        if isinstance(job, _Launch) or serving.assignment.plan.head == self.name:
+            return bool(serving.wanted)
+        begun_here = {op.sequence for op in job.frame.step.kv}
+        return any(chunk.sequence not in begun_here for chunk in job.frame.step.chunks)
 
     def _do(self, backend: Backend, job: _Job) -> None:
         try:
@@ -268,8 +292,10 @@ class Worker:
         if serving is None or serving.assignment.epoch != epoch:
             return
         serving.wanted[planned.number] = planned.wanted
+        start = time.perf_counter()
         try:
             activation = self._end_shard(serving).embed(planned.step)
+            self.meter.computed_since(start)
         except Exception as error:  # noqa: BLE001 - the border of a step: it fails, the node lives
             self._fail_step(serving, planned.number, 0, error)
             return
@@ -280,24 +306,29 @@ class Worker:
         visits = serving.assignment.plan.visits
         try:
             while index < len(visits) and visits[index].node == self.name:
-                activation = self._visit(serving, visits[index], activation, step)
+                activation = self._visit(serving, index, activation, step)
                 index += 1
             if index == len(visits) and serving.assignment.plan.head == self.name:
                 self._finish(serving, number, activation)
                 return
+            start = time.perf_counter()
             frame = wire.encode_activation(
                 serving.assignment.epoch, number, index, step, activation, serving.assignment.wire.dtype(step)
             )
+            self.meter.send_s += time.perf_counter() - start
         except Exception as error:  # noqa: BLE001 - the border of a step: it fails, the node lives
             self._fail_step(serving, number, index, error)
             return
         self._send(serving, index, frame)
 
-    def _visit(
-        self, serving: _Serving, visit: Visit, activation: NDArray[np.float32], step: Step
-    ) -> NDArray[np.float32]:
-        for device, layers in _parts(visit, next(iter(serving.shards))):
+    def _visit(self, serving: _Serving, index: int, activation: NDArray[np.float32], step: Step) -> NDArray[np.float32]:
+        start = time.perf_counter()
+        for device, layers in _parts(serving.assignment.plan.visits[index], next(iter(serving.shards))):
             activation = serving.shards[device].run(layers, activation, step)
+        self.meter.computed_since(start)
+        if index == serving.first_visit:
+            self.meter.n_steps += 1
+            self.meter.n_tokens += step.n_tokens
         return activation
 
     def _finish(self, serving: _Serving, number: int, activation: NDArray[np.float32]) -> None:
@@ -305,8 +336,10 @@ class Worker:
         wanted = serving.wanted.pop(number)
         tokens: tuple[tuple[int, Sampled | PrimaError], ...] = ()
         if wanted:
+            start = time.perf_counter()
             logits = self._end_shard(serving).logits(activation, [want.row for want in wanted])
             tokens = tuple((want.sequence, _sampled(row, want)) for want, row in zip(wanted, logits, strict=True))
+            self.meter.computed_since(start)
         self._report(Collected(serving.assignment.epoch, StepResult(number, tokens)))
 
     def _fail_step(self, serving: _Serving, number: int, index: int, error: Exception) -> None:
@@ -332,9 +365,12 @@ class Worker:
         plan, epoch = serving.assignment.plan, serving.assignment.epoch
         successor = plan.head if index == len(plan.visits) else plan.visits[index].node
         deadline = time.monotonic() + UNREACHABLE_AFTER_S
+        start = time.perf_counter()
         while self._is_wanted(epoch):
             try:
                 serving.links[successor].send(frame, _POLL_S)
+                self.meter.send_s += time.perf_counter() - start
+                self.meter.sent_bytes += sum(memoryview(part).nbytes for part in frame)
                 return
             except LinkError as error:
                 if not isinstance(error, LinkTimeout) or time.monotonic() > deadline:
@@ -383,14 +419,15 @@ class Worker:
         limits = wire.FrameLimits(
             epoch=assignment.epoch, d_model=spec.d_model, n_visits=len(plan.visits), max_tokens=plan.kv_tokens
         )
-        return _Serving(assignment, shards, links, limits, exits)
+        first_visit = next((index for index, visit in enumerate(plan.visits) if visit.node == self.name), None)
+        return _Serving(assignment, shards, links, limits, exits, first_visit)
 
     def _populate(self, assignment: Assignment, store: Store, slices: Mapping[str, Slice]) -> None:
         """Bring the part's weights into memory, in pieces, telling how far it is."""
         weights = list(_weights(store, slices.values()))
         total = sum(weight.data.nbytes for weight in weights)
 
-        done = 0
+        start, done = time.perf_counter(), 0
 
         def tell(n_bytes: int) -> None:
             nonlocal done
@@ -400,6 +437,7 @@ class Worker:
             self._report(Loading(assignment.epoch, done, total))
 
         populate(weights, tell)
+        self.meter.disk_s += time.perf_counter() - start
 
     def _is_wanted(self, epoch: Epoch) -> bool:
         """False when something else was ordered meanwhile: what takes long need not go on."""

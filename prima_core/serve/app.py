@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prima_core.engine.request import Event, Failed, Finished, Piece, Request, Sampling
 from prima_core.errors import ClusterError, PrimaError, RequestError, TemplateError
-from prima_core.serve import openai
+from prima_core.serve import metrics, openai
 from prima_core.serve.guard import Guard, Refusal, read_json_body
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Service(Protocol):
+class Service(metrics.Viewed, Protocol):
     """What the server needs of the head: see `prima_core.node.head.Head`."""
 
     model_name: str
@@ -52,6 +52,7 @@ def make_app(service: Service, guard: Guard) -> Starlette:
             Route("/v1/models", endpoints.models),
             Route("/v1/models/{name:path}", endpoints.model),
             Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
+            *metrics.routes(service),
         ],
         middleware=[Middleware(Guarded, guard=guard)],
         exception_handlers=dict.fromkeys((HTTPException, ClientDisconnect, PrimaError, Refusal, Exception), _answer),

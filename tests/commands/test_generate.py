@@ -68,6 +68,15 @@ def test_a_seed_makes_a_run_repeatable(prima: Prima, tiny: Path) -> None:
     assert ids(1) != ids(2)
 
 
+def test_cuts_and_penalties_of_the_command_line_reach_the_sampler(prima: Prima, tiny: Path) -> None:
+    def ids(*sampling: object) -> object:
+        return prima("run", tiny, "-p", "hello", "-n", 12, *sampling, "--json").json["generated_ids"]
+
+    assert ids("--temp", 2, "--min-p", 1) == ids("--temp", 0)
+    for penalty in ("--repeat-penalty", 0.01), ("--presence-penalty", -2), ("--frequency-penalty", -2):
+        assert ids("--temp", 0, *penalty) != ids("--temp", 0), penalty
+
+
 def test_without_a_limit_a_run_ends_at_the_end_of_the_context(prima: Prima, tiny: Path) -> None:
     facts = prima("run", tiny, "-p", "hello", "-c", 30, "--json", *GREEDY).json
     assert len(facts["prompt_ids"]) + len(facts["generated_ids"]) <= 31

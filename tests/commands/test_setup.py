@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,28 @@ def settings(**changed: Any) -> dict[str, Any]:  # Any: the values of config.TAB
 # ---------------------------------------------------------------- sampling
 
 
-RECOMMENDED = {"general.sampling.temp": 0.25, "general.sampling.top_k": 20, "general.sampling.top_p": 0.5}
+RECOMMENDED = {
+    "general.sampling.temp": 0.25,
+    "general.sampling.top_k": 20,
+    "general.sampling.top_p": 0.5,
+    "general.sampling.min_p": 0.1,
+    "general.sampling.penalty_repeat": 1.1,
+}
+FROM_FILE = Sampling(temperature=0.25, top_k=20, top_p=0.5, min_p=0.1, repetition_penalty=1.1)
 
 
 def test_the_user_is_asked_first_then_the_model_then_the_default() -> None:
     assert sampling({}, {}) == DEFAULT_SAMPLING
-    assert sampling(settings(), RECOMMENDED) == Sampling(temperature=0.25, top_k=20, top_p=0.5)
-    told = settings(temp=0.0, top_k=0, top_p=1.0)
+    assert sampling(settings(), RECOMMENDED) == FROM_FILE
+    told = settings(temp=0.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
     assert sampling(told, RECOMMENDED) == Sampling(temperature=0, top_k=0, top_p=1)
-    assert sampling(settings(top_k=3), RECOMMENDED) == Sampling(temperature=0.25, top_k=3, top_p=0.5)
+    assert sampling(settings(top_k=3), RECOMMENDED) == replace(FROM_FILE, top_k=3)
+    told = settings(frequency_penalty=0.5, presence_penalty=-1.0)
+    assert sampling(told, RECOMMENDED) == replace(FROM_FILE, frequency_penalty=0.5, presence_penalty=-1.0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 10**12, "0.7", None, [0.5]])
-@pytest.mark.parametrize("name", ["temp", "top_k", "top_p"])
+@pytest.mark.parametrize("name", ["temp", "top_k", "top_p", "min_p", "penalty_repeat"])
 def test_a_recommendation_that_is_none_is_told_and_left_out(
     name: str, value: object, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -65,7 +75,7 @@ def test_the_recommendation_of_a_model_file_is_read(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with GGUFFile.open(path) as file:
-        assert sampling(settings(), file.metadata) == Sampling(temperature=0.25, top_k=20, top_p=DEFAULT_SAMPLING.top_p)
+        assert sampling(settings(), file.metadata) == replace(DEFAULT_SAMPLING, temperature=0.25, top_k=20)
 
 
 # ---------------------------------------------------------------- where nodes join

@@ -22,6 +22,7 @@ class ByteTokenizer:
     """Token n is the byte n; 0 ends the text."""
 
     eos_ids = frozenset({EOS})
+    vocab_size = 256
 
     def token_bytes(self, id: int) -> bytes:
         return bytes([id])
@@ -41,9 +42,10 @@ def request(
     sampling: Sampling = GREEDY,
     stop: tuple[str, ...] = (),
     ignore_eos: bool = False,
+    min_tokens: int = 0,
 ) -> Request:
     ids = tuple(prompt.encode()) if isinstance(prompt, str) else (ord("p"),) * prompt
-    return Request(ids, max_tokens, sampling, stop, ignore_eos)
+    return Request(ids, max_tokens, sampling, stop, ignore_eos, min_tokens)
 
 
 class KvLedger:

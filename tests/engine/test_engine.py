@@ -122,6 +122,43 @@ def test_the_index_of_a_wanted_token_does_not_depend_on_company() -> None:
     assert wanted(3) == wanted(0) == [Wanted(0, 1, Sampling(seed=3), index) for index in range(5)]
 
 
+@pytest.mark.parametrize(
+    ("sampling", "recent", "generated"),
+    [
+        (Sampling(), "", ""),
+        (Sampling(repetition_penalty=1.1), "hello abc", ""),
+        (Sampling(repetition_penalty=1.1, repetition_window=5), "o abc", ""),
+        (Sampling(repetition_penalty=1.1, repetition_window=3), "abc", ""),
+        (Sampling(repetition_penalty=1.1, repetition_window=0), "", ""),
+        (Sampling(repetition_penalty=1.1, repetition_window=-1), "hello abc", ""),
+        (Sampling(frequency_penalty=0.1), "", "abc"),
+        (Sampling(presence_penalty=-0.1), "", "abc"),
+        (Sampling(repetition_penalty=0.9, repetition_window=4, presence_penalty=1.0), " abc", "abc"),
+    ],
+    ids=str,
+)
+def test_a_wanted_token_brings_the_history_that_its_penalties_look_at(
+    sampling: Sampling, recent: str, generated: str
+) -> None:
+    bench = Bench()
+    bench.submit(1, request("hello ", max_tokens=4, sampling=sampling))
+    wanted: tuple[Wanted, ...] = ()
+    while (step := bench.launch()) is not None:
+        bench.answer(step)
+        wanted = step.wanted or wanted
+    assert wanted == (Wanted(0, 1, sampling, 3, tuple(recent.encode()), tuple(generated.encode())),)
+
+
+def test_the_end_is_banned_until_the_least_number_of_tokens_is_there() -> None:
+    bench = Bench()
+    bench.submit(1, request(1, max_tokens=5, min_tokens=3))
+    banned = []
+    while (step := bench.launch()) is not None:
+        banned += [want.banned for want in step.wanted]
+        bench.answer(step)
+    assert banned == [(EOS,), (EOS,), (EOS,), (), ()]
+
+
 # ---------------------------------------------------------------- who is let in
 
 
@@ -217,6 +254,13 @@ def test_a_stop_string_across_tokens_ends_it_and_is_not_seen() -> None:
     bench.submit(1, request(1, max_tokens=50, stop=("STOP",)))
     bench.run()
     assert (bench.text(1), bench.finished(1).reason, bench.finished(1).n_generated) == ("one ", FinishReason.STOP, 8)
+
+
+def test_a_stop_string_before_the_least_number_of_tokens_is_text() -> None:
+    bench = Bench(says=says("STOP STOP"))
+    bench.submit(1, request(1, max_tokens=50, stop=("STOP",), min_tokens=5))
+    bench.run()
+    assert (bench.text(1), bench.finished(1).n_generated) == ("STOP ", 9)
 
 
 def test_text_that_was_held_back_comes_with_the_end() -> None:
@@ -481,6 +525,23 @@ def test_stop_ends_everything() -> None:
         (request(1, sampling=Sampling(top_p=1.5)), "top_p", "1.5"),
         (request(1, sampling=Sampling(top_p=math.nan)), "top_p", "nan"),
         (request(1, sampling=Sampling(top_k=-1)), "top_k", "-1"),
+        (request(1, sampling=Sampling(min_p=1.01)), "min_p", "1.01"),
+        (request(1, sampling=Sampling(min_p=math.nan)), "min_p", "nan"),
+        (request(1, sampling=Sampling(typical_p=-0.1)), "typical_p", "-0.1"),
+        (request(1, sampling=Sampling(repetition_penalty=0.0)), "repetition_penalty", "0.0"),
+        (request(1, sampling=Sampling(repetition_penalty=math.inf)), "repetition_penalty", "inf"),
+        (request(1, sampling=Sampling(repetition_window=-2)), "repetition_window", "-2"),
+        (request(1, sampling=Sampling(frequency_penalty=2.1)), "frequency_penalty", "2.1"),
+        (request(1, sampling=Sampling(presence_penalty=-2.1)), "presence_penalty", "-2.1"),
+        (request(1, sampling=Sampling(logprobs=21)), "top_logprobs", "21"),
+        (request(1, sampling=Sampling(logprobs=-1)), "top_logprobs", "-1"),
+        (request(1, sampling=Sampling(logit_bias=((256, 1.0),))), "logit_bias", "token 256.* has 256"),
+        (request(1, sampling=Sampling(logit_bias=((-1, 1.0),))), "logit_bias", "token -1"),
+        (request(1, sampling=Sampling(logit_bias=((1, 100.5),))), "logit_bias", "100.5 for token 1"),
+        (request(1, sampling=Sampling(logit_bias=((1, math.nan),))), "logit_bias", "nan for token 1"),
+        (request(1, sampling=Sampling(logit_bias=((1, 1.0),) * 1025)), "logit_bias", "1025 tokens"),
+        (request(1, max_tokens=3, min_tokens=4), "min_tokens", "4"),
+        (request(1, min_tokens=-1), "min_tokens", "-1"),
     ],
 )
 def test_a_request_that_can_never_run_is_refused(wanted: Request, param: str, message: str) -> None:

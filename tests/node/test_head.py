@@ -15,7 +15,8 @@ from prima_core.model.weights import Model
 from prima_core.node.driver import State
 from prima_core.node.head import HeadOptions
 from prima_core.node.node import NodeOptions
-from tests.node.cluster import DEADLINE_S, NODE, Cluster, until
+from prima_core.ring.times import NodeTimes
+from tests.node.cluster import DEADLINE_S, NODE, Cluster, until, worker_thread
 from tests.node.conftest import PROMPTS
 
 Start = Callable[..., Cluster]
@@ -61,6 +62,43 @@ def test_plugins_are_told_how_each_request_ended(alone: Cluster, monkeypatch: py
     assert [event.n_prompt_tokens for event in done] == [len(PROMPT)] * 3
     assert done[0].n_generated_tokens == 3
     assert 0 < done[0].first_token_s <= done[0].total_s
+
+
+def test_totals_of_requests_are_kept(alone: Cluster) -> None:
+    alone.tokens(PROMPT, 3)
+    alone.ask(PROMPT, 5000).error()
+    until("both are counted", lambda: alone.head.totals.outcomes == {"length": 1, "error": 1})
+    assert (alone.head.totals.prompt_tokens, alone.head.totals.generated_tokens) == (2 * len(PROMPT), 3)
+
+
+def test_the_cluster_can_be_looked_at(alone: Cluster) -> None:
+    alone.tokens(PROMPT, 3)
+    view = alone.head.view()
+    (node,) = view.nodes
+    assert (view.state, view.kv_tokens_used, view.n_running) == (State.SERVING, 0, 0)
+    assert view.kv_tokens > 0
+    assert (node.name, node.is_head, sum(map(len, node.layers))) == ("head", True, alone.head.model.spec.n_layers)
+    assert (node.times.n_tokens, node.loaded) == (len(PROMPT) + 2, None)
+    running = alone.ask(PROMPT, 3000)
+    running.take()
+    assert alone.head.view().kv_tokens_used == len(PROMPT) + 3000 - 1
+    running.cancel()
+
+
+def test_the_times_of_a_worker_come_with_its_heartbeats_and_go_with_it(cluster: Start, llama: Model) -> None:
+    made = cluster(llama, listen="tcp://127.0.0.1:0", wait=2)
+
+    def times_of(at: int) -> NodeTimes:
+        return made.head.view().nodes[at].times
+
+    with worker_thread(made.address, "w", llama.path):
+        made.until_serving_with("head", "w")
+        made.tokens(PROMPT, 5)
+        until("its times", lambda: times_of(1).n_steps == times_of(0).n_steps > 0)
+        assert min(times_of(1).compute_s, times_of(1).wait_s, times_of(1).link_s, times_of(1).disk_s) > 0
+        assert times_of(1).sent_bytes > 0
+    until("its going", lambda: len(made.head.view().nodes) == 1)
+    assert made.head._times == {}
 
 
 def test_a_client_that_fails_when_it_is_told_hurts_nobody_else(

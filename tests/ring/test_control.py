@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import tracemalloc
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -34,6 +36,7 @@ from prima_core.ring.control import (
     Session,
     Welcome,
 )
+from prima_core.ring.times import NodeTimes
 from prima_core.ring.wire import Epoch, WirePolicy
 
 SECRET = b"s" * 32
@@ -60,7 +63,7 @@ MESSAGES: tuple[Message, ...] = (
     Progress(EPOCH, 10, 100),
     Ready(EPOCH),
     Refused(EPOCH, Fault("ModelError", "no file with fingerprint sha256:0123", "--models DIR")),
-    Heartbeat({"rss_bytes": 1e9}),
+    Heartbeat(NodeTimes(9.0, 1.5, 0.0, 2.5, 1e-7, 3, 4, 2**40)),
     Heartbeat(),
     Release(),
     Bye("the user pressed Ctrl-C"),
@@ -148,6 +151,15 @@ def test_every_message_comes_through_both_ways(message: Message) -> None:
     head, worker = sessions()
     assert worker.open(memoryview(head.seal(message))) == message
     assert head.open(memoryview(worker.seal(message))) == message
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 1e13, "1", None], ids=str)
+@pytest.mark.parametrize("field", [field.name for field in fields(NodeTimes)])
+def test_times_that_cannot_be_are_refused(field: str, value: Any) -> None:  # Any: what a node might send
+    head, worker = sessions()
+    with pytest.raises(FrameError, match="damaged"):
+        head.open(worker.seal(Heartbeat(replace(NodeTimes(), **{field: value}))))
+    assert head.open(worker.seal(Release())) == Release()
 
 
 def test_the_envelope_tells_whose_session_it_is() -> None:

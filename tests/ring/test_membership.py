@@ -13,6 +13,7 @@ from prima_core.interfaces import Buffer, Credentials, Limits, ReceiveLink, Send
 from prima_core.ring import control, membership
 from prima_core.ring.control import Bye, Heartbeat, Hello, Progress, Release, Session
 from prima_core.ring.membership import HEARTBEAT_S, LOST_AFTER_S, MAX_PENDING, Listener, Membership, PeerFacts
+from prima_core.ring.times import NodeTimes
 from prima_core.ring.wire import Epoch
 from prima_inproc.transport import InprocTransport
 
@@ -42,6 +43,7 @@ class Table:
             lambda facts: self.told.append(("joined", facts.name)),
             lambda name, why: self.told.append(("lost", name, why)),
             lambda name, message: self.told.append(("told", name, message)),
+            lambda name, times: self.told.append(("timed", name, times)),
         )
         link = self.transport.listen("inproc://control", NOBODY, Limits(max_queued=1000))
         self.members = Membership("head", "head-id", link, self._dial, SECRET, listener, self.clock)
@@ -143,9 +145,18 @@ def test_a_worker_has_joined_when_its_first_message_is_opened(table: Table) -> N
     assert table.told == [("joined", "kitchen")]
 
 
+def test_the_times_of_a_heartbeat_are_told(table: Table) -> None:
+    worker = table.worker("kitchen")
+    worker.join()
+    worker.say(Heartbeat(NodeTimes(compute_s=2.0)))
+    assert table.told == [("joined", "kitchen"), ("timed", "kitchen", NodeTimes(compute_s=2.0))]
+
+
 def test_what_the_hello_said_is_told(table: Table) -> None:
     facts: list[PeerFacts] = []
-    table.members._listener = Listener(facts.append, lambda name, why: None, lambda name, message: None)
+    table.members._listener = Listener(
+        facts.append, lambda name, why: None, lambda name, message: None, lambda name, times: None
+    )
     table.worker("kitchen").join()
     assert facts == [PeerFacts("kitchen", 1000, ("numpy:cpu",), "inproc://data")]
 
@@ -452,7 +463,7 @@ def test_a_node_is_lost_once_whoever_notices_it_first(
 
     for name in ("a", "b"):
         table.worker(name).join()
-    table.members._listener = Listener(lambda facts: None, lose, lambda name, message: None)
+    table.members._listener = Listener(lambda facts: None, lose, lambda name, message: None, lambda name, times: None)
     for wall in walls:
         wall.is_walled = True
     table.turn(LOST_AFTER_S + 1)

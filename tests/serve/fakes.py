@@ -8,6 +8,8 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from prima_core.engine.request import Event, Finished, FinishReason, Piece, Request, Sampled, Sampling
+from prima_core.node.driver import State
+from prima_core.node.view import RequestTotals, ServerView
 from prima_core.serve.app import make_app
 from prima_core.serve.guard import Guard
 
@@ -25,6 +27,7 @@ class FakeService:
     created = 1_700_000_000
     context_length = 10
     sampling = Sampling(temperature=0.5, top_k=7, top_p=0.9)
+    totals = RequestTotals()
 
     def __init__(self, script: Sequence[Event] = HELLO) -> None:
         self.script = script
@@ -48,6 +51,9 @@ class FakeService:
 
     def health(self) -> tuple[bool, dict[str, object]]:
         return self.ok, {"status": "ok" if self.ok else "waiting"}
+
+    def view(self) -> ServerView:
+        return ServerView("fake", "0", State.SERVING, "", 10, 1, 2, 30, 40, ())
 
 
 def client_of(service: FakeService, guard: Guard | None = None) -> TestClient:

@@ -1,0 +1,125 @@
+"""`prima ps`: the nodes of a running server, and how they spend their time."""
+
+from __future__ import annotations
+
+import http.client
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+
+import msgspec
+import rich_click as click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from prima_core.commands.setup import Settings
+from prima_core.commands.table import wide_console
+from prima_core.errors import ClusterError, ConfigError
+from prima_core.node.view import NodeView, ServerView
+from prima_core.ring.times import NodeTimes
+
+TIMEOUT_S = 5.0
+EVERY_S = 1.0
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+_ACTIVITIES = ("compute", "wait", "link", "disk")
+
+
+def ps(as_json: bool, watch: bool, settings: Settings) -> None:
+    """Print the view of the server at --host and --port once, or again and again until Ctrl-C."""
+    if as_json:
+        click.echo(msgspec.json.encode(fetch(settings)).decode())
+    elif watch:
+        with suppress(KeyboardInterrupt):
+            follow(lambda: fetch(settings), Console())
+    else:
+        wide_console().print(shown(fetch(settings)))
+
+
+def fetch(settings: Settings) -> ServerView:
+    """What the server tells at /nodes. Raises ClusterError when it cannot be asked, ConfigError when it refuses."""
+    host, port, key = settings["host"], settings["port"], settings["api_key"]
+    place = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    with closing(http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)) as connection:
+        try:
+            connection.request("GET", "/nodes", headers=headers)
+            with connection.getresponse() as answer:
+                body = answer.read(MAX_ANSWER_BYTES)
+        except (OSError, http.client.HTTPException) as error:
+            raise ClusterError(
+                f"no server answers at {place}: {error}",
+                hint="start one with `prima serve`, or name its --host and --port",
+            ) from error
+    if answer.status == 401:
+        raise ConfigError(f"the server at {place} wants its API key", hint="set PRIMA_API_KEY (or --api-key)")
+    try:
+        return msgspec.json.decode(body, type=ServerView)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ClusterError(
+            f"what answers at {place} is no prima server of this version (status {answer.status})",
+            hint="check --host and --port",
+        ) from error
+
+
+def follow(ask: Callable[[], ServerView], console: Console, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Show what `ask` gives, about every second, with what was done since the last time; until it raises."""
+    before: ServerView | None = None
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            view = ask()
+            live.update(shown(view, before), refresh=True)
+            before = view
+            sleep(EVERY_S)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def shown(view: ServerView, before: ServerView | None = None) -> RenderableType:
+    """As a table: sums since the start, or with an earlier view the shares and rates of the time between the two."""
+    old = {} if before is None else {node.name: node.times for node in before.nodes}
+    table = Table("node", "devices", "layers", "memory", *_ACTIVITIES, "tokens", "sent")
+    for node in view.nodes:
+        earlier = old.get(node.name)
+        figures = _sums(node.times) if earlier is None else _rates(node.times, earlier)
+        table.add_row(*map(Text, (*_facts(node), *figures)))
+    return Group(*map(Text, _lines(view)), table)
+
+
+def _lines(view: ServerView) -> list[str]:
+    state = f"{view.model}: {view.state.value}" + (f", {view.reason}" if view.reason else "")
+    used = f"{view.kv_tokens_used:,} of {view.kv_tokens:,} KV positions reserved"
+    return [state, f"{view.n_running} running, {view.n_waiting} waiting, {used}, context {view.context_length:,}"]
+
+
+def _facts(node: NodeView) -> tuple[str, str, str, str]:
+    layers = ", ".join(f"[{part.start}, {part.stop})" for part in node.layers) or "-"
+    if node.loaded is not None:
+        layers += f" loading {node.loaded:.0%}"
+    memory = f"{_size(node.weight_bytes)} + {_size(node.kv_bytes)} KV of {_size(node.memory_bytes)}"
+    return f"{node.name} (head)" if node.is_head else node.name, ", ".join(node.devices), layers, memory
+
+
+def _sums(times: NodeTimes) -> tuple[str, ...]:
+    seconds = (f"{getattr(times, f'{activity}_s'):,.2f} s" for activity in _ACTIVITIES)
+    return *seconds, f"{times.n_tokens:,}", _size(times.sent_bytes)
+
+
+def _rates(now: NodeTimes, before: NodeTimes) -> tuple[str, ...]:
+    """By the node's own clock: what it told last may be half a second old. A node that was started anew begins at 0."""
+    passed_s = now.uptime_s - before.uptime_s
+
+    def rate(name: str) -> float:
+        return max(0.0, (getattr(now, name) - getattr(before, name)) / passed_s) if passed_s > 0 else 0.0
+
+    shares = (f"{rate(f'{activity}_s'):.0%}" for activity in _ACTIVITIES)
+    return *shares, f"{rate('n_tokens'):,.0f}/s", f"{_size(rate('sent_bytes'))}/s"
+
+
+def _size(n_bytes: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:,.3g} {unit}"
+    return f"{n_bytes:.0f} B"

@@ -1,0 +1,109 @@
+"""What a head tells about itself and its cluster to whoever looks: plain data, the JSON of `GET /nodes`."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from prima_core.events import RequestDone
+from prima_core.interfaces import Layers
+from prima_core.node.driver import Member, State, Status
+from prima_core.ring.times import NodeTimes
+
+BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+"""Upper bounds of a histogram's groups: from a token of a small model to a long prompt on a small machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node. `memory_bytes` is what it offers, `weight_bytes` and `kv_bytes` what the plan takes of that.
+
+    `loaded`: the share of its weights that is in memory, while it loads."""
+
+    name: str
+    is_head: bool
+    devices: tuple[str, ...]
+    memory_bytes: int
+    weight_bytes: int
+    kv_bytes: int
+    layers: tuple[Layers, ...]
+    loaded: float | None
+    times: NodeTimes
+
+
+@dataclass(frozen=True, slots=True)
+class ServerView:
+    """A head and its nodes. `kv_tokens_used` of `kv_tokens` positions are reserved for the requests that run."""
+
+    model: str
+    version: str
+    state: State
+    reason: str
+    context_length: int
+    n_running: int
+    n_waiting: int
+    kv_tokens_used: int
+    kv_tokens: int
+    nodes: tuple[NodeView, ...]
+
+
+def node_view(member: Member, head: str, status: Status, times: NodeTimes) -> NodeView:
+    plan = status.plan
+    needs = {need.node: need for need in plan.residency} if plan is not None else {}
+    need = needs.get(member.name)
+    return NodeView(
+        name=member.name,
+        is_head=member.name == head,
+        devices=member.devices,
+        memory_bytes=member.memory_bytes,
+        weight_bytes=need.weight_bytes if need else 0,
+        kv_bytes=need.kv_bytes if need else 0,
+        layers=plan.layers_of(member.name) if plan is not None else (),
+        loaded=status.progress.get(member.name),
+        times=times,
+    )
+
+
+# ---------------------------------------------------------------- requests
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many values lie in each group: up to and with each of `BOUNDS_S`, and above the last."""
+
+    counts: tuple[int, ...] = (0,) * (len(BOUNDS_S) + 1)
+    total: float = 0.0
+
+    def plus(self, value: float) -> Histogram:
+        at = bisect_left(BOUNDS_S, value)
+        counts = (*self.counts[:at], self.counts[at] + 1, *self.counts[at + 1 :])
+        return Histogram(counts, self.total + value)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTotals:
+    """All requests that have ended since the start, by outcome (`RequestDone.finish_reason`), and their tokens.
+
+    `ttft_s`: seconds from submitting to the first token; `tpot_s`: from the first to the end, for each further token.
+    """
+
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    ttft_s: Histogram = field(default_factory=Histogram)
+    tpot_s: Histogram = field(default_factory=Histogram)
+
+    def plus(self, done: RequestDone) -> RequestTotals:
+        n, reason = done.n_generated_tokens, done.finish_reason
+        tpot_s = (done.total_s - done.first_token_s) / (n - 1) if n > 1 else None
+        return replace(
+            self,
+            outcomes={**self.outcomes, reason: self.outcomes.get(reason, 0) + 1},
+            prompt_tokens=self.prompt_tokens + done.n_prompt_tokens,
+            cached_tokens=self.cached_tokens + done.n_cached_tokens,
+            generated_tokens=self.generated_tokens + n,
+            ttft_s=self.ttft_s.plus(done.first_token_s) if n else self.ttft_s,
+            tpot_s=self.tpot_s if tpot_s is None else self.tpot_s.plus(tpot_s),
+        )

@@ -1,0 +1,149 @@
+"""`prima ps`: a running server is looked at from outside."""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from prima_core.commands.ps import follow, shown
+from prima_core.errors import ClusterError
+from prima_core.interfaces import Layers
+from prima_core.node.driver import State
+from prima_core.node.view import NodeView, ServerView
+from prima_core.ring.times import NodeTimes
+from tests.commands.conftest import Prima, Start
+
+TIMES = NodeTimes(100.0, 10.0, 20.0, 1.25, 5.0, 300, 400, 5_000_000)
+HEAD = NodeView("desk", True, ("numpy:cpu",), 8_000_000_000, 2_500_000_000, 3_000, (Layers(0, 5),), None, TIMES)
+IMPOSSIBLE = NodeTimes(compute_s=-1.0)
+VIEW = ServerView("tiny", "0.1.0", State.LOADING, "", 2048, 1, 2, 30, 8192, (HEAD,))
+
+
+def text(view: ServerView, before: ServerView | None = None) -> str:
+    console = Console(file=io.StringIO(), width=250)
+    console.print(shown(view, before))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@contextmanager
+def answering(status: int, body: bytes) -> Iterator[int]:
+    """The port of something that answers every request so."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+# ---------------------------------------------------------------- a server that is there
+
+
+def test_a_running_server_is_shown(prima: Prima, start: Start, tiny: Path) -> None:
+    program = start("serve", tiny, "--port", 0, "--nodes", 2, "--name", "desk")
+    port = program.read_err_until("serving").rsplit("http://", 1)[1].split("/")[0].split(":")[1]
+    facts = prima("ps", "--port", port, "--json").json
+    assert (facts["model"], facts["state"]) == ("tiny", "serving")
+    assert [node["name"] for node in facts["nodes"]] == ["desk", "desk.2"]
+    assert [node["layers"] for node in facts["nodes"]] == [[{"start": 0, "stop": 3}], [{"start": 3, "stop": 6}]]
+    table = prima("ps", "--port", port)
+    assert table.code == 0
+    assert "desk (head)" in table.out
+    assert "[3, 6)" in table.out
+
+
+# ---------------------------------------------------------------- none
+
+
+def test_without_a_server_that_is_told(prima: Prima) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        port = taken.getsockname()[1]
+        ended = prima("ps", "--port", port)
+    assert ended.code == 1
+    assert f"no server answers at http://127.0.0.1:{port}" in ended.err
+    assert "prima serve" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (401, b"{}", "wants its API key"),
+        (404, b"<html>", "no prima server"),
+        (200, b"[]", "no prima server"),
+        (200, msgspec.json.encode(replace(VIEW, nodes=(replace(HEAD, times=IMPOSSIBLE),))), "no prima server"),
+    ],
+    ids=["key", "page", "other JSON", "impossible times"],
+)
+def test_what_is_no_server_of_ours_is_told(prima: Prima, status: int, body: bytes, message: str) -> None:
+    with answering(status, body) as port:
+        ended = prima("ps", "--port", port)
+    assert (ended.code, ended.out) == (1, "")
+    assert message in ended.err
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_the_sums_are_shown() -> None:
+    out = text(VIEW)
+    assert "tiny: loading" in out
+    assert "1 running, 2 waiting, 30 of 8,192 KV positions reserved" in out
+    for figure in ("10.00 s", "20.00 s", "1.25 s", "5.00 s", "400", "5 MB", "2.5 GB + 3 kB KV of 8 GB"):
+        assert f" {figure} " in out
+
+
+def test_what_was_done_meanwhile_is_shown_by_the_nodes_own_clock() -> None:
+    now = replace(TIMES, uptime_s=102.0, compute_s=11.5, wait_s=20.1, n_tokens=460, sent_bytes=5_004_000)
+    out = text(replace(VIEW, nodes=(replace(HEAD, times=now),)), VIEW)
+    for figure in ("75%", "5%", "0%", "30/s", "2 kB/s"):
+        assert f" {figure} " in out
+
+
+@pytest.mark.parametrize("now", [TIMES, NodeTimes(uptime_s=1.0)], ids=["nothing was heard", "started anew"])
+def test_a_node_that_tells_nothing_new_does_nothing(now: NodeTimes) -> None:
+    out = text(replace(VIEW, nodes=(replace(HEAD, times=now),)), VIEW)
+    assert " 0/s " in out
+    assert "-" not in out.split("desk")[1].split("\n")[0]
+
+
+def test_names_are_text_and_no_markup() -> None:
+    assert "[red]x (head)" in text(replace(VIEW, nodes=(replace(HEAD, name="[red]x", loaded=0.5),)))
+
+
+def test_a_watch_goes_on_until_the_server_has_gone() -> None:
+    views = iter([VIEW, replace(VIEW, nodes=(replace(HEAD, times=replace(TIMES, uptime_s=101.0, n_tokens=430)),))])
+
+    def ask() -> ServerView:
+        view = next(views, None)
+        if view is None:
+            raise ClusterError("no server answers")
+        return view
+
+    console, slept = Console(file=io.StringIO(), width=250), list[float]()
+    with pytest.raises(ClusterError):
+        follow(ask, console, slept.append)
+    assert slept == [1.0, 1.0]
+    assert isinstance(console.file, io.StringIO)
+    assert " 30/s " in console.file.getvalue()

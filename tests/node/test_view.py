@@ -1,0 +1,57 @@
+"""What is told of a cluster and its requests."""
+
+from __future__ import annotations
+
+import pytest
+
+from prima_core.events import RequestDone
+from prima_core.interfaces import Layers
+from prima_core.node.driver import Member, State, Status
+from prima_core.node.view import BOUNDS_S, Histogram, RequestTotals, node_view
+from prima_core.plan.plan import Plan, Residency, Visit
+from prima_core.ring.times import NodeTimes
+
+A, B = (Member(name, 1000, ("numpy:cpu",), f"inproc://{name}") for name in "ab")
+VISITS = (Visit("a", 0, 1), Visit("b", 1, 2), Visit("a", 2, 4))
+PLAN = Plan(4, "a", VISITS, (Residency("a", 300, 20), Residency("b", 100, 10)))
+TIMES = NodeTimes(compute_s=1.0)
+
+
+def test_a_node_is_told_with_its_part_of_the_plan() -> None:
+    status = Status(State.LOADING, plan=PLAN, members=(A, B), progress={"b": 0.25})
+    head, worker = (node_view(member, "a", status, TIMES) for member in (A, B))
+    assert (head.is_head, worker.is_head) == (True, False)
+    assert (head.layers, worker.layers) == ((Layers(0, 1), Layers(2, 4)), (Layers(1, 2),))
+    assert (head.weight_bytes, head.kv_bytes, head.memory_bytes) == (300, 20, 1000)
+    assert (head.loaded, worker.loaded) == (None, 0.25)
+    assert worker.times is TIMES
+
+
+def test_a_node_without_a_plan_has_no_part() -> None:
+    view = node_view(B, "a", Status(State.WAITING), TIMES)
+    assert (view.layers, view.weight_bytes, view.kv_bytes, view.loaded) == ((), 0, 0, None)
+
+
+def test_a_value_on_a_bound_lies_below_it() -> None:
+    histogram = Histogram()
+    for value in (0.0, BOUNDS_S[0], BOUNDS_S[1], 1e9):
+        histogram = histogram.plus(value)
+    assert histogram.counts == (2, 1, *(0,) * (len(BOUNDS_S) - 2), 1)
+    assert histogram.total == pytest.approx(1e9)
+
+
+def test_totals_of_requests() -> None:
+    totals = RequestTotals()
+    for done in (
+        RequestDone("1", 10, 5, "stop", first_token_s=0.3, total_s=0.7, n_cached_tokens=4),
+        RequestDone("2", 20, 1, "length", first_token_s=0.3, total_s=0.3),
+        RequestDone("3", 30, 0, "error", first_token_s=9.0, total_s=9.0),
+        RequestDone("4", 1, 3, "stop", first_token_s=0.1, total_s=0.3),
+    ):
+        totals = totals.plus(done)
+    assert totals.outcomes == {"stop": 2, "length": 1, "error": 1}
+    assert (totals.prompt_tokens, totals.cached_tokens, totals.generated_tokens) == (61, 4, 9)
+    assert sum(totals.ttft_s.counts) == 3, "what failed before its first token had none"
+    assert totals.ttft_s.total == pytest.approx(0.7)
+    assert sum(totals.tpot_s.counts) == 2, "a single token has no time per further token"
+    assert totals.tpot_s.total == pytest.approx(0.1 + 0.1)
