@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from prima_core.errors import ModelError, RequestError
 from prima_core.model.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from prima_core.model.reasoning import find_reasoning_tags
 from prima_core.model.vocabulary import KEY, TokenKind, Vocabulary, flag_value, read_merges, read_scores, text_value
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Tokenizer:
         self._hidden = _Finder({text: id for text, id in anywhere.items() if text not in in_text})
         self.add_bos = add_bos
         self.add_eos = add_eos
+        self.reasoning_tags = find_reasoning_tags(anywhere, vocabulary.chat_templates.values())
+        self._silent = self._special - (self.reasoning_tags.ids if self.reasoning_tags else frozenset())
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, object]) -> Tokenizer:
@@ -101,13 +104,17 @@ class Tokenizer:
         return self._vocabulary.end_ids
 
     @property
-    def chat_template(self) -> str | None:
-        """The file's Jinja source, or None."""
-        return self._vocabulary.chat_template
+    def chat_templates(self) -> Mapping[str, str]:
+        """The file's Jinja sources by name; "default" is the one without a name. Empty where there are none."""
+        return self._vocabulary.chat_templates
 
     def is_special(self, id: int) -> bool:
         """Whether the token is a control token, which stands for no text."""
         return id in self._special
+
+    def is_silent(self, id: int) -> bool:
+        """Whether the token is none of an answer's text: a control token that is no tag around a model's reasoning."""
+        return id in self._silent
 
     def find(self, text: str) -> int | None:
         """The id of the token that the file spells exactly so, or None."""

@@ -17,6 +17,8 @@ from prima_core.errors import ModelError
 
 KEY = "tokenizer.ggml."
 TEMPLATE_KEY = "tokenizer.chat_template"
+TEMPLATES_KEY = "tokenizer.chat_templates"
+DEFAULT_TEMPLATE = "default"
 
 _DAMAGED = "the file is damaged or was converted badly: fetch it again or convert it anew"
 
@@ -61,7 +63,7 @@ class Vocabulary:
     eos_id: int | None
     unknown_id: int | None
     end_ids: frozenset[int]
-    chat_template: str | None
+    chat_templates: Mapping[str, str]
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, object]) -> Vocabulary:
@@ -84,7 +86,7 @@ class Vocabulary:
             eos_id=roles["eos"],
             unknown_id=roles["unknown"],
             end_ids=frozenset(_end_ids(metadata, ids, kinds)),
-            chat_template=text_value(metadata, TEMPLATE_KEY),
+            chat_templates=MappingProxyType(_chat_templates(metadata)),
         )
 
     def of_kind(self, *kinds: TokenKind) -> dict[str, int]:
@@ -211,6 +213,15 @@ def _end_ids(metadata: Mapping[str, object], ids: Mapping[str, int], kinds: Sequ
     for name in names & ids.keys():
         if kinds[ids[name]] in (TokenKind.CONTROL, TokenKind.USER_DEFINED):
             yield ids[name]
+
+
+def _chat_templates(metadata: Mapping[str, object]) -> dict[str, str]:
+    """The template without a name as DEFAULT_TEMPLATE, and those that the file lists by name."""
+    keys = {DEFAULT_TEMPLATE: TEMPLATE_KEY}
+    if TEMPLATES_KEY in metadata:
+        keys |= {name: f"{TEMPLATE_KEY}.{name}" for name in _texts(metadata, TEMPLATES_KEY) if name != DEFAULT_TEMPLATE}
+    found = {name: text_value(metadata, key) for name, key in keys.items()}
+    return {name: source for name, source in found.items() if source is not None}
 
 
 def _twice(tokens: Sequence[str]) -> ModelError:

@@ -19,7 +19,7 @@ class Pieces:
     def token_bytes(self, id: int) -> bytes:
         return b"<|special|>" if id == SPECIAL else self.pieces[id]
 
-    def is_special(self, id: int) -> bool:
+    def is_silent(self, id: int) -> bool:
         return id == SPECIAL
 
 

@@ -314,7 +314,7 @@ def test_endless_template_ends_even_when_its_owner_was_killed() -> None:
 
 def ids_of(tokenizer: Tokenizer, messages: list[dict[str, Any]], source: str = CHATML, **more: Any) -> list[int]:
     with ChatTemplate(source) as template:
-        return encode_chat(tokenizer, template, messages, **more)
+        return encode_chat(tokenizer, template, messages, **more).ids
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
@@ -323,8 +323,9 @@ def test_ordinary_conversations_encode_as_their_rendered_text(
     tokenizer: Tokenizer, templates: dict[str, ChatTemplate], name: str, conversation: str
 ) -> None:
     messages, tools = CONVERSATIONS[conversation]
-    ids = encode_chat(tokenizer, templates[name], messages, tools=tools)
-    assert ids == tokenizer.encode(templates[name].render(messages, tools=tools), parse_special=True)
+    prompt = encode_chat(tokenizer, templates[name], messages, tools=tools)
+    assert prompt.text == templates[name].render(messages, tools=tools)
+    assert prompt.ids == tokenizer.encode(prompt.text, parse_special=True)
 
 
 def test_words_of_template_and_message_merge_across_their_border(tokenizer: Tokenizer) -> None:

@@ -195,8 +195,10 @@ def test_files_without_kinds_have_normal_tokens_only() -> None:
 
 
 def test_chat_template_is_the_files_own() -> None:
-    assert Tokenizer.from_metadata(metadata()).chat_template is None
-    assert Tokenizer.from_metadata({**metadata(), "tokenizer.chat_template": "{{ 1 }}"}).chat_template == "{{ 1 }}"
+    assert Tokenizer.from_metadata(metadata()).chat_templates == {}
+    assert Tokenizer.from_metadata({**metadata(), "tokenizer.chat_template": "{{ 1 }}"}).chat_templates == {
+        "default": "{{ 1 }}"
+    }
 
 
 def test_bytes_without_a_token_are_reported(caplog: pytest.LogCaptureFixture) -> None:
