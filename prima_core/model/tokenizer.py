@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prima_core.errors import ModelError, RequestError
@@ -19,6 +19,7 @@ from prima_core.model.vocabulary import KEY, TokenKind, Vocabulary, flag_value, 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Encoder
     from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import Split
 
 _log = logging.getLogger(__name__)
 
@@ -34,20 +35,35 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _MARKER = re.compile(r"<\|.*\|>", re.DOTALL)
 
 
+_C_SPACE = re.compile(r"[ \t\n\v\f\r]*")  # C's isspace, as in llama.cpp
+
+_OTHER_KINDS = {
+    "bert": "WordPiece",
+    "t5": "Unigram",
+    "rwkv": "RWKV's",
+    "plamo2": "PLaMo-2's",
+    "hybriddna": "DNA k-mers",
+    "whitespace": "whitespace words",
+}
+
+Encode = Callable[[str], list[int]]
+"""Token ids of a text without special tokens."""
+
+
 class Tokenizer:
     """A model's tokenizer. Immutable; any thread may use it."""
 
     def __init__(
-        self, vocabulary: Vocabulary, encoder: Encoder, table: Sequence[bytes], *, add_bos: bool, add_eos: bool
+        self, vocabulary: Vocabulary, encode: Encode, table: Sequence[bytes], *, add_bos: bool, add_eos: bool
     ) -> None:
         self._vocabulary = vocabulary
-        self._encoder = encoder
+        self._encode = encode
         self._bytes = table
         self._special = frozenset(vocabulary.of_kind(TokenKind.CONTROL, TokenKind.UNKNOWN).values())
         anywhere = vocabulary.of_kind(TokenKind.CONTROL, TokenKind.UNKNOWN, TokenKind.USER_DEFINED)
         in_text = {text: id for text, id in anywhere.items() if id not in self._special and not _MARKER.fullmatch(text)}
-        self._anywhere = _Finder(anywhere)
-        self._in_text = _Finder(in_text)
+        self._anywhere = _Finder(anywhere, vocabulary.space_eaters)
+        self._in_text = _Finder(in_text, vocabulary.space_eaters)
         self._hidden = _Finder({text: id for text, id in anywhere.items() if text not in in_text})
         self.add_bos = add_bos
         self.add_eos = add_eos
@@ -58,28 +74,29 @@ class Tokenizer:
     def from_metadata(cls, metadata: Mapping[str, object]) -> Tokenizer:
         """Build from the metadata of a GGUF file. Raises ModelError; `field` is the key at fault or not supported."""
         vocabulary = Vocabulary.from_metadata(metadata)
-        if vocabulary.model == "gpt2":
-            pre = _pre_tokenizer(metadata)
-            encoder, table, add_bos = (
-                _byte_level_encoder(metadata, vocabulary, pre),
-                _byte_level_table(vocabulary),
-                pre.add_bos,
-            )
-        elif vocabulary.model == "llama":
-            encoder, table, add_bos = (
-                _sentencepiece_encoder(metadata, vocabulary),
-                _sentencepiece_table(vocabulary),
-                True,
-            )
+        if vocabulary.model == "llama":
+            encode, table = _sentencepiece_encode(metadata, vocabulary), _sentencepiece_table(vocabulary)
+            return cls._with_flags(metadata, vocabulary, encode, table, add_bos=True)
+        pre = _pre_tokenizer(metadata, vocabulary.model)
+        if pre.is_raw:
+            encode, table = _raw_encode(metadata, vocabulary, pre), _sentencepiece_table(vocabulary)
         else:
-            raise ModelError(
-                f"tokenizer {vocabulary.model!r:.80} is not supported yet",
-                field=KEY + "model",
-                hint="gpt2 (byte-level BPE) and llama (SentencePiece BPE) are",
-            )
+            encode, table = _byte_level_encode(metadata, vocabulary, pre), _byte_level_table(vocabulary)
+        always = {f"{KEY}add_bos_token": True} if pre.always_bos and vocabulary.bos_id is not None else {}
+        return cls._with_flags({**metadata, **always}, vocabulary, encode, table, pre.add_bos)
+
+    @classmethod
+    def _with_flags(
+        cls,
+        metadata: Mapping[str, object],
+        vocabulary: Vocabulary,
+        encode: Encode,
+        table: Sequence[bytes],
+        add_bos: bool,
+    ) -> Tokenizer:
         return cls(
             vocabulary,
-            encoder,
+            encode,
             table,
             add_bos=_added(metadata, "bos", vocabulary.bos_id, add_bos),
             add_eos=_added(metadata, "eos", vocabulary.eos_id, False),
@@ -129,7 +146,7 @@ class Tokenizer:
         finder = self._anywhere if parse_special else self._in_text
         ids: list[int] = []
         for part in finder.split(_without_surrogates(text)):
-            ids.extend([part] if isinstance(part, int) else self._encoder.encode(part, add_special_tokens=False).ids)
+            ids.extend([part] if isinstance(part, int) else self._encode(part))
         return self._framed(ids) if add_special else ids
 
     def split_special(self, text: str) -> list[str | int]:
@@ -167,16 +184,18 @@ class Tokenizer:
 class _Finder:
     """Finds given tokens in a text, the longest that fits at the first place where one does.
 
-    The work for each character is bounded by the number of lengths that tokens have, however many tokens there are.
+    Of them, the `space_eaters` take away the white space that follows. The work for each character is bounded by the
+    number of lengths that tokens have, however many tokens there are.
     """
 
-    def __init__(self, ids: Mapping[str, int]) -> None:
+    def __init__(self, ids: Mapping[str, int], space_eaters: frozenset[int] = frozenset()) -> None:
         self.ids = {text: id for text, id in ids.items() if text}
         lengths: dict[str, set[int]] = {}
         for text in self.ids:
             lengths.setdefault(text[0], set()).add(len(text))
         self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
         self._first = re.compile("|".join(map(self._beginning, lengths))) if lengths else None
+        self._space_eaters = space_eaters
 
     def split(self, text: str) -> list[str | int]:
         parts: list[str | int] = []
@@ -188,7 +207,7 @@ class _Finder:
                 at += 1
                 continue
             parts += [text[begin:at], self.ids[token]]
-            begin = at = at + len(token)
+            begin = at = self._end_after(text, at + len(token), self.ids[token])
         parts.append(text[begin:])
         return [part for part in parts if part != ""]
 
@@ -212,6 +231,10 @@ class _Finder:
         follows = "" if "" in seconds else f"(?=[{''.join(map(re.escape, seconds))}]|\\Z)"
         return re.escape(first) + follows
 
+    def _end_after(self, text: str, end: int, id: int) -> int:
+        space = _C_SPACE.match(text, end) if id in self._space_eaters else None
+        return end if space is None else space.end()
+
     def _token_at(self, text: str, at: int) -> str | None:
         spelled = (text[at : at + length] for length in self._lengths[text[at]])
         return next((token for token in spelled if token in self.ids), None)
@@ -233,10 +256,17 @@ def _without_surrogates(text: str) -> str:
     return text
 
 
-# ---------------------------------------------------------------- byte-level BPE ("gpt2")
+# ---------------------------------------------------------------- byte-level BPE ("gpt2") and raw BPE ("gemma4")
 
 
-def _pre_tokenizer(metadata: Mapping[str, object]) -> PreTokenizer:
+def _pre_tokenizer(metadata: Mapping[str, object], model: str) -> PreTokenizer:
+    if model == "gemma4":
+        return PRE_TOKENIZERS["gemma4"]
+    if model != "gpt2":
+        kind = f" ({_OTHER_KINDS[model]})" if model in _OTHER_KINDS else ""
+        message = f"tokenizer {model!r:.80}{kind} is not supported yet"
+        hint = "gpt2 and gemma4 (byte-pair encodings) and llama (SentencePiece) are"
+        raise ModelError(message, field=KEY + "model", hint=hint)
     key = KEY + "pre"
     name = text_value(metadata, key)
     if name is None:  # llama.cpp guesses here, and warns that quality will be degraded
@@ -247,19 +277,51 @@ def _pre_tokenizer(metadata: Mapping[str, object]) -> PreTokenizer:
     return PRE_TOKENIZERS[name]
 
 
-def _byte_level_encoder(metadata: Mapping[str, object], vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
-    from tokenizers import Regex, pre_tokenizers
+def _encode_with(encoder: Encoder) -> Encode:
+    return lambda text: encoder.encode(text, add_special_tokens=False).ids
+
+
+def _byte_level_encode(metadata: Mapping[str, object], vocabulary: Vocabulary, pre: PreTokenizer) -> Encode:
     from tokenizers import Tokenizer as Encoder
+    from tokenizers import pre_tokenizers
 
     usable = _text_tokens(vocabulary)
-    model = _bpe(usable, read_merges(metadata, vocabulary, usable), ignore_merges=pre.ignore_merges)
-    encoder = Encoder(model)
-    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
+    encoder = Encoder(_bpe(usable, read_merges(metadata, vocabulary, usable), ignore_merges=pre.ignore_merges))
     spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    encoder.pre_tokenizer = pre_tokenizers.Sequence([*cuts, spell])
+    encoder.pre_tokenizer = pre_tokenizers.Sequence([*_cuts(pre), spell])
     spellings = _byte_spellings()
     _warn_of_lost_bytes(n_lost=sum(spellings[byte] not in usable for byte in _TEXT_BYTES))
-    return encoder
+    return _encode_with(encoder)
+
+
+def _raw_encode(metadata: Mapping[str, object], vocabulary: Vocabulary, pre: PreTokenizer) -> Encode:
+    from tokenizers import Tokenizer as Encoder
+    from tokenizers import normalizers, pre_tokenizers
+
+    usable = _text_tokens(vocabulary)
+    encoder = Encoder(_bpe(usable, read_merges(metadata, vocabulary, usable), byte_fallback=True))
+    encoder.normalizer = normalizers.Replace(" ", _SPACE)
+    encoder.pre_tokenizer = pre_tokenizers.Sequence(_cuts(pre))
+    _warn_of_lost_bytes(n_lost=sum(f"<0x{byte:02X}>" not in usable for byte in _TEXT_BYTES))
+    encode = _encode_with(encoder)
+    return _with_whole_newlines(encode, usable) if pre.whole_newlines else encode
+
+
+def _with_whole_newlines(encode: Encode, usable: Mapping[str, int]) -> Encode:
+    whole = {text: id for text, id in usable.items() if text and not text.strip("\n")}
+
+    def encode_lines(text: str) -> list[int]:
+        parts = filter(None, re.split(r"(\n+)", text))
+        return [id for part in parts for id in ([whole[part]] if part in whole else encode(part))]
+
+    return encode_lines
+
+
+def _cuts(pre: PreTokenizer) -> list[Split]:
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import Split
+
+    return [Split(Regex(pattern), "isolated") for pattern in pre.patterns]
 
 
 def _byte_level_table(vocabulary: Vocabulary) -> list[bytes]:
@@ -286,7 +348,7 @@ def _byte_spellings() -> list[str]:
 # ---------------------------------------------------------------- SentencePiece BPE ("llama")
 
 
-def _sentencepiece_encoder(metadata: Mapping[str, object], vocabulary: Vocabulary) -> Encoder:
+def _sentencepiece_encode(metadata: Mapping[str, object], vocabulary: Vocabulary) -> Encode:
     """SentencePiece joins the neighbours whose union has the best score: the same as merging every split of every piece
     in the order of scores. Bytes stand in for characters that no piece has."""
     from tokenizers import Tokenizer as Encoder
@@ -305,7 +367,7 @@ def _sentencepiece_encoder(metadata: Mapping[str, object], vocabulary: Vocabular
     prefix = [normalizers.Prepend(_SPACE)] if flag_value(metadata, KEY + "add_space_prefix", True) else []
     encoder.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
     _warn_of_lost_bytes(n_lost=sum(f"<0x{byte:02X}>" not in usable for byte in _TEXT_BYTES))
-    return encoder
+    return _encode_with(encoder)
 
 
 def _splits(piece: str) -> list[tuple[str, str]]:

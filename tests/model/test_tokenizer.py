@@ -215,7 +215,7 @@ def test_bytes_without_a_token_are_reported(caplog: pytest.LogCaptureFixture) ->
         (metadata(model=3), "model"),
         (metadata(model="rwkv"), "model"),
         (metadata(pre=None), "pre"),
-        (metadata(pre="default"), "pre"),
+        (metadata(pre="whitespace"), "pre"),
         (metadata(pre="never-heard-of"), "pre"),
         (metadata(tokens=None), "tokens"),
         (metadata(tokens="abc"), "tokens"),
