@@ -167,9 +167,7 @@ _DEEPSEEK_LLM = PreTokenizer(
         r"\p{N}+",
     )
 )
-_DEEPSEEK_CODER = PreTokenizer(
-    (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_ASIAN, r"\p{N}")
-)
+_DEEPSEEK_CODER = PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_ASIAN, r"\p{N}"))
 _BLOOM_WORDS = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 _BLOOM = PreTokenizer((_BLOOM_WORDS,))
 _VIKING = PreTokenizer((_BLOOM_WORDS, r"\p{N}"))

@@ -221,7 +221,10 @@ def _role_end_ids(metadata: Mapping[str, object], eos_id: int | None, n_tokens: 
 
 
 def _named_end_ids(metadata: Mapping[str, object], ids: Mapping[str, int], kinds: Sequence[int]) -> set[int]:
-    """Tokens outside of the text that end a turn by their well-known names."""
+    """Tokens that end a turn by their well-known names, and are no ordinary ones: to Qwen2, </s> is HTML.
+
+    To llama.cpp ordinary ones end it too.
+    """
     fills = (names for role, names in _FILL_END_NAMES.items() if f"{KEY}{role}_token_id" not in metadata)
     names = _END_NAMES.union(*fills) & ids.keys()
     ends = {name for name in names if kinds[ids[name]] in (TokenKind.CONTROL, TokenKind.USER_DEFINED)}

@@ -70,8 +70,12 @@ def _tokenized(pre: str, vocabulary: splits.SplitVocabulary, texts: Sequence[str
 def _written(path: Path, metadata: dict[str, Any]) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in metadata.items():
-        add = {str: writer.add_string, int: writer.add_uint32, list: writer.add_array}[type(value)]
-        add(key, value)
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        else:
+            writer.add_array(key, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from prima_core.model.pretokenizers import PRE_TOKENIZERS
@@ -20,9 +22,7 @@ def test_fixture_has_every_name() -> None:
 
 
 @pytest.mark.parametrize("group", splits.fixture()["splits"], ids=lambda group: group["names"][0])
-def test_texts_split_as_in_llamacpp(
-    group: dict[str, list[str]], vocabularies: dict[bool, splits.SplitVocabulary]
-) -> None:
+def test_texts_split_as_in_llamacpp(group: dict[str, Any], vocabularies: dict[bool, splits.SplitVocabulary]) -> None:
     vocabulary = vocabularies[group["names"][0] in splits.RAW]
     tokenizer = Tokenizer.from_metadata(vocabulary.metadata(group["names"][0]))
     texts, lengths = splits.fixture()["texts"], splits.fixture()["lengths"]
