@@ -179,8 +179,9 @@ def encode_chat(
     template's; then the character is taken out. A conversation without such spellings is encoded as its rendered text.
     No bos is added: templates write it themselves.
 
-    Messages go to the template as they are, with two exceptions: developers speak as the system where the template
-    does not know them, and the arguments of tool calls are given as objects unless the template fails with those.
+    Messages go to the template as they are, with three exceptions: developers speak as the system where the template
+    does not know them, no content is an empty text, and the arguments of tool calls are given as objects unless the
+    template fails with those.
 
     Raises TemplateError as `ChatTemplate.render`, RequestError for an unknown role, for a variable that is not the
     request's to set, and for wildly nested messages.
@@ -209,7 +210,7 @@ def encode_chat(
 
 def _forms(messages: Sequence[Message], template: ChatTemplate) -> list[Sequence[Message]]:
     """The messages as a template may want them, the likeliest first."""
-    spoken = messages if template.knows("developer") else [*map(_without_developer, messages)]
+    spoken = [_with_content(message if template.knows("developer") else _as_system(message)) for message in messages]
     objects = [*map(_with_object_arguments, spoken)]
     return [objects, spoken] if objects != spoken else [spoken]
 
@@ -223,8 +224,13 @@ def _first_that_renders(render: Callable[[Sequence[Message]], str], forms: Seque
     return render(forms[-1])
 
 
-def _without_developer(message: Message) -> Message:
+def _as_system(message: Message) -> Message:
     return {**message, "role": "system"} if message.get("role") == "developer" else message
+
+
+def _with_content(message: Message) -> Message:
+    """Clients send null beside tool calls; templates then write "None", or search in it and fail."""
+    return {**message, "content": ""} if message.get("content") is None else message
 
 
 def _with_object_arguments(message: Message) -> Message:

@@ -35,6 +35,13 @@ _FILL_END_NAMES = {
     "fim_rep": frozenset({"<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"}),
     "fim_sep": frozenset({"<|file_sep|>"}),
 }
+# What stands before, after and for the code to fill in.
+_FILL_NAMES = frozenset(
+    {"<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<PRE>", "\u2581<PRE>", "<|code_prefix|>", "<|prefix|>"}
+    | {"<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<SUF>", "\u2581<SUF>", "<|code_suffix|>", "<|suffix|>"}
+    | {"<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<MID>", "\u2581<MID>", "<|code_middle|>", "<|middle|>"}
+    | {f"<\uff5cfim\u2581{place}\uff5c>" for place in ("begin", "hole", "end")}
+)
 
 # SentencePiece's own ids, which old files do not say.
 _SENTENCEPIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}
@@ -79,8 +86,9 @@ class Vocabulary:
             raise _twice(tokens)
         kinds = _kinds(metadata, len(tokens))
         named_ends = _named_end_ids(metadata, ids, kinds)
-        for id in named_ends:
-            kinds[id] = TokenKind.CONTROL  # some converters call them USER_DEFINED
+        for id in named_ends.union(ids[name] for name in _FILL_NAMES & ids.keys()):
+            if kinds[id] == TokenKind.USER_DEFINED:  # so some converters call them, and a text would spell them
+                kinds[id] = TokenKind.CONTROL
         roles = {role: _role_id(metadata, role, model, kinds) for role in ("bos", "eos", "unknown")}
         return cls(
             model=model,

@@ -269,6 +269,14 @@ def test_token_that_ends_a_turn_by_its_name_is_special_whatever_the_file_calls_i
     assert ADDED not in tokenizer.encode(f"a{name}b")
 
 
+@pytest.mark.parametrize("name", ["<|fim_prefix|>", "<fim_suffix>", "<\uff5cfim\u2581hole\uff5c>"])
+def test_marks_around_code_to_fill_in_are_special_and_end_nothing(name: str) -> None:
+    tokenizer = Tokenizer.from_metadata(with_tokens(name, kind=TokenKind.USER_DEFINED))
+    assert tokenizer.is_special(ADDED)
+    assert ADDED not in tokenizer.eos_ids
+    assert ADDED not in tokenizer.encode(f"a{name}b")
+
+
 @pytest.mark.parametrize(
     ("names", "kept"),
     [
