@@ -22,6 +22,7 @@ from prima_core.events import RequestDone
 from prima_core.interfaces import Credentials
 from prima_core.model.chat import ChatPrompt, ChatTemplate, Message, encode_chat
 from prima_core.model.tokenizer import Tokenizer
+from prima_core.model.vocabulary import DEFAULT_TEMPLATE
 from prima_core.model.weights import Model
 from prima_core.node.coordinate import Planning, model_facts, room_of
 from prima_core.node.driver import Cancel, Driver, Joined, Lost, Member, Reported, State, Status, Submit
@@ -45,7 +46,9 @@ DEFAULT_CONTEXT = 8192
 
 @dataclass(frozen=True, slots=True)
 class HeadOptions:
-    """`listen`: where nodes join; None: none can. `wait`: nodes before the first plan, with this one."""
+    """`listen`: where nodes join; None: none can. `wait`: nodes before the first plan, with this one.
+
+    `chat_template`: the name of one of the model file's."""
 
     node: NodeOptions = field(default_factory=NodeOptions)
     name: str = "head"
@@ -60,6 +63,7 @@ class HeadOptions:
     chunk: int = 64
     wire: WirePolicy = WirePolicy.AUTO
     sampling: Sampling = field(default_factory=Sampling)
+    chat_template: str = DEFAULT_TEMPLATE
     log_level: str = "warning"
 
 
@@ -87,7 +91,7 @@ class Head:
         self._secret = secret
         self._tell = tell
         self._numbers = itertools.count(1)
-        self._template = ChatTemplate.from_tokenizer(self.tokenizer)
+        self._template = ChatTemplate.from_tokenizer(self.tokenizer, options.chat_template)
         self._exits = ExitStack()
         self._membership: Membership | None = None
         credentials = Credentials(secret)

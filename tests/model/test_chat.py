@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import pytest
@@ -83,7 +83,7 @@ def in_transformers(source: str, messages: list[dict[str, Any]], **settings: Any
 
     settings |= {"bos_token": "<s>", "eos_token": "</s>"}
     try:
-        return cast("str", render_jinja_template([messages], chat_template=source, **settings)[0][0])
+        return render_jinja_template([messages], chat_template=source, **settings)[0][0]
     except (JinjaError, TypeError):
         return None
 
