@@ -49,7 +49,7 @@ def cli() -> None:
 
 @cli.command()
 @model_argument
-@options("host", "port", "api_key", *CONTEXT, "parallel", *SAMPLING)
+@options("host", "port", "api_key", *CONTEXT, "parallel", "chat_template", *SAMPLING)
 @options(*NODE, *RING, "wait", "listen", "advertise", "token_file", "name", "log_level")
 @click.pass_obj
 def serve(registry: Registry, /, model: str | None, **settings: Any) -> None:  # Any: the values of config.TABLE
@@ -77,7 +77,7 @@ def join(registry: Registry, /, head: str, until_stdin_closes: bool, **settings:
 @model_argument
 @click.option("-p", "--prompt", required=True, help="What to ask; - reads standard input.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
-@options("max_tokens", *SAMPLING, "seed", *NODE, *RING, *CONTEXT, "log_level")
+@options("max_tokens", "chat_template", *SAMPLING, "seed", *NODE, *RING, *CONTEXT, "log_level")
 @as_json
 @click.pass_obj
 def run(registry: Registry, /, model: str | None, prompt: str, raw: bool, as_json: bool, **settings: Any) -> None:
@@ -90,7 +90,7 @@ def run(registry: Registry, /, model: str | None, prompt: str, raw: bool, as_jso
 
 @cli.command()
 @model_argument
-@options("max_tokens", *SAMPLING, "seed", *NODE, *RING, *CONTEXT, "log_level")
+@options("max_tokens", "chat_template", *SAMPLING, "seed", *NODE, *RING, *CONTEXT, "log_level")
 @click.pass_obj
 def chat(registry: Registry, /, model: str | None, **settings: Any) -> None:
     """Talk to MODEL in the terminal."""

@@ -62,6 +62,7 @@ TABLE = (
     Setting("model_file", ("--model",), _FILE, None, "Model file of this node."),
     Setting("models", ("--models",), _FOLDER, None, "Folder in which this node looks for the model."),
     Setting("name", ("--name",), str, None, "This node's name in plans.  [default: the host's name]"),
+    Setting("chat_template", ("--chat-template",), str, "default", "The chat template, of those that the model file names."),
     Setting("temp", ("--temp",), click.FloatRange(0, 100), None, "Sampling temperature; 0: always the likeliest token."),
     Setting("top_k", ("--top-k",), click.IntRange(min=0), None, "Draw from the K likeliest tokens; 0: from all."),
     Setting("top_p", ("--top-p",), click.FloatRange(0, 1), None, "Draw from the likeliest tokens that make up P."),

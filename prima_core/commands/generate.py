@@ -118,7 +118,7 @@ def run(model: str | None, prompt: str, raw: bool, as_json: bool, settings: Sett
 def _prompt_ids(head: Head, prompt: str, raw: bool) -> list[int]:
     if raw:
         return head.tokenizer.encode(prompt, add_special=True)
-    return head.encode_chat([{"role": "user", "content": prompt}])
+    return head.encode_chat([{"role": "user", "content": prompt}]).ids
 
 
 def _write(text: str) -> None:
@@ -161,7 +161,7 @@ def _answer(head: Head, messages: list[dict[str, str]], line: str, settings: Set
     messages.append({"role": "user", "content": line})
     text: list[str] = []
     try:
-        for event in events(head, make_request(head, head.encode_chat(messages), settings)):
+        for event in events(head, make_request(head, head.encode_chat(messages).ids, settings)):
             text.append(event.text)
             _write(text[-1])
     except KeyboardInterrupt:

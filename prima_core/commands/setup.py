@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from prima_core.config import CLUSTER_PORT, SETTINGS
 from prima_core.engine.request import Sampling
 from prima_core.errors import ConfigError
+from prima_core.model.vocabulary import DEFAULT_TEMPLATE
 from prima_core.model.weights import Model, open_model
 from prima_core.node.driver import State, Status
 from prima_core.node.head import Head, HeadOptions
@@ -111,6 +112,7 @@ def head_options(settings: Settings, metadata: Mapping[str, object]) -> HeadOpti
         chunk=settings.get("chunk", 64),
         wire=WirePolicy(settings.get("wire", "auto")),
         sampling=sampling(settings, metadata),
+        chat_template=settings.get("chat_template", DEFAULT_TEMPLATE),
         log_level=settings["log_level"],
     )
 

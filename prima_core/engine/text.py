@@ -14,11 +14,11 @@ class TokenBytes(Protocol):
 
     def token_bytes(self, id: int) -> bytes: ...
 
-    def is_special(self, id: int) -> bool: ...
+    def is_silent(self, id: int) -> bool: ...
 
 
 class TextStream:
-    """The text of one sequence as it grows. Special tokens are silent.
+    """The text of one sequence as it grows. Special tokens are silent, but for the tags of reasoning.
 
     The text ends before the stop string that is complete first (of several that end at the same place, the one that
     begins first), wherever tokens end. One thread at a time.
@@ -37,7 +37,7 @@ class TextStream:
         """Take a token; give the text that is safe to send now, maybe none. After a stop string: always none.
 
         Stop strings are not looked for in text that comes while the stream may not stop."""
-        if self.stopped or self._tokenizer.is_special(id):
+        if self.stopped or self._tokenizer.is_silent(id):
             return ""
         text = self._decoder.decode(self._tokenizer.token_bytes(id))
         return self._take(text) if may_stop else text

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from prima_core.errors import ClusterError, RequestError, TemplateError
+from prima_core.errors import ClusterError, ConfigError, RequestError, TemplateError
 from prima_core.model.chat_process import ChatProcess, DeadChildError, OutOfTimeError
 from prima_core.model.chat_worker import MAX_REQUEST_BYTES, MAX_TEXT_CHARACTERS, Reply
+from prima_core.model.vocabulary import DEFAULT_TEMPLATE
 
 if TYPE_CHECKING:
     from prima_core.model.tokenizer import Tokenizer
@@ -32,10 +34,21 @@ CHATML = (
 # A template may build a special token out of a role ('<|' + role + '|>'), so roles are not free text.
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython"})
 
+# What every template gets from us; a request's own variables must not stand in their place.
+_OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"})
+
 _RENDER_S = 2.0  # a large template over a long conversation takes some 30 ms
 _QUEUE_S = 30.0
 _MEMORY_BYTES = 512 * 1024 * 1024  # of address space; Python with jinja2 takes about 60 MB of it
-_NO_CHAT = "give the prompt as text instead: `prima run --raw`"
+_NO_CHAT = "give the prompt as text instead: `prima run --raw`, or POST /v1/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation as the model takes it: token ids, and the text that they stand for."""
+
+    ids: list[int]
+    text: str
 
 
 class ChatTemplate:
@@ -53,31 +66,48 @@ class ChatTemplate:
         self._turn = threading.Lock()
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Tokenizer) -> Self:
-        """The model's own template, else ChatML where the vocabulary has its tokens, else none."""
+    def from_tokenizer(cls, tokenizer: Tokenizer, name: str = DEFAULT_TEMPLATE) -> Self:
+        """The model's own template of that name, else ChatML where the vocabulary has its tokens, else none.
+
+        Raises ConfigError for a name, other than the default, that the file does not list.
+        """
         bos, eos = _spelling(tokenizer, tokenizer.bos_id), _spelling(tokenizer, tokenizer.eos_id)
-        if tokenizer.chat_template is not None:
-            return cls(tokenizer.chat_template, bos, eos)
+        if name in tokenizer.chat_templates:
+            return cls(tokenizer.chat_templates[name], bos, eos)
+        if name != DEFAULT_TEMPLATE:
+            known = ", ".join(sorted(tokenizer.chat_templates)) or "none"
+            raise ConfigError(f"the model has no chat template {name!r:.80}", hint=f"it has {known}")
         has_chatml = tokenizer.find("<|im_start|>") is not None
         return cls(CHATML if has_chatml else None, bos if tokenizer.add_bos else "", eos)
 
+    def knows(self, role: str) -> bool:
+        """Whether the template names a role anywhere."""
+        return self.source is not None and role in self.source
+
     def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, tools: Sequence[Message] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Message] | None = None,
+        variables: Mapping[str, Any] | None = None,  # Any: JSON
     ) -> str:
         """The conversation as the text that the model was trained on.
 
+        `variables` are the template's own, such as enable_thinking; those that it does not have change nothing.
         Raises TemplateError when the template refuses it, is broken, or asks for too much time, memory or text.
         """
         if self.source is None:
             raise TemplateError("the model has no chat template", hint=_NO_CHAT)
-        variables = {
+        everything = {
+            **(variables or {}),
             "messages": messages,
             "tools": tools,
             "add_generation_prompt": add_generation_prompt,
             "documents": None,
         }
         # The child's own limit is for when we are no longer there to kill it.
-        request = json.dumps({"limit_s": self._limit_s * 2, "variables": variables}).encode()
+        request = json.dumps({"limit_s": self._limit_s * 2, "variables": everything}).encode()
         if len(request) > MAX_REQUEST_BYTES:
             message = f"the conversation has {len(request)} bytes; {MAX_REQUEST_BYTES} are allowed"
             raise RequestError(message, param="messages")
@@ -140,27 +170,89 @@ def encode_chat(
     *,
     add_generation_prompt: bool = True,
     tools: Sequence[Message] | None = None,
-) -> list[int]:
-    """The token ids of a conversation. Special tokens come from the template alone: in messages their spelling is text.
+    variables: Mapping[str, Any] | None = None,  # Any: JSON
+) -> ChatPrompt:
+    """A conversation as token ids. Special tokens come from the template alone: in messages their spelling is text.
 
     A template may trim or cut what messages say, so that they cannot be found again in its output. Therefore special
     tokens in messages get a character inside that occurs nowhere; what still reads as special after rendering is the
     template's; then the character is taken out. A conversation without such spellings is encoded as its rendered text.
     No bos is added: templates write it themselves.
 
-    Raises TemplateError as `ChatTemplate.render`, RequestError for an unknown role or wildly nested messages.
+    Messages go to the template as they are, with three exceptions: developers speak as the system where the template
+    does not know them, no content is an empty text, and the arguments of tool calls are given as objects unless the
+    template fails with those.
+
+    Raises TemplateError as `ChatTemplate.render`, RequestError for an unknown role, for a variable that is not the
+    request's to set, and for wildly nested messages.
     """
     for message in messages:
         _check_role(message.get("role"))
+    _check_variables(variables or {})
     try:
-        mark = _unused_character(json.dumps([messages, tools, template.source], ensure_ascii=False))
-        disarmed = [_with_texts(part, lambda text: tokenizer.disarm(text, mark)) for part in (messages, tools)]
+        forms = _forms(messages, template)
+        mark = _unused_character(json.dumps([forms, tools, variables, template.source], ensure_ascii=False))
+
+        def render(form: Sequence[Message]) -> str:
+            said, offered, own = (_with_texts(part, disarm) for part in (form, tools, variables))
+            return template.render(said, add_generation_prompt=add_generation_prompt, tools=offered, variables=own)
+
+        def disarm(text: str) -> str:
+            return tokenizer.disarm(text, mark)
+
+        text = _first_that_renders(render, forms)
     except RecursionError:
         raise RequestError("messages or tools are nested too deeply", param="messages") from None
-    text = template.render(disarmed[0], add_generation_prompt=add_generation_prompt, tools=disarmed[1])
     parts = tokenizer.split_special(text)
     ids = ([part] if isinstance(part, int) else tokenizer.encode(part.replace(mark, "")) for part in parts)
-    return list(chain.from_iterable(ids))
+    return ChatPrompt(list(chain.from_iterable(ids)), text.replace(mark, ""))
+
+
+def _forms(messages: Sequence[Message], template: ChatTemplate) -> list[Sequence[Message]]:
+    """The messages as a template may want them, the likeliest first."""
+    spoken = [_with_content(message if template.knows("developer") else _as_system(message)) for message in messages]
+    objects = [*map(_with_object_arguments, spoken)]
+    return [objects, spoken] if objects != spoken else [spoken]
+
+
+def _first_that_renders(render: Callable[[Sequence[Message]], str], forms: Sequence[Sequence[Message]]) -> str:
+    for form in forms[:-1]:
+        try:
+            return render(form)
+        except TemplateError:
+            continue  # some templates write arguments as the text that they are in OpenAI's format
+    return render(forms[-1])
+
+
+def _as_system(message: Message) -> Message:
+    return {**message, "role": "system"} if message.get("role") == "developer" else message
+
+
+def _with_content(message: Message) -> Message:
+    """Clients send null beside tool calls; templates then write "None", or search in it and fail."""
+    return {**message, "content": ""} if message.get("content") is None else message
+
+
+def _with_object_arguments(message: Message) -> Message:
+    """OpenAI's format has arguments as JSON in a text, most templates want what it says."""
+    calls = message.get("tool_calls")
+    return {**message, "tool_calls": [*map(_object_call, calls)]} if isinstance(calls, list) else message
+
+
+def _object_call(call: Any) -> Any:  # Any: JSON, as a client sent it
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
+
+
+def _check_variables(variables: Mapping[str, Any]) -> None:
+    for name in variables.keys() & _OURS:
+        raise RequestError(f"chat_template_kwargs must not set {name!r}", param="chat_template_kwargs")
 
 
 def _check_role(role: object) -> None:

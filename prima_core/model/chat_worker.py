@@ -86,7 +86,8 @@ def _renderer(setup: Request) -> Callable[[Request], str]:
     def render(request: Request) -> str:
         nonlocal template  # compiled at the first request, under its time limit: constants are folded by compiling
         template = template or env.from_string(setup["source"])
-        return _joined(template.generate(bos_token=setup["bos"], eos_token=setup["eos"], **request["variables"]))
+        tokens = {"bos_token": setup["bos"], "eos_token": setup["eos"]}
+        return _joined(template.generate(request["variables"] | tokens))
 
     return render
 

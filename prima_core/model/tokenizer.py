@@ -6,79 +6,49 @@ the library's decoder gets tokens wrong that are stored as plain text, and a tab
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
 from prima_core.errors import ModelError, RequestError
-from prima_core.model.pretokenizers import PRE_TOKENIZERS, PreTokenizer
-from prima_core.model.vocabulary import KEY, TokenKind, Vocabulary, flag_value, read_merges, read_scores, text_value
+from prima_core.model.coding import Coding, coding_of
+from prima_core.model.reasoning import find_reasoning_tags
+from prima_core.model.vocabulary import KEY, TokenKind, Vocabulary, flag_value
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Encoder
-    from tokenizers.models import BPE
-
-_log = logging.getLogger(__name__)
-
-_SPACE = "\u2581"  # how SentencePiece vocabularies write a space
-_TEXT_BYTES = (
-    *range(0xC0),
-    *range(0xC2, 0xF1),
-    0xF3,
-    0xF4,
-)  # no assigned character has the others
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # Some converters store turn markers as USER_DEFINED. They are never read out of plain text all the same.
 _MARKER = re.compile(r"<\|.*\|>", re.DOTALL)
+
+
+_C_SPACE = re.compile(r"[ \t\n\v\f\r]*")  # C's isspace, as in llama.cpp
 
 
 class Tokenizer:
     """A model's tokenizer. Immutable; any thread may use it."""
 
-    def __init__(
-        self, vocabulary: Vocabulary, encoder: Encoder, table: Sequence[bytes], *, add_bos: bool, add_eos: bool
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, coding: Coding, *, add_bos: bool, add_eos: bool) -> None:
         self._vocabulary = vocabulary
-        self._encoder = encoder
-        self._bytes = table
+        self._encode = coding.encode
+        self._bytes = coding.table
         self._special = frozenset(vocabulary.of_kind(TokenKind.CONTROL, TokenKind.UNKNOWN).values())
         anywhere = vocabulary.of_kind(TokenKind.CONTROL, TokenKind.UNKNOWN, TokenKind.USER_DEFINED)
         in_text = {text: id for text, id in anywhere.items() if id not in self._special and not _MARKER.fullmatch(text)}
-        self._anywhere = _Finder(anywhere)
-        self._in_text = _Finder(in_text)
+        self._anywhere = _Finder(anywhere, vocabulary.space_eaters)
+        self._in_text = _Finder(in_text, vocabulary.space_eaters)
         self._hidden = _Finder({text: id for text, id in anywhere.items() if text not in in_text})
         self.add_bos = add_bos
         self.add_eos = add_eos
+        self.reasoning_tags = find_reasoning_tags(anywhere, vocabulary.chat_templates.values())
+        self._silent = self._special - (self.reasoning_tags.ids if self.reasoning_tags else frozenset())
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, object]) -> Tokenizer:
         """Build from the metadata of a GGUF file. Raises ModelError; `field` is the key at fault or not supported."""
         vocabulary = Vocabulary.from_metadata(metadata)
-        if vocabulary.model == "gpt2":
-            pre = _pre_tokenizer(metadata)
-            encoder, table, add_bos = (
-                _byte_level_encoder(metadata, vocabulary, pre),
-                _byte_level_table(vocabulary),
-                pre.add_bos,
-            )
-        elif vocabulary.model == "llama":
-            encoder, table, add_bos = (
-                _sentencepiece_encoder(metadata, vocabulary),
-                _sentencepiece_table(vocabulary),
-                True,
-            )
-        else:
-            raise ModelError(
-                f"tokenizer {vocabulary.model!r:.80} is not supported yet",
-                field=KEY + "model",
-                hint="gpt2 (byte-level BPE) and llama (SentencePiece BPE) are",
-            )
+        coding = coding_of(metadata, vocabulary)
+        add_bos = _added(metadata, "bos", vocabulary.bos_id, coding.add_bos)
         return cls(
             vocabulary,
-            encoder,
-            table,
-            add_bos=_added(metadata, "bos", vocabulary.bos_id, add_bos),
+            coding,
+            add_bos=add_bos or (coding.always_bos and vocabulary.bos_id is not None),
             add_eos=_added(metadata, "eos", vocabulary.eos_id, False),
         )
 
@@ -101,13 +71,17 @@ class Tokenizer:
         return self._vocabulary.end_ids
 
     @property
-    def chat_template(self) -> str | None:
-        """The file's Jinja source, or None."""
-        return self._vocabulary.chat_template
+    def chat_templates(self) -> Mapping[str, str]:
+        """The file's Jinja sources by name; "default" is the one without a name. Empty where there are none."""
+        return self._vocabulary.chat_templates
 
     def is_special(self, id: int) -> bool:
         """Whether the token is a control token, which stands for no text."""
         return id in self._special
+
+    def is_silent(self, id: int) -> bool:
+        """Whether the token is none of an answer's text: a control token that is no tag around a model's reasoning."""
+        return id in self._silent
 
     def find(self, text: str) -> int | None:
         """The id of the token that the file spells exactly so, or None."""
@@ -122,7 +96,7 @@ class Tokenizer:
         finder = self._anywhere if parse_special else self._in_text
         ids: list[int] = []
         for part in finder.split(_without_surrogates(text)):
-            ids.extend([part] if isinstance(part, int) else self._encoder.encode(part, add_special_tokens=False).ids)
+            ids.extend([part] if isinstance(part, int) else self._encode(part))
         return self._framed(ids) if add_special else ids
 
     def split_special(self, text: str) -> list[str | int]:
@@ -160,16 +134,18 @@ class Tokenizer:
 class _Finder:
     """Finds given tokens in a text, the longest that fits at the first place where one does.
 
-    The work for each character is bounded by the number of lengths that tokens have, however many tokens there are.
+    Of them, the `space_eaters` take away the white space that follows. The work for each character is bounded by the
+    number of lengths that tokens have, however many tokens there are.
     """
 
-    def __init__(self, ids: Mapping[str, int]) -> None:
+    def __init__(self, ids: Mapping[str, int], space_eaters: frozenset[int] = frozenset()) -> None:
         self.ids = {text: id for text, id in ids.items() if text}
         lengths: dict[str, set[int]] = {}
         for text in self.ids:
             lengths.setdefault(text[0], set()).add(len(text))
         self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
         self._first = re.compile("|".join(map(self._beginning, lengths))) if lengths else None
+        self._space_eaters = space_eaters
 
     def split(self, text: str) -> list[str | int]:
         parts: list[str | int] = []
@@ -181,7 +157,7 @@ class _Finder:
                 at += 1
                 continue
             parts += [text[begin:at], self.ids[token]]
-            begin = at = at + len(token)
+            begin = at = self._end_after(text, at + len(token), self.ids[token])
         parts.append(text[begin:])
         return [part for part in parts if part != ""]
 
@@ -205,6 +181,10 @@ class _Finder:
         follows = "" if "" in seconds else f"(?=[{''.join(map(re.escape, seconds))}]|\\Z)"
         return re.escape(first) + follows
 
+    def _end_after(self, text: str, end: int, id: int) -> int:
+        space = _C_SPACE.match(text, end) if id in self._space_eaters else None
+        return end if space is None else space.end()
+
     def _token_at(self, text: str, at: int) -> str | None:
         spelled = (text[at : at + length] for length in self._lengths[text[at]])
         return next((token for token in spelled if token in self.ids), None)
@@ -224,127 +204,3 @@ def _without_surrogates(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
-
-
-# ---------------------------------------------------------------- byte-level BPE ("gpt2")
-
-
-def _pre_tokenizer(metadata: Mapping[str, object]) -> PreTokenizer:
-    key = KEY + "pre"
-    name = text_value(metadata, key)
-    if name is None:  # llama.cpp guesses here, and warns that quality will be degraded
-        raise ModelError("is missing", field=key, hint="convert the model anew with a current llama.cpp")
-    if name not in PRE_TOKENIZERS:
-        known = ", ".join(sorted(PRE_TOKENIZERS))
-        raise ModelError(f"{name!r:.80} is not supported yet", field=key, hint=f"known are {known}")
-    return PRE_TOKENIZERS[name]
-
-
-def _byte_level_encoder(metadata: Mapping[str, object], vocabulary: Vocabulary, pre: PreTokenizer) -> Encoder:
-    from tokenizers import Regex, pre_tokenizers
-    from tokenizers import Tokenizer as Encoder
-
-    usable = _text_tokens(vocabulary)
-    model = _bpe(usable, read_merges(metadata, vocabulary, usable), ignore_merges=pre.ignore_merges)
-    encoder = Encoder(model)
-    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
-    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    encoder.pre_tokenizer = pre_tokenizers.Sequence([*cuts, spell])
-    spellings = _byte_spellings()
-    _warn_of_lost_bytes(n_lost=sum(spellings[byte] not in usable for byte in _TEXT_BYTES))
-    return encoder
-
-
-def _byte_level_table(vocabulary: Vocabulary) -> list[bytes]:
-    spelled = {ord(character): byte for byte, character in enumerate(_byte_spellings())}
-    return [_byte_level_bytes(*entry, spelled) for entry in zip(vocabulary.tokens, vocabulary.kinds, strict=True)]
-
-
-def _byte_level_bytes(token: str, kind: int, spelled: Mapping[int, int]) -> bytes:
-    if kind == TokenKind.NORMAL:
-        try:
-            return token.translate(spelled).encode("latin-1")
-        except UnicodeEncodeError:  # a token that was added as plain text
-            return token.encode()
-    return _plain_bytes(token, kind)
-
-
-def _byte_spellings() -> list[str]:
-    """The character that stands for each byte in byte-level vocabularies (GPT-2's `bytes_to_unicode`)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte if byte in printable else 256 + others.index(byte)) for byte in range(256)]
-
-
-# ---------------------------------------------------------------- SentencePiece BPE ("llama")
-
-
-def _sentencepiece_encoder(metadata: Mapping[str, object], vocabulary: Vocabulary) -> Encoder:
-    """SentencePiece joins the neighbours whose union has the best score: the same as merging every split of every piece
-    in the order of scores. Bytes stand in for characters that no piece has."""
-    from tokenizers import Tokenizer as Encoder
-    from tokenizers import normalizers
-
-    if flag_value(metadata, KEY + "remove_extra_whitespaces", False):
-        raise ModelError("is not supported yet", field=KEY + "remove_extra_whitespaces")
-    scores = read_scores(metadata, len(vocabulary.tokens))
-    usable = _text_tokens(vocabulary)
-    pieces = sorted(vocabulary.of_kind(TokenKind.NORMAL).items(), key=lambda piece: -scores[piece[1]])
-    merges = [pair for text, _ in pieces for pair in _splits(text) if pair[0] in usable and pair[1] in usable]
-    unknown = None if vocabulary.unknown_id is None else vocabulary.tokens[vocabulary.unknown_id]
-    if unknown is not None:
-        usable[unknown] = vocabulary.ids[unknown]
-    encoder = Encoder(_bpe(usable, merges, byte_fallback=True, unk_token=unknown))
-    prefix = [normalizers.Prepend(_SPACE)] if flag_value(metadata, KEY + "add_space_prefix", True) else []
-    encoder.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
-    _warn_of_lost_bytes(n_lost=sum(f"<0x{byte:02X}>" not in usable for byte in _TEXT_BYTES))
-    return encoder
-
-
-def _splits(piece: str) -> list[tuple[str, str]]:
-    return [(piece[:at], piece[at:]) for at in range(1, len(piece))]
-
-
-def _sentencepiece_table(vocabulary: Vocabulary) -> list[bytes]:
-    return [
-        token.replace(_SPACE, " ").encode() if kind == TokenKind.NORMAL else _plain_bytes(token, kind)
-        for token, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True)
-    ]
-
-
-# ---------------------------------------------------------------- both
-
-
-def _text_tokens(vocabulary: Vocabulary) -> dict[str, int]:
-    """The tokens that merging may make: no special token ever comes out of plain text."""
-    return vocabulary.of_kind(
-        TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED, TokenKind.BYTE, TokenKind.UNDEFINED
-    )
-
-
-def _plain_bytes(token: str, kind: int) -> bytes:
-    byte = _BYTE_TOKEN.fullmatch(token) if kind == TokenKind.BYTE else None
-    return bytes.fromhex(byte[1]) if byte else token.encode()
-
-
-def _bpe(
-    vocab: dict[str, int],
-    merges: list[tuple[str, str]],
-    *,
-    ignore_merges: bool = False,
-    byte_fallback: bool = False,
-    unk_token: str | None = None,
-) -> BPE:
-    from tokenizers.models import BPE
-
-    try:
-        return BPE(
-            vocab, merges, ignore_merges=ignore_merges, byte_fallback=byte_fallback, unk_token=unk_token, fuse_unk=False
-        )
-    except Exception as error:  # the library raises bare Exception
-        raise ModelError(f"the vocabulary is not usable: {error}", field=KEY + "tokens") from error
-
-
-def _warn_of_lost_bytes(n_lost: int) -> None:
-    if n_lost:
-        _log.warning("the vocabulary has no token for %d of the bytes that texts are made of: they get lost", n_lost)

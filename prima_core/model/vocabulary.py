@@ -17,24 +17,34 @@ from prima_core.errors import ModelError
 
 KEY = "tokenizer.ggml."
 TEMPLATE_KEY = "tokenizer.chat_template"
+TEMPLATES_KEY = "tokenizer.chat_templates"
+DEFAULT_TEMPLATE = "default"
 
 _DAMAGED = "the file is damaged or was converted badly: fetch it again or convert it anew"
 
-# Texts that end a turn in well-known models. Files often name only one of them as eos.
+# Texts that end a turn in well-known models, as in llama.cpp. Files often name only one of them as eos.
 _END_NAMES = frozenset(
-    {
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|im_end|>",
-        "<|end|>",
-        "<|return|>",
-        "<|call|>",
-        "<end_of_turn>",
-        "<end_of_utterance>",
-    }
-    | {"<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<EOT>", "<\uff5cend\u2581of\u2581sentence\uff5c>"}
-    | {"<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"}
+    {"<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>"}
+    | {"<end_of_turn>", "<end_of_utterance>", "<turn|>", "<|tool_response>", "[e~["}
+    | {"<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}
+    | {"<\uff5cend\u2581of\u2581sentence\uff5c>"}
 )
+# Nor does anything follow these, which stand between the files of a repository where code is completed.
+_FILL_END_NAMES = {
+    "fim_pad": frozenset({"<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"}),
+    "fim_rep": frozenset({"<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"}),
+    "fim_sep": frozenset({"<|file_sep|>"}),
+}
+# What stands before, after and for the code to fill in.
+_FILL_NAMES = frozenset(
+    {"<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<PRE>", "\u2581<PRE>", "<|code_prefix|>", "<|prefix|>"}
+    | {"<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<SUF>", "\u2581<SUF>", "<|code_suffix|>", "<|suffix|>"}
+    | {"<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<MID>", "\u2581<MID>", "<|code_middle|>", "<|middle|>"}
+    | {f"<\uff5cfim\u2581{place}\uff5c>" for place in ("begin", "hole", "end")}
+)
+
+# SentencePiece's own ids, which old files do not say.
+_SENTENCEPIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}
 
 
 class TokenKind(IntEnum):
@@ -61,7 +71,8 @@ class Vocabulary:
     eos_id: int | None
     unknown_id: int | None
     end_ids: frozenset[int]
-    chat_template: str | None
+    space_eaters: frozenset[int]
+    chat_templates: Mapping[str, str]
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, object]) -> Vocabulary:
@@ -74,7 +85,11 @@ class Vocabulary:
         if len(ids) < len(tokens):
             raise _twice(tokens)
         kinds = _kinds(metadata, len(tokens))
-        roles = {role: _id_value(metadata, f"{KEY}{role}_token_id", len(tokens)) for role in ("bos", "eos", "unknown")}
+        named_ends = _named_end_ids(metadata, ids, kinds)
+        for id in named_ends.union(ids[name] for name in _FILL_NAMES & ids.keys()):
+            if kinds[id] == TokenKind.USER_DEFINED:  # so some converters call them, and a text would spell them
+                kinds[id] = TokenKind.CONTROL
+        roles = {role: _role_id(metadata, role, model, kinds) for role in ("bos", "eos", "unknown")}
         return cls(
             model=model,
             tokens=tokens,
@@ -83,8 +98,9 @@ class Vocabulary:
             bos_id=roles["bos"],
             eos_id=roles["eos"],
             unknown_id=roles["unknown"],
-            end_ids=frozenset(_end_ids(metadata, ids, kinds)),
-            chat_template=text_value(metadata, TEMPLATE_KEY),
+            end_ids=frozenset({*named_ends, *_role_end_ids(metadata, roles["eos"], len(tokens))}),
+            space_eaters=_space_eaters(metadata, ids, kinds),
+            chat_templates=MappingProxyType(_chat_templates(metadata)),
         )
 
     def of_kind(self, *kinds: TokenKind) -> dict[str, int]:
@@ -199,18 +215,56 @@ def _kinds(metadata: Mapping[str, object], n_tokens: int) -> list[int]:
     return [int(kind) for kind in kinds]
 
 
-def _end_ids(metadata: Mapping[str, object], ids: Mapping[str, int], kinds: Sequence[int]) -> Iterator[int]:
-    """eos, eot and eom of the file, and control tokens with a well-known name."""
-    for role in ("eos", "eot", "eom"):
-        id = _id_value(metadata, f"{KEY}{role}_token_id", len(kinds))
-        if id is not None:
-            yield id
-    names = (
-        _END_NAMES - {"<|end|>"} if "<|return|>" in ids else _END_NAMES
-    )  # there <|end|> ends a message, not the turn
-    for name in names & ids.keys():
-        if kinds[ids[name]] in (TokenKind.CONTROL, TokenKind.USER_DEFINED):
-            yield ids[name]
+def _role_id(metadata: Mapping[str, object], role: str, model: str, kinds: Sequence[int]) -> int | None:
+    """The id that the file gives; else SentencePiece's own, if the token there is of a kind for it."""
+    id = _id_value(metadata, f"{KEY}{role}_token_id", len(kinds))
+    usual = _SENTENCEPIECE_IDS[role] if model == "llama" else len(kinds)
+    is_usual = id is None and usual < len(kinds) and kinds[usual] in (TokenKind.CONTROL, TokenKind.UNKNOWN)
+    return usual if is_usual else id
+
+
+def _role_end_ids(metadata: Mapping[str, object], eos_id: int | None, n_tokens: int) -> Iterator[int]:
+    others = (_id_value(metadata, f"{KEY}{role}_token_id", n_tokens) for role in ("eot", "eom", *_FILL_END_NAMES))
+    yield from (id for id in (eos_id, *others) if id is not None)
+
+
+def _named_end_ids(metadata: Mapping[str, object], ids: Mapping[str, int], kinds: Sequence[int]) -> set[int]:
+    """Tokens that end a turn by their well-known names, and are no ordinary ones: to Qwen2, </s> is HTML.
+
+    To llama.cpp ordinary ones end it too.
+    """
+    fills = (names for role, names in _FILL_END_NAMES.items() if f"{KEY}{role}_token_id" not in metadata)
+    names = _END_NAMES.union(*fills) & ids.keys()
+    ends = {name for name in names if kinds[ids[name]] in (TokenKind.CONTROL, TokenKind.USER_DEFINED)}
+    return {ids[name] for name in ends - _not_ends(ends)}
+
+
+def _not_ends(names: set[str]) -> set[str]:
+    """Names that end a turn elsewhere but not in a vocabulary that has these others beside them."""
+    has_call = "<|call|>" in names or "<|calls|>" in names
+    ends_messages = has_call and ("<|return|>" in names or "<|flush|>" in names)  # gpt-oss, Solar Open
+    is_html = "<|tool_response>" in names  # Gemma 4
+    return ({"<|end|>"} if ends_messages else set()) | ({"</s>"} if is_html else set())
+
+
+def _space_eaters(metadata: Mapping[str, object], ids: Mapping[str, int], kinds: Sequence[int]) -> frozenset[int]:
+    """Tokens after which white space is no text. Files do not say it; llama.cpp knows it by the model's name, too."""
+    name = (text_value(metadata, "general.name") or "").lower()
+    if "phi-3" not in name and "phi3" not in name:
+        return frozenset()
+    kept = {ids.get(text) for text in ("<unk>", "<s>", "<|endoftext|>")}
+    added = (TokenKind.CONTROL, TokenKind.UNKNOWN, TokenKind.USER_DEFINED)
+    eaters = {id for id, kind in enumerate(kinds) if kind in added} | {id for id in [ids.get("</s>")] if id is not None}
+    return frozenset(eaters - kept)
+
+
+def _chat_templates(metadata: Mapping[str, object]) -> dict[str, str]:
+    """The template without a name as DEFAULT_TEMPLATE, and those that the file lists by name."""
+    keys = {DEFAULT_TEMPLATE: TEMPLATE_KEY}
+    if TEMPLATES_KEY in metadata:
+        keys |= {name: f"{TEMPLATE_KEY}.{name}" for name in _texts(metadata, TEMPLATES_KEY) if name != DEFAULT_TEMPLATE}
+    found = {name: text_value(metadata, key) for name, key in keys.items()}
+    return {name: source for name, source in found.items() if source is not None}
 
 
 def _twice(tokens: Sequence[str]) -> ModelError:

@@ -11,16 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Self
+from typing import Any, Self
 
 from prima_core.engine.engine import Deliver, Engine
+from prima_core.engine.reasoning import ReasoningStream
 from prima_core.engine.request import Event, Finished, Piece, Request, Sampling
 from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError
 from prima_core.events import RequestDone
 from prima_core.interfaces import Credentials
-from prima_core.model.chat import ChatTemplate, Message, encode_chat
+from prima_core.model.chat import ChatPrompt, ChatTemplate, Message, encode_chat
 from prima_core.model.tokenizer import Tokenizer
+from prima_core.model.vocabulary import DEFAULT_TEMPLATE
 from prima_core.model.weights import Model
 from prima_core.node.coordinate import Planning, model_facts, room_of
 from prima_core.node.driver import Cancel, Driver, Joined, Lost, Member, Reported, State, Status, Submit
@@ -44,7 +46,9 @@ DEFAULT_CONTEXT = 8192
 
 @dataclass(frozen=True, slots=True)
 class HeadOptions:
-    """`listen`: where nodes join; None: none can. `wait`: nodes before the first plan, with this one."""
+    """`listen`: where nodes join; None: none can. `wait`: nodes before the first plan, with this one.
+
+    `chat_template`: the name of one of the model file's."""
 
     node: NodeOptions = field(default_factory=NodeOptions)
     name: str = "head"
@@ -59,6 +63,7 @@ class HeadOptions:
     chunk: int = 64
     wire: WirePolicy = WirePolicy.AUTO
     sampling: Sampling = field(default_factory=Sampling)
+    chat_template: str = DEFAULT_TEMPLATE
     log_level: str = "warning"
 
 
@@ -86,7 +91,7 @@ class Head:
         self._secret = secret
         self._tell = tell
         self._numbers = itertools.count(1)
-        self._template = ChatTemplate.from_tokenizer(self.tokenizer)
+        self._template = ChatTemplate.from_tokenizer(self.tokenizer, options.chat_template)
         self._exits = ExitStack()
         self._membership: Membership | None = None
         credentials = Credentials(secret)
@@ -184,10 +189,23 @@ class Head:
 
     # ------------------------------------------------------------ what clients use (any thread)
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation. Raises TemplateError."""
-        typed: list[Message] = list(messages)
-        return encode_chat(self.tokenizer, self._template, typed)
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Message] | None = None,
+        variables: Mapping[str, Any] | None = None,  # Any: JSON
+    ) -> ChatPrompt:
+        """A conversation as the model takes it; `variables` are what chat_template_kwargs are in a request.
+
+        Raises TemplateError when the model's template refuses it or is broken, RequestError for a wrong role or name.
+        """
+        return encode_chat(self.tokenizer, self._template, messages, tools=tools, variables=variables)
+
+    def reasoning_stream(self, prompt: ChatPrompt) -> ReasoningStream:
+        """What cuts the text of the answer to `prompt` into reasoning and content."""
+        tags = self.tokenizer.reasoning_tags
+        return ReasoningStream(tags, starts_inside=tags is not None and tags.are_open_after(prompt.text))
 
     def submit(self, request: Request, deliver: Deliver) -> int:
         """Queue a request; events come to `deliver` on the driver's thread, Finished or Failed last."""

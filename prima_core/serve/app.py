@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from typing import Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prima_core.engine.request import Event, Failed, Finished, Piece, Request, Sampling
 from prima_core.errors import ClusterError, PrimaError, RequestError, TemplateError
+from prima_core.model.chat import ChatPrompt, Message
 from prima_core.serve import metrics, openai
 from prima_core.serve.guard import Guard, Refusal, read_json_body
 
@@ -37,7 +38,7 @@ class Service(metrics.Viewed, Protocol):
     context_length: int
     sampling: Sampling
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]: ...
+    def encode_chat(self, messages: Sequence[Message]) -> ChatPrompt: ...
     def submit(self, request: Request, deliver: Callable[[Event], None]) -> int: ...
     def cancel(self, number: int) -> None: ...
     def health(self) -> tuple[bool, dict[str, object]]: ...
@@ -112,7 +113,7 @@ class Endpoints:
         service = self._service
         body = openai.chat_body(await read_json_body(request))
         prompt = await run_in_threadpool(service.encode_chat, [message.plain() for message in body.messages])
-        wanted = openai.to_request(body, prompt, service.context_length, service.sampling)
+        wanted = openai.to_request(body, prompt.ids, service.context_length, service.sampling)
         reply = openai.Reply.new(service.model_name)
         events = _events(service, wanted)
         if not body.stream:

@@ -25,7 +25,7 @@ def generate() -> Iterator[Callable[[list[Message]], str]]:
 
         def generate(messages: list[Message]) -> str:
             prompt = cluster.head.encode_chat(messages)
-            return tokenizer.decode(cluster.submit(Request(tuple(prompt), LONGEST_ANSWER)).rest())
+            return tokenizer.decode(cluster.submit(Request(tuple(prompt.ids), LONGEST_ANSWER)).rest())
 
         yield generate
 

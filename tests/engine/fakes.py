@@ -27,7 +27,7 @@ class ByteTokenizer:
     def token_bytes(self, id: int) -> bytes:
         return bytes([id])
 
-    def is_special(self, id: int) -> bool:
+    def is_silent(self, id: int) -> bool:
         return id == EOS
 
 

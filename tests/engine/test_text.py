@@ -19,7 +19,7 @@ class Pieces:
     def token_bytes(self, id: int) -> bytes:
         return b"<|special|>" if id == SPECIAL else self.pieces[id]
 
-    def is_special(self, id: int) -> bool:
+    def is_silent(self, id: int) -> bool:
         return id == SPECIAL
 
 
@@ -57,6 +57,29 @@ def test_half_a_character_at_the_end_becomes_a_replacement() -> None:
 
 def test_bytes_that_are_never_utf8_become_replacements_at_once() -> None:
     assert stream([b"a\xffb"], [])[0] == ["a\ufffdb", ""]
+
+
+def test_bytes_of_sentencepiece_wait_until_they_are_a_character() -> None:
+    emoji = "\U0001f468\u200d\U0001f469"  # three characters in one sign: each may come alone, none in halves
+    pushed, _ = stream([b" ok", *(bytes([byte]) for byte in emoji.encode()), b"!"], [])
+    assert pushed == [" ok", "", "", "", emoji[0], "", "", emoji[1], "", "", "", emoji[2], "!", ""]
+
+
+def test_byte_that_goes_on_no_character_gives_up_the_one_before() -> None:
+    assert stream([b"\xf0\x9f", b"a", b"\xf0", b"\xf0\x9f\x98", b"\x80", b"\x80"], [])[0] == [
+        "",
+        "\ufffda",
+        "",
+        "\ufffd",
+        "\U0001f600",
+        "\ufffd",
+        "",
+    ]
+
+
+def test_special_token_does_not_part_the_halves_of_a_character() -> None:
+    text = TextStream(Pieces([b"\xe2\x82", b"\xac"]))
+    assert [text.push(id) for id in (0, SPECIAL, 1)] == ["", "", "\u20ac"]
 
 
 def test_stop_string_across_tokens_is_never_seen() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,16 +14,14 @@ from typing import Any
 import psutil
 import pytest
 
-from prima_core.errors import RequestError, TemplateError
+from prima_core.errors import ConfigError, RequestError, TemplateError
 from prima_core.model.chat import CHATML, ChatTemplate, encode_chat
 from prima_core.model.chat_process import ChatProcess
 from prima_core.model.tokenizer import Tokenizer
 from tests.model.small_vocabulary import TOKENS, metadata
 
-# Of Qwen2.5-Instruct (Apache-2.0) and Llama-3-Instruct, as their files carry them.
-SOURCES = {
-    name: Path(__file__).with_name("templates").joinpath(f"{name}.jinja").read_text() for name in ("llama-3", "qwen2.5")
-}
+# Of Qwen2.5-Instruct (Apache-2.0) and Llama-3-Instruct as their files carry them, others in the form of their families.
+SOURCES = {path.stem: path.read_text("utf-8") for path in Path(__file__).with_name("templates").glob("*.jinja")}
 SOURCES["chatml"] = CHATML
 USER = [{"role": "user", "content": "hello"}]
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -77,23 +76,81 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None
 }
 
 
-@pytest.mark.parametrize("conversation", CONVERSATIONS)
-@pytest.mark.parametrize("name", SOURCES)
-@pytest.mark.parametrize("prompt", [True, False])
-def test_templates_render_as_in_transformers(
-    templates: dict[str, ChatTemplate], name: str, conversation: str, prompt: bool
-) -> None:
+def in_transformers(source: str, messages: list[dict[str, Any]], **settings: Any) -> str | None:
+    """What the template writes there; None: it refuses the conversation, or fails."""
+    from jinja2 import TemplateError as JinjaError
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    settings |= {"bos_token": "<s>", "eos_token": "</s>"}
+    try:
+        return render_jinja_template([messages], chat_template=source, **settings)[0][0]
+    except (JinjaError, TypeError):
+        return None
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+@pytest.mark.parametrize("name", SOURCES)
+def test_templates_render_as_in_transformers(templates: dict[str, ChatTemplate], name: str, conversation: str) -> None:
     messages, tools = CONVERSATIONS[conversation]
-    settings: dict[str, Any] = {
-        "add_generation_prompt": prompt,
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "tools": tools,
-    }
-    expected = render_jinja_template([messages], chat_template=SOURCES[name], **settings)[0][0]
-    assert templates[name].render(messages, tools=tools, add_generation_prompt=prompt) == expected
+    for prompt in (True, False):
+        try:
+            rendered = templates[name].render(messages, tools=tools, add_generation_prompt=prompt)
+        except TemplateError:
+            rendered = None
+        expected = in_transformers(SOURCES[name], messages, tools=tools, add_generation_prompt=prompt)
+        assert rendered == expected
+
+
+SYSTEM = {"role": "system", "content": "Be kind."}
+TURNS = [*USER, {"role": "assistant", "content": "hi"}, {"role": "user", "content": "more"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "gemma-3",
+            "<s><start_of_turn>user\nBe kind.\n\nhello<end_of_turn>\n<start_of_turn>model\nhi<end_of_turn>\n"
+            "<start_of_turn>user\nmore<end_of_turn>\n<start_of_turn>model\n",
+        ),
+        (
+            "phi-3",
+            "<|system|>\nBe kind.<|end|>\n<|user|>\nhello<|end|>\n<|assistant|>\nhi<|end|>\n<|user|>\nmore<|end|>\n"
+            "<|assistant|>\n",
+        ),
+        ("mistral-v3", "<s>[INST] hello[/INST] hi</s>[INST] Be kind.\n\nmore[/INST]"),
+        ("mistral-tekken", "<s>[INST]hello[/INST]hi</s>[INST]Be kind.\n\nmore[/INST]"),
+        (
+            "qwen3",
+            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n"
+            "<|im_start|>assistant\nhi<|im_end|>\n<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            "deepseek-r1",
+            "<s>Be kind.<\uff5cUser\uff5c>hello<\uff5cAssistant\uff5c>hi<\uff5cend\u2581of\u2581sentence\uff5c>"
+            "<\uff5cUser\uff5c>more<\uff5cAssistant\uff5c><think>\n",
+        ),
+    ],
+)
+def test_families_have_their_formats(templates: dict[str, ChatTemplate], name: str, expected: str) -> None:
+    assert templates[name].render([SYSTEM, *TURNS]) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "gemma-2",
+            "<s><start_of_turn>user\nhello<end_of_turn>\n<start_of_turn>model\nhi<end_of_turn>\n"
+            "<start_of_turn>user\nmore<end_of_turn>\n<start_of_turn>model\n",
+        ),
+        ("mistral-v1", "<s>[INST] hello [/INST]hi</s>[INST] more [/INST]"),
+    ],
+)
+def test_families_without_a_system_role_say_so(templates: dict[str, ChatTemplate], name: str, expected: str) -> None:
+    assert templates[name].render(TURNS) == expected
+    with pytest.raises(TemplateError, match=r"refused the conversation: (System role|Conversation roles)"):
+        templates[name].render([SYSTEM, *TURNS])
 
 
 @pytest.mark.parametrize(
@@ -314,17 +371,105 @@ def test_endless_template_ends_even_when_its_owner_was_killed() -> None:
 
 def ids_of(tokenizer: Tokenizer, messages: list[dict[str, Any]], source: str = CHATML, **more: Any) -> list[int]:
     with ChatTemplate(source) as template:
-        return encode_chat(tokenizer, template, messages, **more)
+        return encode_chat(tokenizer, template, messages, **more).ids
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", ["chatml", "llama-3", "qwen2.5", "qwen3"])
 def test_ordinary_conversations_encode_as_their_rendered_text(
     tokenizer: Tokenizer, templates: dict[str, ChatTemplate], name: str, conversation: str
 ) -> None:
     messages, tools = CONVERSATIONS[conversation]
-    ids = encode_chat(tokenizer, templates[name], messages, tools=tools)
-    assert ids == tokenizer.encode(templates[name].render(messages, tools=tools), parse_special=True)
+    prompt = encode_chat(tokenizer, templates[name], messages, tools=tools)
+    assert prompt.text == templates[name].render(messages, tools=tools)
+    assert prompt.ids == tokenizer.encode(prompt.text, parse_special=True)
+
+
+def text_of(tokenizer: Tokenizer, template: ChatTemplate, messages: list[dict[str, Any]], **more: Any) -> str:
+    return encode_chat(tokenizer, template, messages, **more).text
+
+
+def test_developers_speak_as_the_system_where_the_template_does_not_know_them(
+    tokenizer: Tokenizer, templates: dict[str, ChatTemplate]
+) -> None:
+    messages = [{"role": "developer", "content": "Be kind."}, *USER]
+    assert "<|im_start|>system\nBe kind." in text_of(tokenizer, templates["qwen3"], messages)
+    with ChatTemplate("{% if messages[0].role == 'developer' %}known{% endif %}") as template:
+        assert text_of(tokenizer, template, messages) == "known"
+
+
+# As OpenAI's clients send back what they got: no content beside calls, and arguments as a text.
+CALLED: list[dict[str, Any]] = [
+    *USER,
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "abcdefghi", "type": "function", "function": {"name": "look", "arguments": '{"a": "<\\u00fc>"}'}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "abcdefghi", "content": "42"},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "result"),
+    [
+        ("qwen3", '{"name": "look", "arguments": {"a": "<\u00fc>"}}', "<tool_response>\n42\n</tool_response>"),
+        ("qwen2.5", '{"name": "look", "arguments": {"a": "<\u00fc>"}}', "<tool_response>\n42\n</tool_response>"),
+        (
+            "mistral-v3",
+            '[TOOL_CALLS] [{"name": "look", "arguments": {"a": "<\u00fc>"}, "id"',
+            '{"content": 42, "call_id"',
+        ),
+        ("deepseek-r1", '```json\n{"a": "<\\u00fc>"}\n```', ""),
+    ],
+)
+def test_calls_of_tools_in_a_conversation_render_in_openais_form(
+    tokenizer: Tokenizer, templates: dict[str, ChatTemplate], name: str, call: str, result: str
+) -> None:
+    text = text_of(tokenizer, templates[name], CALLED)
+    assert call in text
+    assert result in text
+    assert "None" not in text
+
+
+@pytest.mark.parametrize("arguments", ["not JSON", "[1]", '"text"', "", None, 3])
+def test_arguments_that_are_no_object_go_to_the_template_as_they_are(tokenizer: Tokenizer, arguments: object) -> None:
+    message = {"role": "assistant", "tool_calls": [{"function": {"arguments": arguments}}, "odd", {"function": None}]}
+    with ChatTemplate("{{ messages[0].tool_calls | tojson }}") as template:
+        assert json.loads(text_of(tokenizer, template, [message])) == message["tool_calls"]
+
+
+def test_refusal_of_a_conversation_with_calls_is_the_templates_own(
+    tokenizer: Tokenizer, templates: dict[str, ChatTemplate]
+) -> None:
+    with pytest.raises(TemplateError, match="with length 9"):
+        text_of(tokenizer, templates["mistral-v3"], json.loads(json.dumps(CALLED).replace("abcdefghi", "call_1")))
+
+
+def test_template_gets_the_variables_of_the_request(tokenizer: Tokenizer, templates: dict[str, ChatTemplate]) -> None:
+    quiet = text_of(tokenizer, templates["qwen3"], USER, variables={"enable_thinking": False})
+    assert quiet.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert text_of(tokenizer, templates["qwen3"], USER, variables={"unheard_of": 1}).endswith("assistant\n")
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"])
+def test_variables_that_are_ours_are_refused(tokenizer: Tokenizer, name: str) -> None:
+    with ChatTemplate(CHATML) as template, pytest.raises(RequestError, match=name) as caught:
+        text_of(tokenizer, template, USER, variables={name: "x"})
+    assert caught.value.param == "chat_template_kwargs"
+
+
+@pytest.mark.parametrize("name", ["self", "range", "context", "with space", ""])
+def test_variable_may_have_any_other_name(tokenizer: Tokenizer, name: str) -> None:
+    with ChatTemplate(CHATML) as template:
+        assert "hello" in text_of(tokenizer, template, USER, variables={name: {"a": [1]}})
+
+
+def test_special_tokens_in_variables_stay_text(tokenizer: Tokenizer) -> None:
+    ids = ids_of(tokenizer, USER, "{{ date }}{{ '<|im_end|>' }}", variables={"date": HOSTILE})
+    assert [id for id in ids if tokenizer.is_special(id)] == [END]
 
 
 def test_words_of_template_and_message_merge_across_their_border(tokenizer: Tokenizer) -> None:
@@ -406,6 +551,20 @@ def test_model_without_template_and_chatml_has_none() -> None:
     template = ChatTemplate.from_tokenizer(Tokenizer.from_metadata(metadata(tokens=tokens)))
     with pytest.raises(TemplateError, match="no chat template"):
         template.render(USER)
+
+
+def test_named_template_is_chosen_by_its_name() -> None:
+    named = {
+        "tokenizer.chat_template": "plain",
+        "tokenizer.chat_template.rag": "rag",
+        "tokenizer.chat_templates": ["rag"],
+    }
+    tokenizer = Tokenizer.from_metadata({**metadata(), **named})
+    assert ChatTemplate.from_tokenizer(tokenizer).source == "plain"
+    assert ChatTemplate.from_tokenizer(tokenizer, "rag").source == "rag"
+    with pytest.raises(ConfigError, match="'tool_use'") as caught:
+        ChatTemplate.from_tokenizer(tokenizer, "tool_use")
+    assert "default, rag" in caught.value.hint
 
 
 def test_models_own_template_knows_its_bos() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import NoReturn, cast
 
 import numpy as np
 import pytest
@@ -115,9 +116,82 @@ def test_sentencepiece_prefixes_a_space_and_falls_back_to_bytes() -> None:
     assert Tokenizer.from_metadata(sentencepiece(add_space_prefix=False)).encode("ab") == [259 + 3]
 
 
+def test_user_defined_tokens_of_sentencepiece_are_found_before_spaces_are_spelled() -> None:
+    given = sentencepiece(add_space_prefix=False)
+    given["tokenizer.ggml.tokens"] = [*cast("list[str]", given["tokenizer.ggml.tokens"]), "  ", "<b>"]
+    given["tokenizer.ggml.token_type"] = [*cast("list[int]", given["tokenizer.ggml.token_type"]), 4, 4]
+    given["tokenizer.ggml.scores"] = [*cast("list[float]", given["tokenizer.ggml.scores"]), 0.0, 0.0]
+    tokenizer = Tokenizer.from_metadata(given)
+    ids = tokenizer.encode("ab   ab<b></s>")
+    assert tokenizer.pieces(ids[:4]) == ["ab", "  ", " ab", "<b>"]
+    assert 2 not in ids
+    assert tokenizer.decode(ids) == "ab   ab<b></s>"
+
+
+def test_sentencepiece_has_usual_ids_where_the_file_names_none() -> None:
+    tokenizer = Tokenizer.from_metadata(sentencepiece(bos_token_id=None, eos_token_id=None, unknown_token_id=None))
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
+    assert tokenizer.eos_ids == {2}
+    assert tokenizer.encode("ab", add_special=True)[0] == 1
+
+
 def test_sentencepiece_adds_bos_unless_the_file_says_no() -> None:
     assert Tokenizer.from_metadata(sentencepiece()).encode("ab", add_special=True)[0] == 1
     assert Tokenizer.from_metadata(sentencepiece(add_bos_token=False)).encode("ab", add_special=True)[0] != 1
+
+
+def raw_bpe(**changes: object) -> dict[str, object]:
+    letters = ["\u2581", "h", "i", "\n", "hi", "\u2581hi", "\n\n\n"]
+    tokens = ["<bos>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    given: dict[str, object] = {
+        "model": "gemma4",
+        "pre": None,
+        "tokens": tokens,
+        "token_type": [*map(int, [TokenKind.CONTROL, *[TokenKind.BYTE] * 256, *[TokenKind.NORMAL] * len(letters)])],
+        "merges": ["h i", "\u2581 hi"],
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    return metadata(**(given | changes))
+
+
+def test_raw_bpe_spells_spaces_and_falls_back_to_bytes() -> None:
+    tokenizer = Tokenizer.from_metadata(raw_bpe())
+    assert tokenizer.pieces(tokenizer.encode("hi hi h")) == ["hi", " hi", " ", "h"]
+    ids = tokenizer.encode("hi \u20ac\n")
+    assert [tokenizer.token_bytes(id) for id in ids] == [b"hi", b" ", b"\xe2", b"\x82", b"\xac", b"\n"]
+    assert tokenizer.decode(ids) == "hi \u20ac\n"
+
+
+def test_gemma_4_takes_a_run_of_newlines_that_is_a_token_whole() -> None:
+    tokenizer = Tokenizer.from_metadata(raw_bpe())
+    assert [len(tokenizer.encode("\n" * n)) for n in (1, 2, 3, 4)] == [1, 2, 1, 4]
+    assert tokenizer.decode(tokenizer.encode("\nhi\n\n\nhi")) == "\nhi\n\n\nhi"
+
+
+def test_gemma_4_begins_with_bos_whatever_its_file_says() -> None:
+    assert Tokenizer.from_metadata(raw_bpe(add_bos_token=False)).encode("hi", add_special=True)[0] == 0
+
+
+class PanicException(BaseException):
+    """As the tokenizers library raises it."""
+
+
+@pytest.mark.parametrize("panic", [PanicException, KeyboardInterrupt])
+def test_text_that_the_library_panics_of_is_the_requests_fault(
+    panic: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Panicking:
+        def __init__(self, model: object) -> None: ...
+
+        def encode(self, text: str, add_special_tokens: bool) -> NoReturn:
+            raise panic("retry-limit-in-match over")
+
+    monkeypatch.setattr("tokenizers.Tokenizer", Panicking)
+    tokenizer = Tokenizer.from_metadata(metadata())
+    expected = RequestError if panic is PanicException else panic
+    with pytest.raises(expected, match="retry-limit"):
+        tokenizer.encode("hello")
 
 
 # ---------------------------------------------------------------- decoding
@@ -179,6 +253,58 @@ def test_ends_of_turns_are_known_by_role_and_by_name() -> None:
     assert tokenizer.eos_ids == {TOKENS.index("<|endoftext|>"), END, 5, 6}
 
 
+def with_tokens(*added: str, kind: TokenKind = TokenKind.CONTROL, **changes: object) -> dict[str, object]:
+    return metadata(tokens=[*TOKENS, *added], token_type=[*KINDS, *[int(kind)] * len(added)], **changes)
+
+
+ADDED = len(TOKENS)  # id of the first of them
+
+
+@pytest.mark.parametrize("kind", [TokenKind.CONTROL, TokenKind.USER_DEFINED])
+@pytest.mark.parametrize("name", ["<|eot_id|>", "<end_of_turn>", "<|end|>", "[EOT]", "</s>", "<|fim_pad|>", "[e~["])
+def test_token_that_ends_a_turn_by_its_name_is_special_whatever_the_file_calls_it(name: str, kind: TokenKind) -> None:
+    tokenizer = Tokenizer.from_metadata(with_tokens(name, kind=kind))
+    assert ADDED in tokenizer.eos_ids
+    assert tokenizer.is_special(ADDED)
+    assert ADDED not in tokenizer.encode(f"a{name}b")
+
+
+@pytest.mark.parametrize("name", ["<|fim_prefix|>", "<fim_suffix>", "<\uff5cfim\u2581hole\uff5c>"])
+def test_marks_around_code_to_fill_in_are_special_and_end_nothing(name: str) -> None:
+    tokenizer = Tokenizer.from_metadata(with_tokens(name, kind=TokenKind.USER_DEFINED))
+    assert tokenizer.is_special(ADDED)
+    assert ADDED not in tokenizer.eos_ids
+    assert ADDED not in tokenizer.encode(f"a{name}b")
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        (["<|end|>", "<|return|>", "<|call|>"], ["<|return|>", "<|call|>"]),
+        (["<|end|>", "<|calls|>", "<|flush|>"], ["<|calls|>", "<|flush|>"]),
+        (["<|end|>", "<|return|>"], ["<|end|>", "<|return|>"]),
+        (["</s>", "<|tool_response>", "<turn|>"], ["<|tool_response>", "<turn|>"]),
+    ],
+)
+def test_some_names_end_no_turn_beside_others(names: list[str], kept: list[str]) -> None:
+    ends = Tokenizer.from_metadata(with_tokens(*names)).eos_ids
+    assert [name for id, name in enumerate(names, ADDED) if id in ends] == kept
+
+
+def test_file_may_name_the_token_that_ends_filled_in_code() -> None:
+    tokenizer = Tokenizer.from_metadata(with_tokens("<|fim_pad|>", "<x>", fim_pad_token_id=ADDED + 1))
+    assert {ADDED, ADDED + 1} & tokenizer.eos_ids == {ADDED + 1}
+
+
+def test_phi_3_takes_away_white_space_after_special_tokens() -> None:
+    given = with_tokens("<|user|>", "<|end|>", "<s>", bos_token_id=ADDED + 2) | {"general.name": "Phi-3 Mini"}
+    tokenizer = Tokenizer.from_metadata(given)
+    ids = tokenizer.encode("<s> <|user|>\n hello <|end|>\n<|user|>\u00a0", parse_special=True)
+    assert tokenizer.decode(ids, skip_special=False) == "<s> <|user|>hello <|end|><|user|>\u00a0"
+    others = Tokenizer.from_metadata(given | {"general.name": "Qwen"})
+    assert others.decode(others.encode("<|user|>\n hello", parse_special=True)) == "\n hello"
+
+
 def test_ordinary_tokens_with_such_a_name_do_not_end_a_turn() -> None:
     kinds = list(KINDS)
     kinds[END] = int(TokenKind.NORMAL)
@@ -195,8 +321,10 @@ def test_files_without_kinds_have_normal_tokens_only() -> None:
 
 
 def test_chat_template_is_the_files_own() -> None:
-    assert Tokenizer.from_metadata(metadata()).chat_template is None
-    assert Tokenizer.from_metadata({**metadata(), "tokenizer.chat_template": "{{ 1 }}"}).chat_template == "{{ 1 }}"
+    assert Tokenizer.from_metadata(metadata()).chat_templates == {}
+    assert Tokenizer.from_metadata({**metadata(), "tokenizer.chat_template": "{{ 1 }}"}).chat_templates == {
+        "default": "{{ 1 }}"
+    }
 
 
 def test_bytes_without_a_token_are_reported(caplog: pytest.LogCaptureFixture) -> None:
@@ -212,8 +340,9 @@ def test_bytes_without_a_token_are_reported(caplog: pytest.LogCaptureFixture) ->
         (metadata(model=None), "model"),
         (metadata(model=3), "model"),
         (metadata(model="rwkv"), "model"),
+        (metadata(model="whitespace"), "model"),
         (metadata(pre=None), "pre"),
-        (metadata(pre="default"), "pre"),
+        (metadata(pre="whitespace"), "pre"),
         (metadata(pre="never-heard-of"), "pre"),
         (metadata(tokens=None), "tokens"),
         (metadata(tokens="abc"), "tokens"),
@@ -256,6 +385,25 @@ def test_damaged_vocabularies_are_refused_by_the_key_at_fault(given: dict[str, o
     with pytest.raises(ModelError) as caught:
         Tokenizer.from_metadata(given)
     assert caught.value.field == f"tokenizer.ggml.{field}"
+
+
+@pytest.mark.parametrize(
+    ("model", "said"), [("bert", "WordPiece"), ("t5", "Unigram"), ("rwkv", "RWKV"), ("abacus", "'abacus'")]
+)
+def test_kind_of_vocabulary_that_is_not_supported_is_named(model: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said) as caught:
+        Tokenizer.from_metadata(metadata(model=model))
+    assert "SentencePiece" in caught.value.hint
+
+
+def test_named_chat_templates_are_those_that_the_file_lists() -> None:
+    named = {f"tokenizer.chat_template.{name}": f"{name} template" for name in ("tool_use", "rag", "unlisted")}
+    given = {**metadata(), **named, "tokenizer.chat_template": "plain", "tokenizer.chat_templates": ["tool_use", "rag"]}
+    assert Tokenizer.from_metadata(given).chat_templates == {
+        "default": "plain",
+        "tool_use": "tool_use template",
+        "rag": "rag template",
+    }
 
 
 def test_chat_template_of_another_type_is_refused() -> None:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from prima_core.engine.reasoning import Part, PartKind
 from prima_core.engine.request import Event, Request
-from prima_core.errors import ClusterError, PluginError, RequestError
+from prima_core.errors import ClusterError, ConfigError, PluginError, RequestError
 from prima_core.events import NodeJoined, PlanMade, RequestDone
+from prima_core.model.chat import ChatPrompt
+from prima_core.model.reasoning import ReasoningTags
 from prima_core.model.weights import Model
 from prima_core.node.driver import State
 from prima_core.node.head import HeadOptions
@@ -34,6 +37,35 @@ def listening(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     events: list[object] = []
     monkeypatch.setattr(made.registry, "emit", events.append)
     return events
+
+
+# ---------------------------------------------------------------- conversations
+
+USER = [{"role": "user", "content": "hello"}]
+
+
+def test_a_conversation_is_the_templates_text_and_its_ids(alone: Cluster) -> None:
+    prompt = alone.head.encode_chat(USER)
+    assert prompt.text.endswith("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n")
+    assert alone.head.tokenizer.decode(prompt.ids, skip_special=False) == prompt.text
+
+
+def test_an_answer_of_an_ordinary_model_is_content(alone: Cluster) -> None:
+    stream = alone.head.reasoning_stream(alone.head.encode_chat(USER))
+    assert stream.push("<think>x</think>") == [Part(PartKind.CONTENT, "<think>x</think>")]
+
+
+@pytest.mark.parametrize(("prompt", "kind"), [("<think>\n", PartKind.REASONING), ("assistant\n", PartKind.CONTENT)])
+def test_an_answer_begins_inside_the_reasoning_that_the_prompt_opened(
+    alone: Cluster, monkeypatch: pytest.MonkeyPatch, prompt: str, kind: PartKind
+) -> None:
+    monkeypatch.setattr(alone.head.tokenizer, "reasoning_tags", ReasoningTags("<think>", "</think>"))
+    assert alone.head.reasoning_stream(ChatPrompt([], prompt)).push("hm") == [Part(kind, "hm")]
+
+
+def test_a_chat_template_that_the_file_does_not_name_is_a_wrong_option(llama: Model) -> None:
+    with pytest.raises(ConfigError, match="'rag'"):
+        Cluster(llama, HeadOptions(node=NODE, chat_template="rag"))
 
 
 # ---------------------------------------------------------------- events

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from prima_core.engine.request import Event, Finished, FinishReason, Piece, Request, Sampled, Sampling
+from prima_core.model.chat import ChatPrompt, Message
 from prima_core.node.driver import State
 from prima_core.node.view import RequestTotals, ServerView
 from prima_core.serve.app import make_app
@@ -31,14 +32,15 @@ class FakeService:
 
     def __init__(self, script: Sequence[Event] = HELLO) -> None:
         self.script = script
-        self.conversations: list[list[dict[str, str]]] = []
+        self.conversations: list[Sequence[Message]] = []
         self.requests: list[Request] = []
         self.cancelled: list[int] = []
         self.ok = True
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message]) -> ChatPrompt:
         self.conversations.append(messages)
-        return list(range(sum(len(message["content"].split()) for message in messages)))
+        words = " ".join(message["content"] for message in messages)
+        return ChatPrompt(list(range(len(words.split()))), words)
 
     def submit(self, request: Request, deliver: Callable[[Event], None]) -> int:
         self.requests.append(request)

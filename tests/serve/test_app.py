@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +10,8 @@ from starlette.types import Message, Scope
 
 from prima_core.engine.request import Event, Failed, Finished, FinishReason, Request
 from prima_core.errors import ClusterError, ModelError, PrimaError, RequestError, TemplateError
+from prima_core.model.chat import ChatPrompt
+from prima_core.model.chat import Message as ChatMessage
 from prima_core.serve.app import make_app
 from prima_core.serve.guard import Guard
 from tests.serve.fakes import ASK, HELLO, FakeService, client_of
@@ -172,7 +174,7 @@ def test_whose_fault_it_is_decides_the_status(
 
 def test_a_fault_of_the_template_is_the_messages() -> None:
     class Picky(FakeService):
-        def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        def encode_chat(self, messages: Sequence[ChatMessage]) -> ChatPrompt:
             raise TemplateError("roles must alternate")
 
     answer = client_of(Picky()).post(CHAT, json=ASK)
@@ -181,7 +183,7 @@ def test_a_fault_of_the_template_is_the_messages() -> None:
 
 def test_an_unforeseen_error_is_a_500_in_the_same_shape() -> None:
     class Broken(FakeService):
-        def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        def encode_chat(self, messages: Sequence[ChatMessage]) -> ChatPrompt:
             raise ZeroDivisionError("secret of the house")
 
     answer = client_of(Broken()).post(CHAT, json=ASK)
