@@ -74,7 +74,7 @@ class Head:
         tell: Callable[[str], None] = log.info,
     ) -> None:
         self.model = model
-        self.model_name = model.path.stem
+        self.model_name = model.name
         self.created = int(time.time())
         self.sampling = options.sampling
         self.context_length = min(options.context or DEFAULT_CONTEXT, model.spec.context_length)
