@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 from prima_core.errors import ModelError
 from prima_core.model.header import TensorInfo, Value, printable
 from prima_core.model.part import Part
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 NO, COUNT, TENSORS_COUNT = "split.no", "split.count", "split.tensors.count"
 
@@ -21,12 +24,12 @@ _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 _OTHER_MODEL = "the parts are not of one model: fetch all of them again, from one place"
 
 
-def part_number(path: Path) -> int:
+def part_number(path: PurePath) -> int:
     """The number of a part by its name, from 1; 0 for the name of a whole model."""
     return _read_name(path)[1]
 
 
-def all_parts(path: Path) -> tuple[Path, ...]:
+def all_parts(path: AnyPath) -> tuple[AnyPath, ...]:
     """The paths of all parts of a model, in order, by the name of any one; the path alone where it is no part's."""
     name, number, n_parts = _read_name(path)
     if not number:
@@ -34,12 +37,12 @@ def all_parts(path: Path) -> tuple[Path, ...]:
     return tuple(path.with_name(f"{name}-{number:05}-of-{n_parts:05}.gguf") for number in range(1, n_parts + 1))
 
 
-def model_name(path: Path) -> str:
+def model_name(path: PurePath) -> str:
     """What to call a model whose file, or a part of it, lies there."""
     return _read_name(path)[0]
 
 
-def _read_name(path: Path) -> tuple[str, int, int]:
+def _read_name(path: PurePath) -> tuple[str, int, int]:
     """`X-00002-of-00003.gguf` -> X, 2, 3; `X.gguf` -> X, 0, 1."""
     match = _NAME.fullmatch(path.name)
     if match is None or not 1 <= int(match[2]) <= int(match[3]):
