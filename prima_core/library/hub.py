@@ -9,6 +9,7 @@ which gets its name when its checksum is right. huggingface_hub is imported when
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -105,6 +106,8 @@ class Hub:
                 f"{file.path} came damaged: its SHA-256 is not {file.sha256}", hint="fetch it again; nothing was kept"
             )
         os.replace(part, target)
+        for older in target.parent.glob(f"{glob.escape(target.name)}.*{UNFINISHED}"):
+            older.unlink()
 
     def _download(self, repo: str, commit: str, file: RemoteFile, part: Path, progress: Progress) -> None:
         """Bring the part file to its full length, from wherever it is, trying again while the line is bad."""

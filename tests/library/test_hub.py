@@ -103,9 +103,11 @@ def test_a_damaged_model_is_fetched_again(one: FakeHub, folder: Path) -> None:
 
 def test_a_model_that_is_new_at_the_hub_replaces_the_old_one(one: FakeHub, folder: Path) -> None:
     pull(one, folder)
+    (folder / REPO / f"{MODEL}.0123abcd.part").write_bytes(b"of a version between")
     one.repos[REPO][MODEL] = DATA[::-1]
     pull(one, folder)
     assert (folder / REPO / MODEL).read_bytes() == DATA[::-1]
+    assert files(folder) == {f"{REPO}/{MODEL}": len(DATA)}
 
 
 def test_a_small_file_of_which_no_checksum_is_known_is_fetched_by_its_size(hub: FakeHub, folder: Path) -> None:
