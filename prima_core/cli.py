@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+from click.shell_completion import CompletionItem
 
 from prima_core.config import options
 from prima_core.errors import PrimaError
@@ -25,7 +26,18 @@ CONTEXT = ("context", "chunk")
 SAMPLING = ("temp", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-model_argument = click.argument("model", required=False, metavar="[MODEL]")
+
+
+def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For the shell: names of models; files where none begins so."""
+    from prima_core.library.folder import entries, models_folder, shown_names
+
+    names = shown_names(entries(models_folder(context.params.get("models")))).values()
+    fitting = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return [CompletionItem(incomplete, type="file"), *fitting]
+
+
+model_argument = click.argument("model", required=False, metavar="[MODEL]", shell_complete=_complete)
 
 
 class Program(click.RichGroup):
@@ -43,13 +55,14 @@ class Program(click.RichGroup):
 def cli() -> None:
     """prima makes one LLM server out of the computers of a home.
 
-    MODEL is the path of a GGUF file; without it the small built-in demonstration model is used.
+    MODEL is the path of a GGUF file, or the name of a model that `prima pull` has fetched; without it the small
+    built-in demonstration model is used.
     """
 
 
 @cli.command()
 @model_argument
-@options("host", "port", "api_key", *CONTEXT, "parallel", "chat_template", *SAMPLING)
+@options("models", "host", "port", "api_key", *CONTEXT, "parallel", "chat_template", *SAMPLING)
 @options(*NODE, *RING, "wait", "listen", "advertise", "token_file", "name", "log_level")
 @click.pass_obj
 def serve(registry: Registry, /, model: str | None, **settings: Any) -> None:  # Any: the values of config.TABLE
@@ -77,7 +90,7 @@ def join(registry: Registry, /, head: str, until_stdin_closes: bool, **settings:
 @model_argument
 @click.option("-p", "--prompt", required=True, help="What to ask; - reads standard input.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
-@options("max_tokens", "chat_template", *SAMPLING, "seed", *NODE, *RING, *CONTEXT, "log_level")
+@options("models", "max_tokens", "chat_template", *SAMPLING, "seed", *NODE, *RING, *CONTEXT, "log_level")
 @as_json
 @click.pass_obj
 def run(registry: Registry, /, model: str | None, prompt: str, raw: bool, as_json: bool, **settings: Any) -> None:
@@ -90,7 +103,7 @@ def run(registry: Registry, /, model: str | None, prompt: str, raw: bool, as_jso
 
 @cli.command()
 @model_argument
-@options("max_tokens", "chat_template", *SAMPLING, "seed", *NODE, *RING, *CONTEXT, "log_level")
+@options("models", "max_tokens", "chat_template", *SAMPLING, "seed", *NODE, *RING, *CONTEXT, "log_level")
 @click.pass_obj
 def chat(registry: Registry, /, model: str | None, **settings: Any) -> None:
     """Talk to MODEL in the terminal."""
@@ -104,7 +117,7 @@ def chat(registry: Registry, /, model: str | None, **settings: Any) -> None:
 @model_argument
 @click.option("--prompt", "n_prompt", type=click.IntRange(min=1), default=128, show_default=True, help="Prompt tokens.")
 @click.option("--gen", "n_gen", type=click.IntRange(min=2), default=64, show_default=True, help="Generated tokens.")
-@options(*NODE, *RING, *CONTEXT, "log_level")
+@options("models", *NODE, *RING, *CONTEXT, "log_level")
 @as_json
 @click.pass_obj
 def bench(registry: Registry, /, model: str | None, n_prompt: int, n_gen: int, as_json: bool, **settings: Any) -> None:
@@ -118,7 +131,7 @@ def bench(registry: Registry, /, model: str | None, n_prompt: int, n_gen: int, a
 @cli.command()
 @model_argument
 @click.option("--problem", type=click.Path(dir_okay=False), help="Solve this problem file instead.")
-@options("backend", "kernels", "memory", "nodes", "plan", "solver", "context", "parallel", "log_level")
+@options("models", "backend", "kernels", "memory", "nodes", "plan", "solver", "context", "parallel", "log_level")
 @as_json
 @click.pass_obj
 def plan(registry: Registry, /, model: str | None, problem: str | None, as_json: bool, **settings: Any) -> None:
@@ -141,15 +154,50 @@ def ps(watch: bool, as_json: bool, **settings: Any) -> None:
 
 
 @cli.command()
-@click.argument("model")
+@click.argument("model", shell_complete=_complete)
 @click.argument("text", required=False)
 @click.option("--special", is_flag=True, help="Read special tokens in TEXT, and add those that begin and end a text.")
+@options("models")
 @as_json
-def tokenize(model: str, text: str | None, special: bool, as_json: bool) -> None:
+def tokenize(model: str, text: str | None, special: bool, as_json: bool, models: str | None) -> None:
     """Show the token ids of TEXT (standard input without it). Works for vocabulary-only files too."""
     from prima_core.commands import tokenize as commands
 
-    commands.tokenize(model, text, special, as_json)
+    commands.tokenize(model, text, special, as_json, models)
+
+
+@cli.command()
+@click.argument("source", metavar="hf:OWNER/REPO[:FILE]")
+@options("models")
+def pull(source: str, **settings: Any) -> None:
+    """Fetch a model from a Hugging Face hub; going on where it was interrupted.
+
+    FILE is a file of the repository, or a type like Q8_0. Without it the only model is taken, or the one in Q4_K_M.
+    """
+    from prima_core.commands import library as commands
+
+    commands.pull(source, settings)
+
+
+@cli.command()
+@options("models")
+@as_json
+def ls(as_json: bool, **settings: Any) -> None:
+    """List the models in the models folder."""
+    from prima_core.commands import library as commands
+
+    commands.ls(as_json, settings)
+
+
+@cli.command()
+@click.argument("model", metavar="NAME", shell_complete=_complete)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@options("models")
+def rm(model: str, yes: bool, **settings: Any) -> None:
+    """Delete a model from the models folder."""
+    from prima_core.commands import library as commands
+
+    commands.rm(model, yes, settings)
 
 
 @cli.command()

@@ -60,7 +60,7 @@ TABLE = (
     Setting("port", ("--port",), click.IntRange(0, 65535), PORT, "HTTP port; 0: any free one."),
     Setting("api_key", ("--api-key",), str, None, "Key that clients must send (better: the environment variable)."),
     Setting("model_file", ("--model",), _FILE, None, "Model file of this node."),
-    Setting("models", ("--models",), _FOLDER, None, "Folder in which this node looks for the model."),
+    Setting("models", ("--models",), _FOLDER, None, "Folder of models.  [default: in the user's data folder]"),
     Setting("name", ("--name",), str, None, "This node's name in plans.  [default: the host's name]"),
     Setting("chat_template", ("--chat-template",), str, "default", "The chat template, of those that the model file names."),
     Setting("temp", ("--temp",), click.FloatRange(0, 100), None, "Sampling temperature; 0: always the likeliest token."),

@@ -27,6 +27,10 @@ class ModelError(PrimaError):
         self.field = field
 
 
+class LibraryError(PrimaError):
+    """No model is meant by a name, or several are; or a model could not be fetched from where it is."""
+
+
 class ConfigError(PrimaError):
     """A flag, environment variable or file of the user's is wrong."""
 

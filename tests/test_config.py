@@ -26,6 +26,9 @@ ISSUE = {
     "plugins": ["--json"],
     "ps": ["--json", "--watch", "--host", "--port", "--api-key"],
     "doctor": ["--json"],
+    "pull": ["--models"],
+    "ls": ["--json", "--models"],
+    "rm": ["-y", "--models"],
 }  # fmt: skip
 """What people and scripts call each command with."""
 

@@ -16,6 +16,7 @@ LEVELS = (
     {"errors", "config"},
     {"interfaces", "hookspecs", "events", "entrypoints"},
     {"model"},
+    {"library"},
     {"arch"},
     {"memory"},
     {"plan"},
@@ -39,7 +40,19 @@ PACKAGES = sorted(path for kind in ("backends", "transports", "solvers") for pat
 REFERENCE = CORE / "testing" / "reference.py"
 """The one file of prima_core that names a plugin: the numpy backend is the reference that the kits compare with."""
 
-HEAVY = ("numpy", "torch", "mlx", "pynng", "scipy", "tokenizers", "transformers", "jinja2", "psutil", "uvicorn")
+HEAVY = (
+    "numpy",
+    "torch",
+    "mlx",
+    "pynng",
+    "scipy",
+    "tokenizers",
+    "transformers",
+    "jinja2",
+    "psutil",
+    "uvicorn",
+    "huggingface_hub",
+)
 
 
 def is_for_types_only(node: ast.stmt) -> bool:

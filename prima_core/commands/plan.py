@@ -43,7 +43,7 @@ def _solve_file(path: str, registry: Registry, settings: Settings) -> Plan:
 
 
 def _own_plan(model: str | None, registry: Registry, settings: Settings) -> Plan:
-    with open_model_argument(model) as opened:
+    with open_model_argument(model, settings) as opened:
         options = head_options(settings, opened.file.metadata)
         backend, _ = registry.open_backend(options.node.backend, BackendOptions(kernels=options.node.kernels), None)
         devices = tuple(device.id for device in backend.devices())

@@ -31,6 +31,7 @@ from prima_core.commands.setup import (
 )
 from prima_core.errors import ClusterError, ConfigError
 from prima_core.events import ServerReady
+from prima_core.library.folder import models_folder
 from prima_core.node.driver import State, Status
 from prima_core.node.head import Head
 from prima_core.node.join import JoinOptions, WorkerNode
@@ -59,7 +60,7 @@ def serve(model: str | None, settings: Settings, registry: Registry) -> None:
     check_transport(settings, registry)
     with ExitStack() as exits:
         listener = exits.enter_context(bound(host, port))
-        opened = exits.enter_context(open_model_argument(model))
+        opened = exits.enter_context(open_model_argument(model, settings))
         options = head_options(settings, opened.file.metadata)
         head = exits.enter_context(Head(opened, options, registry, head_secret(settings), say))
         if head.node.explanation:
@@ -232,7 +233,7 @@ def _join_options(address: str, settings: Settings) -> JoinOptions:
         head=address,
         listen=_own_listen(address, settings["listen"]),
         name=settings["name"] or node_name(),
-        places=_places(settings),
+        places=model_places(settings),
         advertise=lambda bound: advertised(bound, advertise),
         node=node_options(settings),
     )
@@ -248,11 +249,12 @@ def _own_listen(head: str, listen: str | None) -> str:
     return f"{head.partition('://')[0]}://{f'[{own}]' if ':' in own else own}:0"
 
 
-def _places(settings: Settings) -> tuple[Path, ...]:
-    """Where to look for the model: the user's file and folder, and the built-in model."""
+def model_places(settings: Settings) -> tuple[Path, ...]:
+    """Where to look for the model: the user's file and folder of models, and the built-in model."""
     with model_path(None) as builtin:
         given = [Path(place) for place in (settings["model_file"], settings["models"]) if place is not None]
     for place in given:
         if not place.exists():
             raise ConfigError(f"{place} does not exist", hint="check --model and --models")
-    return (*given, builtin)
+    pulled = [] if settings["models"] is not None else [models_folder(None)]
+    return (*given, *(folder for folder in pulled if folder.is_dir()), builtin)

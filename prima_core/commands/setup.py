@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from prima_core.config import CLUSTER_PORT, SETTINGS
 from prima_core.engine.request import Sampling
 from prima_core.errors import ConfigError
+from prima_core.library.folder import find_model, models_folder
 from prima_core.model.vocabulary import DEFAULT_TEMPLATE
 from prima_core.model.weights import Model, open_model
 from prima_core.node.driver import State, Status
@@ -39,10 +40,10 @@ DEFAULT_SAMPLING = Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05)
 
 
 @contextmanager
-def model_path(model: str | None) -> Iterator[Path]:
-    """The file that MODEL means; the built-in model where it is absent."""
+def model_path(model: str | None, models: str | None = None) -> Iterator[Path]:
+    """The file that MODEL means, a path or a name in the folder `models`; the built-in model where it is absent."""
     if model is not None:
-        yield Path(model)
+        yield find_model(model, models_folder(models))
         return
     with as_file(files("prima_core.builtin") / BUILTIN) as path:
         yield path
@@ -179,8 +180,8 @@ def _path(text: str | None) -> Path | None:
 
 
 @contextmanager
-def open_model_argument(model: str | None) -> Iterator[Model]:
-    with model_path(model) as path, open_model(path) as opened:
+def open_model_argument(model: str | None, settings: Settings) -> Iterator[Model]:
+    with model_path(model, settings["models"]) as path, open_model(path) as opened:
         yield opened
 
 
@@ -188,7 +189,7 @@ def open_model_argument(model: str | None) -> Iterator[Model]:
 def serving_head(model: str | None, settings: Settings, registry: Registry) -> Iterator[Head]:
     """A head that serves the model, for commands that use it in their own process; ends with the block."""
     check_transport(settings, registry)
-    with open_model_argument(model) as opened:
+    with open_model_argument(model, settings) as opened:
         options = head_options(settings, opened.file.metadata)
         with Head(opened, options, registry, head_secret(settings), say) as head:
             with LoadProgress() as progress:

@@ -1,66 +1,52 @@
-"""A GGUF file, mapped read-only: metadata, tensor table, and views of the weights without a copy."""
+"""A model's GGUF file, or its parts, mapped read-only: metadata, tensor table, views of the weights without a copy."""
 
 from __future__ import annotations
 
-import mmap
 import os
-import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import BinaryIO, Self
-
-import numpy as np
+from typing import Self
 
 from prima_core.errors import ModelError
 from prima_core.interfaces import Weight
-from prima_core.model.header import MAGIC, Header, StringArray, TensorInfo, Value, parse_header, printable
+from prima_core.model import split
+from prima_core.model.header import StringArray, TensorInfo, Value, printable
+from prima_core.model.part import Part
 from prima_core.model.quant import unsupported_type
 
-__all__ = ["FileState", "GGUFFile", "StringArray", "TensorInfo", "Value"]
-
-
-@dataclass(frozen=True, slots=True)
-class FileState:
-    """What tells whether a path still leads to the same unchanged file."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> FileState:
-        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+__all__ = ["GGUFFile", "StringArray", "TensorInfo", "Value"]
 
 
 class GGUFFile:
-    """An open model file. `tensors` and `metadata` stay readable after `close`; so do views that are still held."""
+    """An open model. `tensors` and `metadata` stay readable after `close`; so do views that are still held.
 
-    def __init__(self, path: Path, state: FileState, mapped: mmap.mmap, header: Header) -> None:
-        self.path = path
-        self.state = state
-        self.size = len(mapped)
-        self.metadata: Mapping[str, Value] = header.metadata
-        self.tensors: Mapping[str, TensorInfo] = header.tensors
-        self.alignment = header.alignment
-        self._header_bytes = header.n_bytes
-        self._map: mmap.mmap | None = mapped
+    `path` is that of the first part, `size` the bytes of all, `metadata` those of the first.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        first = parts[0]
+        self.parts = tuple(parts)
+        self.path = first.path
+        self.size = sum(part.size for part in parts)
+        self.metadata: Mapping[str, Value] = first.header.metadata
+        self.tensors: Mapping[str, TensorInfo] = first.header.tensors
+        if len(parts) > 1:
+            self.tensors = MappingProxyType(split.join_tables(parts))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> GGUFFile:
-        """Map the file and check its whole header.
+        """Map the file and check its whole header; of a split model all parts, whichever is named.
 
-        Raises ModelError: no such file, not GGUF, another version, damaged; `field` names the culprit.
+        Raises ModelError: no such file, not GGUF, another version, damaged, a part missing; `field` names the culprit.
         """
-        path = Path(path)
-        mapped, state = _map_file(path)
-        try:
-            header = parse_header(memoryview(mapped))
-        except BaseException:
-            _release(mapped)
-            raise
-        return cls(path, state, mapped, header)
+        with ExitStack() as on_error:
+            named = Part.open(Path(path))
+            on_error.callback(named.close)
+            file = cls(_with_the_others(named, on_error))
+            on_error.pop_all()
+        return file
 
     def view(self, name: str) -> Weight:
         """A tensor as it lies in the map. Raises ModelError when it is absent or of a type that is not supported."""
@@ -69,18 +55,17 @@ class GGUFFile:
             raise ModelError("there is no such tensor in the file", field=printable(name))
         if info.type is None:
             raise unsupported_type(printable(name), info.type_name)
-        data = np.frombuffer(self._open_map(), np.uint8, info.n_bytes, info.offset)
-        return Weight(info.name, info.type, info.shape, data)
+        return Weight(info.name, info.type, info.shape, self.parts[info.part].data(info))
 
-    def header(self) -> memoryview:
-        """The bytes before the weights: metadata and tensor table."""
-        return memoryview(self._open_map())[: self._header_bytes]
+    def check_unchanged(self) -> None:
+        """Raise ModelError when a file at its path is not the one that was opened, or was written to since."""
+        for part in self.parts:
+            part.check_unchanged()
 
     def close(self) -> None:
-        """Give the file back; the map itself goes with the last view of it. Idempotent."""
-        mapped, self._map = self._map, None
-        if mapped is not None:
-            _release(mapped)
+        """Give the files back; a map itself goes with the last view of it. Idempotent."""
+        for part in self.parts:
+            part.close()
 
     def __enter__(self) -> Self:
         return self
@@ -88,72 +73,15 @@ class GGUFFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _open_map(self) -> mmap.mmap:
-        if self._map is None:
-            raise ValueError(f"{self.path} is closed")
-        return self._map
 
-
-def _release(mapped: mmap.mmap) -> None:
-    try:
-        mapped.close()
-    except BufferError:  # somebody still holds a view: freeing the map would pull the memory from under it
-        return
-
-
-def _map_file(path: Path) -> tuple[mmap.mmap, FileState]:
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a pipe would wait for a writer
-            raise _not_a_file(path)
-        with open(path, "rb") as file:
-            _refuse_other_formats(file, path)
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), FileState.of(os.fstat(file.fileno()))
-    except (OSError, ValueError, OverflowError) as error:
-        raise _explain(error, path) from error
-
-
-def _not_a_file(path: Path) -> ModelError:
-    if path.is_dir():
-        return ModelError(f"{path} is a folder", field="file", hint="name the .gguf file inside it")
-    return ModelError(f"{path} is not a regular file", field="file")
-
-
-def _explain(error: Exception, path: Path) -> ModelError:
-    if isinstance(error, FileNotFoundError):
-        return ModelError(f"there is no file {path}", field="file", hint="check the path of the model")
-    if isinstance(error, PermissionError):
-        return ModelError(f"{path} may not be read by this user", field="file", hint="change its permissions")
-    return ModelError(f"{path} cannot be opened: {error}", field="file")
-
-
-# ---------------------------------------------------------------- other kinds of files
-
-_CONVERT = "convert the model with llama.cpp's convert_hf_to_gguf.py, or download its GGUF version"
-_LOOKALIKES: Mapping[bytes, tuple[str, str]] = MappingProxyType(
-    {
-        b"version https://git-lfs": ("a git-lfs pointer, not the model itself", "run `git lfs pull`"),
-        b"<": ("a web page", "the download went wrong: take the link to the file itself"),
-        b"PK\x03\x04": ("a zip archive, as PyTorch's checkpoints are", _CONVERT),
-        b"\x80": ("a Python pickle, as old PyTorch checkpoints are", _CONVERT),
-        b"\x1f\x8b": ("a gzip archive", "unpack it first"),
-        b"tjgg": ("a GGML file from before GGUF", "download the model's GGUF version"),
-        b"fmgg": ("a GGML file from before GGUF", "download the model's GGUF version"),
-        b"lmgg": ("a GGML file from before GGUF", "download the model's GGUF version"),
-        b"{": ("a JSON file", "name the .gguf file of the model"),
-    }
-)
-
-
-def _refuse_other_formats(file: BinaryIO, path: Path) -> None:
-    """Tell what the file is instead, when it is something that users often have at hand."""
-    start = file.read(64)
-    if not start:
-        raise ModelError(f"{path} is empty", field="magic", hint="fetch it again")
-    if start.startswith(MAGIC[: len(start)]):
-        return
-    if start[8:10] == b'{"':
-        raise ModelError(f"{path} is a safetensors file", field="magic", hint=_CONVERT)
-    for beginning, (what, hint) in _LOOKALIKES.items():
-        if start.startswith(beginning):
-            raise ModelError(f"{path} is {what}", field="magic", hint=hint)
-    raise ModelError(f"{path} is not a GGUF file: it begins with {start[:4]!r}", field="magic", hint=_CONVERT)
+def _with_the_others(named: Part, on_error: ExitStack) -> list[Part]:
+    """All parts of the model that `named` belongs to, in order."""
+    n_parts = split.part_count(named)
+    if n_parts == 1:
+        return [named]
+    parts = []
+    for number, path in enumerate(split.paths_of(named, n_parts), 1):
+        part = named if number == split.part_number(named.path) else split.open_part(path)
+        on_error.callback(part.close)
+        parts.append(part)
+    return parts

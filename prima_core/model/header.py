@@ -1,4 +1,4 @@
-"""What stands before the weights of a GGUF v3 file: metadata and tensor table, parsed from untrusted bytes.
+"""What stands before the weights of a GGUF file (v2 or v3): metadata and tensor table, parsed from untrusted bytes.
 
 `parse_header` is a pure function of a buffer. No number in the buffer is believed before it is compared with how many
 bytes there are: nothing is allocated, looped over or indexed by a count that the rest of the file could not hold.
@@ -22,6 +22,7 @@ from prima_core.errors import ModelError
 from prima_core.model.quant import GGUFType, known_type, tensor_bytes, type_name
 
 MAGIC = b"GGUF"
+READ_VERSIONS = (2, 3)  # of the same layout: 3 only says that big-endian files exist
 DEFAULT_ALIGNMENT = 32
 
 # Far above every real file (a vocabulary of 256k tokens makes a header of 15 MB); bounds of time and memory.
@@ -81,7 +82,8 @@ Value = bool | int | float | str | StringArray | NDArray[np.generic]
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """An entry of the tensor table. `shape` is in numpy order, `offset` counts from the start of the file.
+    """An entry of the tensor table. `shape` is in numpy order, `offset` counts from the start of the file, which of a
+    split model is the one with index `part`.
 
     `type` is None for a type that prima does not read; then `n_bytes` is 0, and only `type_name` says more.
     """
@@ -92,6 +94,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     offset: int
     n_bytes: int
+    part: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,14 +200,18 @@ def _check_version(cursor: _Cursor) -> None:
     if found != MAGIC:
         raise ModelError(f"{found!r} is not {MAGIC!r}", field="magic", hint="this is not a GGUF file")
     version = cursor.u32("version")
-    if version == 3:
+    if version in READ_VERSIONS:
         return
     if version and version & 0xFFFF == 0:  # a small number seen from the wrong end
-        raise ModelError("the file is big-endian; prima reads little-endian GGUF only", field="version")
+        raise ModelError(
+            "the file is big-endian, made for machines like IBM Z; prima reads little-endian GGUF",
+            field="version",
+            hint="download the model's ordinary file, or convert this one: pip install gguf, gguf-convert-endian",
+        )
     raise ModelError(
-        f"GGUF version {version} is not supported, only 3",
+        f"GGUF version {version} is not supported, only 2 and 3",
         field="version",
-        hint="convert the file anew with a current llama.cpp" if version < 3 else "a newer prima may read it",
+        hint="convert the file anew with a current llama.cpp" if version < 2 else "a newer prima may read it",
     )
 
 

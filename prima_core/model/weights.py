@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from prima_core.errors import ModelError
 from prima_core.interfaces import Weight
 from prima_core.model.fingerprint import ModelId, fingerprint
-from prima_core.model.gguf import FileState, GGUFFile
+from prima_core.model.gguf import GGUFFile
 from prima_core.model.names import OUTPUT, OUTPUT_NORM, TOKEN_EMBD, layer_tensor, split_layer
 from prima_core.model.spec import ModelSpec, check_tensors
+from prima_core.model.split import model_name
 
 _PIECE_BYTES = 4 * 1024 * 1024
 _MADV_POPULATE_READ = 22  # Linux 5.14
@@ -65,7 +66,13 @@ class Model:
 
     @property
     def path(self) -> Path:
+        """The file, or the first part of a split one."""
         return self.file.path
+
+    @property
+    def name(self) -> str:
+        """What the model is called by its file."""
+        return model_name(self.path)
 
     @property
     def id(self) -> ModelId:
@@ -75,15 +82,8 @@ class Model:
         return MappedStore(self.file, self.spec)
 
     def check_unchanged(self) -> None:
-        """Raise ModelError when the file at the path is not the one that was opened, or was written to since."""
-        try:
-            now = FileState.of(os.stat(self.path))
-        except OSError as error:
-            raise ModelError(f"{self.path} went away while it was served: {error}", field="file") from error
-        if now != self.file.state:
-            raise ModelError(
-                f"{self.path} was changed or replaced while it was served", field="file", hint="start the server again"
-            )
+        """Raise ModelError when the files are not those that were opened, or were written to since."""
+        self.file.check_unchanged()
 
     def close(self) -> None:
         self.file.close()
@@ -112,12 +112,6 @@ def _refuse_other_content(file: GGUFFile) -> None:
     if not isinstance(kind, str) or kind != "model":
         raise ModelError(
             f"{file.path} holds no model but: {kind!r:.80}", field="general.type", hint="name the model's file"
-        )
-    n_parts = file.metadata.get("split.count", 0)
-    if isinstance(n_parts, int) and n_parts > 1:
-        hint = "join the parts with llama.cpp's `llama-gguf-split --merge`"
-        raise ModelError(
-            f"{file.path} is one of {n_parts} parts; split files are not supported yet", field="split.count", hint=hint
         )
     if not file.tensors:
         hint = "it serves `prima tokenize` only; use a file with weights"

@@ -17,7 +17,7 @@ from prima_core.engine.engine import Deliver, Engine
 from prima_core.engine.reasoning import ReasoningStream
 from prima_core.engine.request import Event, Finished, Piece, Request, Sampling
 from prima_core.engine.scheduler import PlannedStep, Room
-from prima_core.errors import ClusterError
+from prima_core.errors import ClusterError, ModelError
 from prima_core.events import RequestDone
 from prima_core.interfaces import Credentials
 from prima_core.model.chat import ChatPrompt, ChatTemplate, Message, encode_chat
@@ -31,6 +31,7 @@ from prima_core.node.local import LocalNode, LocalOptions, close_all, start_loca
 from prima_core.node.network import advertised, with_port
 from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions, longest_chunk
 from prima_core.node.view import RequestTotals, ServerView, node_view
+from prima_core.node.watch import FileWatch
 from prima_core.plan.plan import Plan, plan_to_json
 from prima_core.plugins import Registry
 from prima_core.ring import control
@@ -79,7 +80,7 @@ class Head:
         tell: Callable[[str], None] = log.info,
     ) -> None:
         self.model = model
-        self.model_name = model.path.stem
+        self.model_name = model.name
         self.created = int(time.time())
         self.sampling = options.sampling
         self.context_length = min(options.context or DEFAULT_CONTEXT, model.spec.context_length)
@@ -135,6 +136,9 @@ class Head:
             exits.callback(self.node.close)
             self.driver.start()
             exits.callback(self.driver.stop, _stopping())
+            watch = FileWatch(self.model, self._on_files_changed)
+            watch.start()
+            exits.callback(watch.close)
             self._join_itself()
             if self._options.listen is not None:
                 self._open_membership(self._options.listen, exits)
@@ -286,6 +290,11 @@ class Head:
 
     def _report(self, report: Report) -> None:
         self.driver.inbox.put(Reported(self._options.name, report))
+
+    def _on_files_changed(self, error: ModelError) -> None:
+        """The text side of the model is open in this process: nothing but a new start makes it good again."""
+        self._tell(f"nothing is served any more: {error}")
+        self.driver.ask_to_stop(ClusterError(f"{error.message}: the server has to be started again"))
 
     def _on_joined(self, facts: PeerFacts) -> None:
         self._tell(f"node {facts.name} joined")

@@ -21,6 +21,7 @@ from prima_core.model.fingerprint import ModelId, find_by_fingerprint
 from prima_core.model.weights import Model, open_model
 from prima_core.node.network import with_port
 from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions
+from prima_core.node.watch import CHECK_FILES_EVERY_S
 from prima_core.plan.plan import plan_from_json
 from prima_core.plugins import Registry
 from prima_core.ring import control
@@ -65,6 +66,7 @@ class WorkerNode:
         self._stopping = threading.Event()
         self._channel: Channel | None = None
         self._models: dict[str, Model] = {}
+        self._in_use: tuple[Epoch, Model] | None = None  # set by the owner thread
         self._told_percent = -1
         credentials = Credentials(secret)
         self._control = Dialer(registry, credentials, CONTROL_LIMITS)
@@ -102,7 +104,7 @@ class WorkerNode:
             self._follow(link, self._channel)
         finally:
             self._channel = None
-            self._node.worker.unload()
+            self._release()
             to_head.close()
 
     def _hello(self, link: ReceiveLink) -> Hello:
@@ -150,7 +152,7 @@ class WorkerNode:
 
     def _follow(self, link: ReceiveLink, channel: Channel) -> None:
         """Do what the head says until it says goodbye, falls silent, or missed something that it has to know."""
-        heard = sent = time.monotonic()
+        heard = sent = checked = time.monotonic()
         self._send(self._heartbeat())
         while not self._stopping.is_set() and self._channel is channel:
             with suppress(LinkTimeout):
@@ -167,6 +169,9 @@ class WorkerNode:
             if now - sent > HEARTBEAT_S:
                 sent = now
                 self._send(self._heartbeat())
+            if now - checked > CHECK_FILES_EVERY_S:
+                checked = now
+                self._check_files()
         self._send(control.Bye.because("stopped by its owner"))
 
     def _heartbeat(self) -> control.Heartbeat:
@@ -184,21 +189,43 @@ class WorkerNode:
             try:
                 self._node.worker.load(self._assignment(message))
             except PrimaError as error:
-                self._tell(f"cannot take part: {error}")
-                self._send(control.Refused(message.epoch, control.Fault.of(error)))
+                self._refuse(message.epoch, error)
         elif isinstance(message, control.Release):
-            self._node.worker.unload()
+            self._release()
+
+    def _check_files(self) -> None:
+        """Take part no longer when the files that are in use have changed."""
+        if self._in_use is None:
+            return
+        epoch, model = self._in_use
+        try:
+            model.check_unchanged()
+        except ModelError as error:
+            self._release()
+            self._refuse(epoch, error)
+
+    def _refuse(self, epoch: Epoch, error: PrimaError) -> None:
+        self._tell(f"cannot take part: {error}")
+        self._send(control.Refused(epoch, control.Fault.of(error)))
+
+    def _release(self) -> None:
+        self._in_use = None
+        self._node.worker.unload()
 
     # ------------------------------------------------------------ assignments
 
     def _assignment(self, assign: Assign) -> Assignment:
         plan = plan_from_json(assign.plan)
-        return Assignment(assign.epoch, plan, lambda: self._model(assign.model), assign.wire, assign.addresses)
+        return Assignment(assign.epoch, plan, lambda: self._find_model(assign), assign.wire, assign.addresses)
+
+    def _find_model(self, assign: Assign) -> Model:
+        """Called in the owner thread."""
+        model = self._model(assign.model)
+        self._in_use = assign.epoch, model
+        return model
 
     def _model(self, wanted: control.ModelId) -> Model:
-        """The model with this fingerprint, from this node's own places; never from a path that the head names.
-
-        Called in the owner thread."""
+        """The model with this fingerprint, from this node's own places; never from a path that the head names."""
         model = self._models.get(wanted.fingerprint)
         if model is not None:
             model.check_unchanged()

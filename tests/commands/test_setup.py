@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
+from prima_core.commands.serve import model_places
 from prima_core.commands.setup import (
     DEFAULT_SAMPLING,
     check_transport,
@@ -183,3 +185,19 @@ def test_the_head_is_asked_for_what_the_user_said() -> None:
 def test_a_plan_that_cannot_be_read_is_a_wrong_setting(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the plan"):
         head_options(settings(plan=str(tmp_path / "none.json")), {})
+
+
+# ---------------------------------------------------------------- where a worker looks for models
+
+
+def test_a_worker_looks_into_the_models_folder_unless_another_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "prima" / "models"
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    *places, builtin = model_places(settings())
+    assert (places, builtin.name) == ([], "prima-builtin.gguf")
+    folder.mkdir(parents=True)
+    assert model_places(settings())[0] == folder
+    assert model_places(settings(models=str(tmp_path)))[:-1] == (tmp_path,)

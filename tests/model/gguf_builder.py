@@ -166,9 +166,32 @@ def model_tensors(arch: str = "llama") -> list[Tensor]:
     ]
 
 
-def small_model(arch: str = "llama") -> Gguf:
+def small_model(arch: str = "llama", version: int = 3) -> Gguf:
     """A whole valid file of about 30 kB."""
-    return build(model_keys(arch), model_tensors(arch))
+    return build(model_keys(arch), model_tensors(arch), version=version)
+
+
+def split_keys(index: int, n_parts: int, n_tensors: int) -> list[Key]:
+    """What every part of a split model says of itself; `n_tensors` of all parts."""
+    return [
+        Key("split.no", U16, index),
+        Key("split.count", U16, n_parts),
+        Key("split.tensors.count", I32, n_tensors),
+    ]
+
+
+def split_model(n_parts: int, arch: str = "llama", version: int = 3) -> list[Gguf]:
+    """That model in parts of as many tensors each."""
+    tensors = model_tensors(arch)
+    size = -(-len(tensors) // n_parts)
+    return [
+        build(
+            [*(model_keys(arch) if index == 0 else []), *split_keys(index, n_parts, len(tensors))],
+            tensors[index * size : (index + 1) * size],
+            version=version,
+        )
+        for index in range(n_parts)
+    ]
 
 
 def with_key(keys: Sequence[Key], new: Key) -> list[Key]:

@@ -34,6 +34,7 @@ from tests.model.gguf_builder import (
     model_keys,
     model_tensors,
     small_model,
+    split_model,
     with_tensor,
 )
 
@@ -289,6 +290,7 @@ def _garble(data: bytearray, built: Gguf, random: random.Random) -> None:
 _MUTATIONS = (_flip_bit, _flip_bit, _wild_number, _wild_number, _truncate, _delete, _splice, _garble)
 BASES = {
     "llama": small_model("llama"),
+    "version 2": small_model("llama", version=2),
     "qwen2": small_model("qwen2"),
     "vocabulary": build(model_keys()),
     "every kind": build(
@@ -314,8 +316,24 @@ def test_a_thousand_mutations_end_in_a_model_or_a_named_error(base: str, tmp_pat
         tracemalloc.stop()
     assert worst < 100_000_000
     assert len(outcomes) > 15, outcomes  # the damages do reach many different checks
-    if base in ("llama", "qwen2"):
+    if base in ("llama", "qwen2", "version 2"):
         assert outcomes["opened"] > 50
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("damaged", [0, 1, 2])
+def test_mutations_of_a_part_end_in_a_model_or_a_named_error(damaged: int, version: int, tmp_path: Path) -> None:
+    built, outcomes = split_model(3, "qwen2", version), Counter[str]()
+    paths = [tmp_path / f"m-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
+    for path, part in zip(paths, built, strict=True):
+        path.write_bytes(part.data)
+    for seed in range(200):
+        paths[damaged].write_bytes(mutated(built[damaged], random.Random(seed)))
+        outcome = _outcome(paths[seed % 3])
+        assert outcome, f"seed {seed}: an error that names nothing"
+        outcomes[outcome] += 1
+    assert {"opened", "split.no"} <= outcomes.keys()
+    assert len(outcomes) > 10, outcomes
 
 
 def _outcome(path: Path) -> str:

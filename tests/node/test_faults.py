@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,8 @@ import pytest
 
 from prima_core.errors import ClusterError, LinkTimeout
 from prima_core.interfaces import Buffer
-from prima_core.model.weights import Model
-from prima_core.node import driver, join, local
+from prima_core.model.weights import Model, open_model
+from prima_core.node import driver, join, local, watch
 from prima_core.node.driver import State
 from prima_core.node.local import ProcessNode
 from prima_core.ring import control, membership
@@ -190,6 +191,70 @@ def test_a_worker_that_looks_for_its_model_for_long_is_not_lost(
         assert len(head.status.members) == 2
         found.set()
         head.until_serving_with("head", "w")
+
+
+# ---------------------------------------------------------------- files that change
+
+
+@pytest.fixture
+def copied(llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the model that may be spoilt; it is looked at often."""
+    for module in (join, watch):
+        monkeypatch.setattr(module, "CHECK_FILES_EVERY_S", 0.05)
+    return Path(shutil.copy(llama.path, tmp_path / "copy.gguf"))
+
+
+def test_a_worker_whose_file_changes_leaves_and_says_why(
+    cluster: Start, one_node: Tokens, llama: Model, copied: Path
+) -> None:
+    head = cluster(llama, listen="tcp://127.0.0.1:0", wait=2, wire=F32)
+    with worker_thread(head.address, "w", copied) as told:
+        head.until_serving_with("head", "w")
+        running = head.ask(PROMPT, LONG)
+        running.take()
+        os.utime(copied, ns=(0, 0))
+        assert "node 'w' cannot serve: file: " in str(running.error())
+        head.until_serving_with("head")
+        assert any("cannot take part" in line and "copy.gguf was changed or replaced" in line for line in told)
+        assert head.tokens(PROMPT, 24) == one_node("llama", PROMPT, 24)
+    with worker_thread(head.address, "w", copied):  # the same model, but with another time
+        head.until_serving_with("head", "w")
+
+
+def test_a_head_whose_file_goes_away_serves_no_more_and_says_why(cluster: Start, copied: Path) -> None:
+    with open_model(copied) as model:
+        head = cluster(model)
+        head.until_serving_with("head")
+        running = head.ask(PROMPT, LONG)
+        running.take()
+        copied.unlink()
+        reason = f"{copied} went away while it was in use"
+        assert reason in str(running.error())
+        until("the end of service", lambda: not head.head.health()[0])
+        assert reason in str(head.head.health()[1]["reason"])
+        assert reason in str(head.ask(PROMPT, 5).error())
+        assert any(reason in line for line in head.told)
+        head.head.close()
+
+
+def test_files_that_stay_as_they_are_are_served_on(
+    cluster: Start, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = threading.Semaphore(0)
+    really = Model.check_unchanged
+
+    def spied(model: Model) -> None:
+        really(model)
+        looked.release()
+
+    monkeypatch.setattr(Model, "check_unchanged", spied)
+    with open_model(copied) as model:
+        head = cluster(model)
+        head.until_serving_with("head")
+        for _ in range(5):
+            assert looked.acquire(timeout=DEADLINE_S)
+        assert len(head.tokens(PROMPT, 5)) == 5
+        head.head.close()
 
 
 @pytest.mark.parametrize("kind", [control.Assign, control.Ready], ids=["an order of the head", "the worker's answer"])
