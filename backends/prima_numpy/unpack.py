@@ -74,8 +74,7 @@ def _one_group(codes: NDArray[np.uint8] | NDArray[np.int8], offset: int = 0) -> 
 
 def _five_bits(fifth: Bytes, nibbles: Bytes) -> Bytes:
     high = np.unpackbits(fifth, axis=1, bitorder="little")
-    joined: Bytes = _nibbles(nibbles).reshape(-1, 32) | high << 4
-    return joined
+    return _nibbles(nibbles).reshape(-1, 32) | high << np.uint8(4)
 
 
 def _with_minimum(codes: NDArray[np.int8], blocks: Bytes) -> Codes:
@@ -148,30 +147,26 @@ def _unpack_iq2_xxs(blocks: Bytes) -> Codes:
     groups = blocks[:, 2:].reshape(-1, 8, 8)  # four indices, then 4 * 7 bits of signs and 4 of scale
     packed = _words(groups[:, :, 4:], "<u4")[:, :, 0]
     values = _negated(_entries(IQ2_XXS, groups[:, :, :4]), _four_signs(packed))
-    return Codes(values.reshape(-1, 8, 32), _half(blocks[:, :2]) * np.float32(1 / 8), _odd(packed >> 28))
+    return Codes(values.reshape(-1, 8, 32), _half(blocks[:, :2], 1 / 8), _odd(packed >> 28))
 
 
 def _unpack_iq2_xs(blocks: Bytes) -> Codes:
     packed = _words(blocks[:, 2:66], "<u2")  # 9 bits of index, 7 of signs
     values = _negated(_entries(IQ2_XS, packed & 511), _even_signs(packed >> 9))
-    return Codes(
-        values.reshape(-1, 16, 16), _half(blocks[:, :2]) * np.float32(1 / 8), _odd(_nibble_pairs(blocks[:, 66:74]))
-    )
+    return Codes(values.reshape(-1, 16, 16), _half(blocks[:, :2], 1 / 8), _odd(_nibble_pairs(blocks[:, 66:74])))
 
 
 def _unpack_iq2_s(blocks: Bytes) -> Codes:
     high = _runs(blocks[:, 66:74], range(0, 8, 2), 3).reshape(-1, 32)
     index = blocks[:, 2:34] | high.astype(np.uint16) << 8
     values = _negated(_entries(IQ2_S, index), blocks[:, 34:66])
-    return Codes(
-        values.reshape(-1, 16, 16), _half(blocks[:, :2]) * np.float32(1 / 8), _odd(_nibble_pairs(blocks[:, 74:82]))
-    )
+    return Codes(values.reshape(-1, 16, 16), _half(blocks[:, :2], 1 / 8), _odd(_nibble_pairs(blocks[:, 74:82])))
 
 
 def _unpack_iq3_xxs(blocks: Bytes) -> Codes:
     packed = _words(blocks[:, 66:98], "<u4")
     values = _negated(_entries(IQ3_XXS, blocks[:, 2:66]), _four_signs(packed))
-    return Codes(values.reshape(-1, 8, 32), _half(blocks[:, :2]) * np.float32(1 / 4), _odd(packed >> 28))
+    return Codes(values.reshape(-1, 8, 32), _half(blocks[:, :2], 1 / 4), _odd(packed >> 28))
 
 
 def _unpack_iq3_s(blocks: Bytes) -> Codes:
@@ -185,7 +180,7 @@ def _unpack_iq1_s(blocks: Bytes) -> Codes:
     packed = _words(blocks[:, 34:50], "<u2")  # 4 * 3 bits of index, 3 of scale, the sign of the offset
     index = blocks[:, 2:34] | _runs(packed, range(0, 12, 3), 7).reshape(-1, 32) << 8
     values = _entries(IQ1, index).reshape(-1, 8, 32) + _offset(packed >> 15)[:, :, None]
-    return Codes(values, _half(blocks[:, :2]) * np.float32(1 / 8), _odd(packed >> 12 & 7))
+    return Codes(values, _half(blocks[:, :2], 1 / 8), _odd(packed >> 12 & 7))
 
 
 def _unpack_iq1_m(blocks: Bytes) -> Codes:
@@ -195,7 +190,7 @@ def _unpack_iq1_m(blocks: Bytes) -> Codes:
     packed = _words(blocks[:, 48:56], "<u2")  # 4 * 3 bits of scales, a nibble of d
     d = np.bitwise_or.reduce(packed >> 12 << np.array([0, 4, 8, 12], np.uint16), axis=1)
     scales = _odd(_runs(packed, range(0, 12, 3), 7).reshape(-1, 16))
-    return Codes(values.reshape(-1, 16, 16), d.view(np.float16).astype(np.float32) * np.float32(1 / 8), scales)
+    return Codes(values.reshape(-1, 16, 16), _half(d.view(np.uint8).reshape(-1, 2), 1 / 8), scales)
 
 
 def _entries(grid: Grid, index: Integers) -> NDArray[np.int8]:
@@ -263,8 +258,10 @@ def _words(packed: Bytes, dtype: str) -> NDArray[np.uint32]:
     return np.ascontiguousarray(packed).view(dtype)
 
 
-def _half(two_bytes: Bytes) -> Float32s:
-    return np.ascontiguousarray(two_bytes).view("<f2")[:, 0].astype(np.float32)
+def _half(two_bytes: Bytes, unit: float = 1) -> Float32s:
+    """[blocks, 2] -> [blocks], times `unit`, a power of two."""
+    with np.errstate(invalid="ignore"):  # hostile blocks hold NaN
+        return np.ascontiguousarray(two_bytes).view("<f2")[:, 0].astype(np.float32) * np.float32(unit)
 
 
 UNPACK: Mapping[GGUFType, Callable[[Bytes], Codes]] = MappingProxyType(

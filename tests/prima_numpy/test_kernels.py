@@ -51,7 +51,7 @@ def product(
         (product(cols=512), "data"),
         (product(rows=1 << 62, cols=1 << 62), "matrix"),
         (product(rows=1 << 39, cols=1 << 40), "data"),
-        (product(type=2), "type 2"),
+        (product(type=34), "type 34"),
         (product(type=-1), "type -1"),
         (product(out=(1, 3)), "out"),
         (product(out=(2, 2)), "out"),

@@ -6,12 +6,12 @@ from numpy.typing import NDArray
 
 from prima_core.interfaces import Weight
 from prima_core.model.quant import BLOCKS, GGUFType
+from prima_core.testing.randomblocks import write_units
 from prima_numpy.kernels import Kernels
 from prima_numpy.quant import linear_int8
-from tests.prima_numpy.blocks import HALF_FIELDS, random_rows, random_weight
+from tests.prima_numpy.blocks import QUANTISED, random_rows, random_weight
 
 VARIANTS = Kernels.variants()
-QUANTISED = tuple(HALF_FIELDS)
 every_type = pytest.mark.parametrize("type", GGUFType)
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -74,8 +74,9 @@ def test_extreme_codes_do_not_overflow(variant: str) -> None:
 
 def extreme_weight(type: GGUFType, byte: int) -> Weight:
     data = np.full(18 * 512 // BLOCKS[type].n_weights * BLOCKS[type].n_bytes, byte, np.uint8)
-    for start in HALF_FIELDS[type]:
-        data.reshape(-1, BLOCKS[type].n_bytes)[:, start : start + 2] = np.array([1.0], np.float16).view(np.uint8)
+    blocks = data.reshape(-1, BLOCKS[type].n_bytes)
+    ones = np.ones(len(blocks), np.float32)
+    write_units(type, blocks, ones, ones)
     return Weight("w", type, (18, 512), data)
 
 
