@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from prima_core.errors import ConfigError, DeviceMemoryError, PluginError
 from prima_core.interfaces import BackendOptions, Chunk, Layers, Shard, Slice, Step
+from prima_core.model.quant import BLOCKS, GGUFType
 from prima_core.model.weights import open_model
 from prima_core.testing.reference import exact_logits, greedy_ids
 from prima_core.testing.tinymodel import Arch, MatrixType, TinyModel, Types, write_tiny_model
@@ -127,7 +128,8 @@ def test_native_is_close_to_exact(folder: Path, types: Types) -> None:
         native = NumpyBackend(options("native")).load(model.spec, DEVICE, WHOLE, model.store())
         rounded = all_logits(native, chunked(0, IDS, 70, capacity=70))
     cosines = (exact * rounded).sum(axis=1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rounded, axis=1)
-    assert cosines.min() > 0.999
+    weights = 256 if types == "Q4_K_M" else BLOCKS[GGUFType[types]].n_weights
+    assert cosines.min() > {1: 0.99999, 32: 0.999, 256: 0.997}[weights]  # so many activations share a scale
     assert not np.array_equal(exact, rounded)
 
 

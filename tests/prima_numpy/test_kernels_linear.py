@@ -1,5 +1,10 @@
 """Native products: equal to the twin, to each other, and to themselves in other company, bit for bit."""
 
+import ctypes
+import mmap
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -101,6 +106,27 @@ def test_hostile_blocks_do_no_harm(type: GGUFType, variant: str) -> None:
     for n in (1, 8):
         x = random_rows(n, 512)
         np.testing.assert_array_equal(Kernels(1, variant).linear(weight, x), linear_int8(weight, x))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="mprotect is POSIX's")
+@every_variant
+@pytest.mark.parametrize("type", QUANTISED)
+def test_nothing_before_or_behind_a_weight_is_read(type: GGUFType, variant: str) -> None:
+    """The weight lies at either end of pages between two that nobody may read: a wrong read would end the process."""
+    kernels, weight, page = Kernels(1, variant), random_weight(type, 5, 512), mmap.PAGESIZE
+    size, room = weight.data.nbytes, -(-weight.data.nbytes // page) * page
+    with mmap.mmap(-1, room + 2 * page) as memory:
+        pages = np.frombuffer(memory, np.uint8)
+        protect = ctypes.CDLL(None).mprotect
+        for guard in (0, page + room):
+            assert protect(ctypes.c_void_p(pages.ctypes.data + guard), ctypes.c_size_t(page), 0) == 0
+        for start in (page, page + room - size):
+            pages[start : start + size] = weight.data
+            fenced = replace(weight, data=pages[start : start + size])
+            for n in (1, 9):
+                x = random_rows(n, 512)
+                np.testing.assert_array_equal(kernels.linear(fenced, x), kernels.linear(weight, x))
+        del pages, fenced
 
 
 def test_no_activation_rows_give_no_results() -> None:
