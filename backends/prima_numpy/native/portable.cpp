@@ -30,6 +30,7 @@ struct Unpacked {
     float d, dmin;
 
     explicit Unpacked(const uint8_t* block) : d(B::d(block)), dmin(B::dmin(block)) {
+        PRIMA_UNROLL  // then shifts are by constants
         for (int i = 0; i < B::kWeights / 32; ++i) B::codes(block, i).store(codes + 32 * i);
         if constexpr (B::kWeights == kKBlock) B::scales(block, scales, minima);
     }
