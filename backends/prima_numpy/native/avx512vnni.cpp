@@ -1,4 +1,5 @@
 // AVX-512 with VNNI. One activation row: four weight rows at once, sums along the row, added across lanes per block.
+// rows_x86.inl does so for every quantised type; Q4_K and Q6_K, the most used, have tuned loops here instead.
 // Several: 16 weight rows unpacked to a panel with the rows in the lanes, so that nothing is added across lanes.
 
 #include <immintrin.h>
