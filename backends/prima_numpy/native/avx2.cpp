@@ -54,7 +54,7 @@ inline __m256i dot_bytes(__m256i codes, __m256i x) {
 
 // sum + scale * (codes . x), where `scales` are words and codes * x fits a word when added in pairs.
 inline __m256i add_product(__m256i sum, __m256i codes, __m256i x, __m256i scales) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), scales));
+    return add_pairs(sum, _mm256_maddubs_epi16(codes, x), scales);
 }
 
 // ---------------------------------------------------------------- Q4_K

@@ -6,12 +6,6 @@
 constexpr int kPanelFrom = 4;  // fewer activation rows do not pay for unpacking (measured: bench/kernels.py)
 constexpr int kTileRows = 64;  // activation rows whose blocks and totals stay in L1 beside a panel
 
-inline int32_t load_i32(const void* p) {
-    int32_t v;
-    std::memcpy(&v, p, 4);
-    return v;
-}
-
 // 16 x 16 transposition of 32-bit elements: rows in, columns out.
 inline void transpose(__m512i v[16]) {
     __m512i w[16];
@@ -56,7 +50,7 @@ inline __m512 sixteen(const uint8_t* const blocks[16]) {
     return _mm512_load_ps(values);
 }
 
-inline __m512i broadcast4(const void* p) { return _mm512_set1_epi32(load_i32(p)); }
+inline __m512i broadcast4(const void* p) { return _mm512_set1_epi32(int32_t(load_u32((const uint8_t*)p))); }
 
 inline void add_term(float* total, float x_scale, __m512 term) {
     _mm512_store_ps(total, _mm512_add_ps(_mm512_load_ps(total), _mm512_mul_ps(_mm512_set1_ps(x_scale), term)));
