@@ -1,6 +1,6 @@
 """How fast the native products are, beside how fast the same threads read memory in the same run.
 
-    python bench/kernels.py [--threads 1 2] [--variant auto] [--mib 512]
+    python bench/kernels.py [--threads 1 2] [--variant auto] [--mib 512] [--types Q4_K Q5_K]
 
 Decode rows: one activation row by matrices that do not fit in the caches; the ratio to plain reading is what counts,
 absolute figures change with the neighbours on a machine. Prefill rows: many activation rows by one matrix.
@@ -21,7 +21,8 @@ from prima_core.model.quant import BLOCKS, GGUFType
 from prima_numpy.kernels import Kernels
 
 ROWS, COLS = 2048, 8192
-TYPES = (GGUFType.Q4_K, GGUFType.Q6_K, GGUFType.Q8_0, GGUFType.F16)
+# Random bits as BF16 or F32 would be products of all sizes, many of them subnormal and slow.
+TYPES = [type for type in GGUFType if type not in (GGUFType.F32, GGUFType.BF16)]
 MODEL_WEIGHTS = 1.236e9
 """Weights that a token of a Llama-3.2-1B reads, the tied output matrix included."""
 
@@ -31,15 +32,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--variant", default="auto")
     parser.add_argument("--mib", type=int, default=512, help="memory that a decode pass walks through")
+    parser.add_argument("--types", nargs="+", default=[type.name for type in TYPES], metavar="TYPE")
     options = parser.parse_args()
+    types = [GGUFType[name] for name in options.types]
     memory = np.random.default_rng(0).integers(0, 256, options.mib << 20, dtype=np.uint8)
     memory &= 0xBF  # so that every half that a block may hold is finite
     for threads in options.threads:
         kernels = Kernels(threads, options.variant)
         print(f"\n{kernels.variant}, {threads} thread(s), matrices {ROWS} x {COLS}")
-        for type in TYPES:
+        for type in types:
             decode(kernels, type, memory)
-        for type in TYPES:
+        for type in types:
             prefill(kernels, type, memory)
 
 
@@ -48,16 +51,16 @@ def decode(kernels: Kernels, type: GGUFType, memory: NDArray[np.uint8]) -> None:
     x = np.random.default_rng(1).standard_normal((1, COLS), np.float32)
     out = np.empty((1, ROWS), np.float32)
 
-    def run() -> None:
-        for weight in weights:
-            kernels.linear(weight, x, out=out)
-
+    # Matrix by matrix, so that a moment of a busy neighbour spoils one short piece and not a whole pass.
+    reads = [partial(kernels.read, weight.data) for weight in weights]
+    runs = [partial(kernels.linear, weight, x, out=out) for weight in weights]
+    times = best_s(*reads, *runs)
+    reading_s, running_s = sum(times[: len(reads)]), sum(times[len(reads) :])
     n_bytes = sum(weight.data.nbytes for weight in weights)
-    reading_s, running_s = best_s(lambda: kernels.read(memory[:n_bytes]), run)
     speed, limit = n_bytes / running_s / 1e9, n_bytes / reading_s / 1e9
     token_bytes = MODEL_WEIGHTS * BLOCKS[type].n_bytes / BLOCKS[type].n_weights
     print(
-        f"  decode  {type.name:5}{speed:6.1f} GB/s, {speed / limit:4.0%} of reading ({limit:.1f} GB/s), "
+        f"  decode  {type.name:7}{speed:6.1f} GB/s, {speed / limit:4.0%} of reading ({limit:.1f} GB/s), "
         f"1B shape about {speed * 1e9 / token_bytes:.1f} tokens/s"
     )
 
@@ -69,12 +72,14 @@ def prefill(kernels: Kernels, type: GGUFType, memory: NDArray[np.uint8]) -> None
         x = np.random.default_rng(2).standard_normal((n, COLS), np.float32)
         (seconds,) = best_s(partial(kernels.linear, weight, x))
         rates.append(f"{n}: {n * ROWS * COLS / seconds / 1e9:.0f}")
-    print(f"  prefill {type.name:5} 10^9 products/s for n rows  " + "  ".join(rates))
+    print(f"  prefill {type.name:7} 10^9 products/s for n rows  " + "  ".join(rates))
 
 
 def matrices(type: GGUFType, memory: NDArray[np.uint8]) -> list[Weight]:
     """As many as fit into `memory`."""
     n_bytes = ROWS * COLS // BLOCKS[type].n_weights * BLOCKS[type].n_bytes
+    if type is GGUFType.MXFP4:  # any byte is an exponent: none that makes sums leave the normal numbers
+        memory[: len(memory) // 17 * 17].reshape(-1, 17)[:, 0] = 120
     parts = [memory[start : start + n_bytes] for start in range(0, len(memory) - n_bytes + 1, n_bytes)]
     return [Weight("w", type, (ROWS, COLS), part) for part in parts]
 

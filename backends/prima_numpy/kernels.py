@@ -108,7 +108,7 @@ class Kernels:
     ) -> Float32s:
         """x [n, cols] . weight [rows, cols] transposed + bias [rows] -> [n, rows], straight from the weight's blocks.
 
-        With Q8_0, Q4_K and Q6_K weights, x is rounded to int8 first (see `quant.py`, which gives the same bits).
+        With quantised weights, x is rounded to int8 first (see `quant.py`, which gives the same bits).
         """
         result = np.empty((x.shape[0], weight.shape[0]), np.float32) if out is None else out
         self._engine.linear((_product(weight, bias, result),), x)

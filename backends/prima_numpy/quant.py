@@ -1,13 +1,12 @@
-"""Quantised weights in numpy: what the blocks mean, and the `int8` twin of the native products.
+"""Quantised weights in numpy: their values, and the `int8` twin of the native products.
 
-Block layouts: `block_q4_K`, `block_q6_K`, `block_q8_0` in ggml-common.h; values: `dequantize_row_*` in ggml-quants.c.
 `linear_int8` gives the same bits as the native kernels (`native/kernels.h` states the arithmetic), for any number of
 rows: sums of integers are exact, and float sums go block by block from the left, one addition at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +15,7 @@ from numpy.typing import NDArray
 from prima_core.errors import ModelError
 from prima_core.interfaces import Weight
 from prima_core.model.quant import BLOCKS, GGUFType
-
-Float32s = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
+from prima_numpy.unpack import UNPACK, Bytes, Codes, Float32s
 
 PIECE_WEIGHTS = 1 << 22
 """A product unpacks about so many weights at once: nothing is dequantised as a whole."""
@@ -26,17 +23,6 @@ LANES = 16
 """Partial sums of a product with float weights; the l-th is over columns l, l + 16, ..."""
 SMALLEST = np.float32(1e-30)
 """Activations all below this become 0: 127 / largest could overflow."""
-
-
-@dataclass(frozen=True, slots=True)
-class Codes:
-    """Unpacked blocks: weight = d * scale * code - dmin * minimum, where scale and minimum are per group of a block."""
-
-    values: NDArray[np.int8]  # [blocks, groups, group size]
-    d: Float32s  # [blocks]
-    scales: NDArray[np.int32] | None = None  # [blocks, groups]; None: all 1
-    minima: NDArray[np.int32] | None = None  # [blocks, groups]; None: all 0
-    dmin: Float32s | None = None  # [blocks], where there are minima
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +39,8 @@ def dequantize(type: GGUFType, data: Bytes, shape: tuple[int, ...]) -> Float32s:
         raise ModelError(
             f"{len(data)} bytes of {type.name} cannot be a tensor of shape {shape}", hint="the file is damaged"
         )
-    if type in _UNPACK:
-        return _values(_UNPACK[type](data.reshape(-1, BLOCKS[type].n_bytes))).reshape(shape)
+    if type in UNPACK:
+        return _values(UNPACK[type](data.reshape(-1, BLOCKS[type].n_bytes))).reshape(shape)
     return _widen(type, data).reshape(shape)
 
 
@@ -66,7 +52,7 @@ def dequantize_rows(weight: Weight, rows: Sequence[int] | NDArray[np.int64]) -> 
 
 
 def quantize_activation(x: Float32s, block: int) -> Activations:
-    """x [n, cols] rounded to int8, each run of `block` with its own scale: 256 for K types, 32 for Q8_0.
+    """x [n, cols] rounded to int8, each run of `block`, as many as the weights' blocks hold, with its own scale.
 
     A run that holds NaN or infinity gets zeros with scale NaN, so that what is made of it is NaN too.
     """
@@ -83,10 +69,10 @@ def quantize_activation(x: Float32s, block: int) -> Activations:
 def linear_int8(weight: Weight, x: Float32s, bias: Float32s | None = None) -> Float32s:
     """x [n, cols] . weight [rows, cols] transposed + bias [rows] -> [n, rows]: the bits of `Kernels.linear`.
 
-    Activations are rounded to int8 for Q8_0, Q4_K and Q6_K weights; with float weights all is float32.
+    With quantised weights activations are rounded to int8; with float weights all is float32.
     """
     rows = weight.shape[0]
-    product = _quantised_product if weight.type in _UNPACK else _float_product
+    product = _quantised_product if weight.type in UNPACK else _float_product
     out = np.empty((len(x), rows), np.float32)
     for start, stop, data in _pieces(weight, n=len(x)):
         out[:, start:stop] = product(weight.type, data, x)
@@ -105,7 +91,7 @@ def _pieces(weight: Weight, n: int) -> Iterator[tuple[int, int, Bytes]]:
 def _quantised_product(type: GGUFType, data: Bytes, x: Float32s) -> Float32s:
     """data [rows, bytes per row] -> [n, rows]."""
     block = BLOCKS[type]
-    codes = _UNPACK[type](data.reshape(-1, block.n_bytes))
+    codes = UNPACK[type](data.reshape(-1, block.n_bytes))
     activations = quantize_activation(x, block.n_weights)
     n, n_blocks, _ = activations.values.shape
     out = np.zeros((n, len(data)), np.float32)
@@ -176,33 +162,6 @@ def _values(codes: Codes) -> Float32s:
     return values.reshape(len(values), -1)
 
 
-def _unpack_q8_0(blocks: Bytes) -> Codes:
-    return Codes(blocks[:, None, 2:].view(np.int8), _half(blocks[:, 0:2]))
-
-
-def _unpack_q4_k(blocks: Bytes) -> Codes:
-    pairs = blocks[:, 16:].reshape(-1, 4, 1, 32)  # 32 low nibbles, then the 32 high ones of the same bytes
-    values = np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32).view(np.int8)
-    first, second, third = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
-    scales = np.hstack([first & 63, third & 15 | first >> 2 & 48])
-    minima = np.hstack([second & 63, third >> 4 | second >> 2 & 48])
-    d, dmin = _half(blocks[:, 0:2]), _half(blocks[:, 2:4])
-    return Codes(values, d, scales.astype(np.int32), minima.astype(np.int32), dmin)
-
-
-def _unpack_q6_k(blocks: Bytes) -> Codes:
-    low = blocks[:, :128].reshape(-1, 2, 2, 32)  # halves of 128 weights: 64 bytes of nibbles, ...
-    high = blocks[:, 128:192].reshape(-1, 2, 1, 32)  # ... 32 of bit pairs
-    nibbles = np.concatenate([low & 15, low >> 4], axis=2)
-    pairs = np.concatenate([high >> shift & 3 for shift in (0, 2, 4, 6)], axis=2)
-    values = (nibbles | pairs << 4).view(np.int8).reshape(-1, 16, 16) - np.int8(32)
-    return Codes(values, _half(blocks[:, 208:210]), blocks[:, 192:208].view(np.int8).astype(np.int32))
-
-
-def _half(two_bytes: Bytes) -> Float32s:
-    return np.ascontiguousarray(two_bytes).view("<f2")[:, 0].astype(np.float32)
-
-
 def _n_bytes(type: GGUFType, shape: tuple[int, ...]) -> int:
     block, count = BLOCKS[type], 1
     for size in shape:
@@ -210,10 +169,3 @@ def _n_bytes(type: GGUFType, shape: tuple[int, ...]) -> int:
     if shape and shape[-1] % block.n_weights:
         raise ModelError(f"rows of {shape[-1]} weights are not whole blocks of {type.name}", hint="the file is damaged")
     return count // block.n_weights * block.n_bytes
-
-
-_UNPACK: dict[GGUFType, Callable[[Bytes], Codes]] = {
-    GGUFType.Q8_0: _unpack_q8_0,
-    GGUFType.Q4_K: _unpack_q4_k,
-    GGUFType.Q6_K: _unpack_q6_k,
-}

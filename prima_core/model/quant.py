@@ -19,10 +19,27 @@ class GGUFType(IntEnum):
 
     F32 = 0
     F16 = 1
+    Q4_0 = 2
+    Q4_1 = 3
+    Q5_0 = 6
+    Q5_1 = 7
     Q8_0 = 8
+    Q2_K = 10
+    Q3_K = 11
     Q4_K = 12
+    Q5_K = 13
     Q6_K = 14
+    IQ2_XXS = 16
+    IQ2_XS = 17
+    IQ3_XXS = 18
+    IQ1_S = 19
+    IQ4_NL = 20
+    IQ3_S = 21
+    IQ2_S = 22
+    IQ4_XS = 23
+    IQ1_M = 29
     BF16 = 30
+    MXFP4 = 39
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +54,27 @@ BLOCKS: Mapping[GGUFType, Block] = MappingProxyType(
     {
         GGUFType.F32: Block(1, 4),
         GGUFType.F16: Block(1, 2),
-        GGUFType.BF16: Block(1, 2),
+        GGUFType.Q4_0: Block(32, 18),
+        GGUFType.Q4_1: Block(32, 20),
+        GGUFType.Q5_0: Block(32, 22),
+        GGUFType.Q5_1: Block(32, 24),
         GGUFType.Q8_0: Block(32, 34),
+        GGUFType.Q2_K: Block(256, 84),
+        GGUFType.Q3_K: Block(256, 110),
         GGUFType.Q4_K: Block(256, 144),
+        GGUFType.Q5_K: Block(256, 176),
         GGUFType.Q6_K: Block(256, 210),
+        GGUFType.IQ2_XXS: Block(256, 66),
+        GGUFType.IQ2_XS: Block(256, 74),
+        GGUFType.IQ3_XXS: Block(256, 98),
+        GGUFType.IQ1_S: Block(256, 50),
+        GGUFType.IQ4_NL: Block(32, 18),
+        GGUFType.IQ3_S: Block(256, 110),
+        GGUFType.IQ2_S: Block(256, 82),
+        GGUFType.IQ4_XS: Block(256, 136),
+        GGUFType.IQ1_M: Block(256, 56),
+        GGUFType.BF16: Block(1, 2),
+        GGUFType.MXFP4: Block(32, 17),
     }
 )
 
@@ -84,5 +118,6 @@ def unsupported_type(name: str, type_name: str) -> ModelError:
     return ModelError(
         f"tensor type {type_name} is not supported in this version",
         field=name,
-        hint=f"use a file with {', '.join(t.name for t in GGUFType)} only, for instance a Q4_K_M or Q8_0 one",
+        hint="prima reads F32, F16, BF16, Q4_0 to Q8_0, the K and IQ types and MXFP4: use such a file, "
+        "for instance a Q4_K_M or Q8_0 one",
     )

@@ -20,22 +20,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prima_core.errors import ConfigError
+from prima_core.model.quant import BLOCKS, GGUFType
 from prima_core.testing.kquants import Bytes, Float32s, quantize_q4_k, quantize_q6_k
+from prima_core.testing.randomblocks import RANDOM_TYPES, random_blocks
 from prima_core.testing.tinyvocab import tiny_vocab
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 Arch = Literal["llama", "qwen2"]
-MatrixType = Literal["F32", "F16", "BF16", "Q8_0", "Q4_K", "Q6_K"]
-Types = MatrixType | Literal["Q4_K_M"]
+MatrixType = Literal[
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S",
+    "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "MXFP4",
+]  # fmt: skip
+Types = Literal[MatrixType, "Q4_K_M"]
 RopeScaling = Literal["linear", "llama3"]
 
 # llama.cpp's number for "mostly this type" (enum llama_ftype); informative only.
 _FILE_TYPES: dict[Types, int] = {
-    "F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_K": 14, "Q4_K_M": 15, "Q6_K": 18,
+    "F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q8_0": 7, "Q2_K": 10, "Q3_K": 11,
+    "Q4_K": 14, "Q4_K_M": 15, "Q5_K": 16, "Q6_K": 18, "IQ1_S": 24, "IQ1_M": 31, "IQ2_XXS": 19, "IQ2_XS": 20,
+    "IQ2_S": 28, "IQ3_XXS": 23, "IQ3_S": 26, "IQ4_NL": 25, "IQ4_XS": 30, "MXFP4": 38,
 }  # fmt: skip
-_ROW_MULTIPLES: dict[Types, int] = {"Q8_0": 32, "Q4_K": 256, "Q6_K": 256, "Q4_K_M": 256}
 _LLAMA3_LOW, _LLAMA3_HIGH = 1.0, 4.0
 
 
@@ -44,7 +50,8 @@ class TinyModel:
     """What to make. Equal values make equal files.
 
     `types` is the type of every matrix; norms and biases are F32. "Q4_K_M" is llama.cpp's mix: Q4_K, but Q6_K for
-    the output and for attn_v and ffn_down of some layers. K types need rows of a multiple of 256 weights.
+    the output and for attn_v and ffn_down of some layers. K and IQ types need rows of a multiple of 256 weights,
+    the others that are quantised of 32. Where there is nothing that quantises to a type, codes are random too.
     `rope_scaling="llama3"` is told to a reader by `rope_freqs.weight` alone, as llama.cpp's converter does it.
     """
 
@@ -72,7 +79,7 @@ class TinyModel:
                 f"{self.n_heads} heads of {self.dim_of_head} cannot share {self.n_kv_heads} key/value heads",
                 hint="n_heads must be a multiple of n_kv_heads, and head_dim even",
             )
-        row = _ROW_MULTIPLES.get(self.types, 1)
+        row = BLOCKS[GGUFType["Q4_K" if self.types == "Q4_K_M" else self.types]].n_weights
         if self.d_model % row or self.d_ff % row or self.n_heads * self.dim_of_head % row:
             raise ConfigError(
                 f"rows of {self.d_model}, {self.d_ff} and {self.n_heads * self.dim_of_head} weights do not all fit "
@@ -261,6 +268,8 @@ def _encode(values: Float32s, type: MatrixType) -> Bytes:
         return quantize_q4_k(values)
     if type == "Q6_K":
         return quantize_q6_k(values)
+    if GGUFType[type] in RANDOM_TYPES:
+        return random_blocks(values, GGUFType[type])
     return gguf.quantize(values, gguf.GGMLQuantizationType[type]).view(np.uint8)
 
 

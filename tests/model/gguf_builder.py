@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 FORMATS = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "B", U64: "Q", I64: "q", F64: "d"}
-T_F32, T_F16, T_Q5_K, T_Q8_0, T_Q4_K = 0, 1, 13, 8, 12
-BLOCKS = {T_F32: (1, 4), T_F16: (1, 2), T_Q8_0: (32, 34), T_Q4_K: (256, 144), T_Q5_K: (256, 176)}
+T_F32, T_F16, T_TQ1_0, T_Q8_0, T_Q4_K = 0, 1, 34, 8, 12
+BLOCKS = {T_F32: (1, 4), T_F16: (1, 2), T_Q8_0: (32, 34), T_Q4_K: (256, 144), T_TQ1_0: (256, 54)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from gguf import GGUFEndian, GGUFReader, GGUFWriter
 from prima_core.errors import ModelError
 from prima_core.model.gguf import GGUFFile, StringArray
 from prima_core.model.quant import GGUFType
-from tests.model.gguf_builder import ARRAY, BOOL, STRING, T_Q5_K, T_Q8_0, U32, Key, Tensor, build, small_model
+from tests.model.gguf_builder import ARRAY, BOOL, STRING, T_Q8_0, T_TQ1_0, U32, Key, Tensor, build, small_model
 
 
 def write(path: Path, data: bytes | bytearray) -> Path:
@@ -134,11 +134,11 @@ def test_an_alignment_of_the_file_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_tensor_of_an_unknown_type_spoils_only_its_own_view(tmp_path: Path) -> None:
-    tensors = [Tensor("new", (256,), T_Q5_K), Tensor("odd", (256,), 77), Tensor("good", (32,), T_Q8_0)]
+    tensors = [Tensor("new", (256,), T_TQ1_0), Tensor("odd", (256,), 77), Tensor("good", (32,), T_Q8_0)]
     with GGUFFile.open(write(tmp_path / "m.gguf", build([Key("general.name", STRING, "x")], tensors).data)) as file:
         assert file.metadata["general.name"] == "x"
         assert len(file.view("good").data) == 34
-        with pytest.raises(ModelError, match=r"^new: tensor type Q5_K is not supported"):
+        with pytest.raises(ModelError, match=r"^new: tensor type TQ1_0 is not supported"):
             file.view("new")
         with pytest.raises(ModelError, match=r"^odd: tensor type number 77"):
             file.view("odd")

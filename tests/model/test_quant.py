@@ -30,6 +30,9 @@ def test_a_matrix_takes_its_blocks() -> None:
     assert tensor_bytes(GGUFType.F32, (7,)) == 28
 
 
-def test_a_row_of_part_of_a_block_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match=r"^blk\.0\.x: rows of 48 weights are no multiple of Q8_0's blocks of 32"):
-        tensor_bytes(GGUFType.Q8_0, (2, 48), name="blk.0.x")
+@pytest.mark.parametrize("type", [type for type in GGUFType if BLOCKS[type].n_weights > 1])
+def test_a_row_of_part_of_a_block_is_refused_by_name(type: GGUFType) -> None:
+    block = BLOCKS[type].n_weights
+    complaint = rf"^blk\.0\.x: rows of {block + 16} weights are no multiple of {type.name}'s blocks of {block}"
+    with pytest.raises(ModelError, match=complaint):
+        tensor_bytes(type, (2, block + 16), name="blk.0.x")

@@ -19,7 +19,7 @@ from tests.model.gguf_builder import (
     I32,
     STRING,
     T_F16,
-    T_Q5_K,
+    T_TQ1_0,
     U32,
     Key,
     Tensor,
@@ -236,7 +236,7 @@ def test_rope_factors_and_an_output_matrix_are_welcome() -> None:
         Tensor("rope_freqs.weight", (8,)),
         Tensor("rope_freqs.weight", (4,), T_F16),
         Tensor("output_norm.weight", (32,), T_F16),
-        Tensor("blk.0.ffn_down.weight", (32, 256), T_Q5_K),
+        Tensor("blk.0.ffn_down.weight", (32, 256), T_TQ1_0),
         Tensor("blk.0.attn_q.weight", (1, 32, 32)),
     ],
 )

@@ -1,16 +1,14 @@
-"""Random weights of every type: any bits in the codes and packed scales, sane values in the float16 fields."""
-
-from collections.abc import Mapping
+"""Random weights of every type: any bits in the codes and packed scales, sane values in the float units."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prima_core.interfaces import Weight
 from prima_core.model.quant import BLOCKS, GGUFType
+from prima_core.testing.randomblocks import write_units
 
-HALF_FIELDS: Mapping[GGUFType, tuple[int, ...]] = {GGUFType.Q8_0: (0,), GGUFType.Q4_K: (0, 2), GGUFType.Q6_K: (208,)}
-"""Where float16 values stand in a block."""
 FLOAT_TYPES = (GGUFType.F32, GGUFType.F16, GGUFType.BF16)
+QUANTISED = tuple(type for type in GGUFType if type not in FLOAT_TYPES)
 
 
 def random_weight(type: GGUFType, rows: int, cols: int, seed: int = 0) -> Weight:
@@ -34,7 +32,6 @@ def _floats(type: GGUFType, rng: np.random.Generator, n: int) -> NDArray[np.uint
 def _blocks(type: GGUFType, rng: np.random.Generator, n: int) -> NDArray[np.uint8]:
     block = BLOCKS[type]
     blocks = rng.integers(0, 256, (n // block.n_weights, block.n_bytes), np.uint8)
-    for start in HALF_FIELDS[type]:
-        halves = rng.uniform(-0.01, 0.01, (len(blocks), 1)).astype(np.float16)
-        blocks[:, start : start + 2] = halves.view(np.uint8)
+    d, dmin = rng.uniform(-0.01, 0.01, (2, len(blocks))).astype(np.float32)
+    write_units(type, blocks, d, dmin)
     return blocks.reshape(-1)

@@ -1,6 +1,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ from numpy.typing import NDArray
 
 from prima_core.errors import ConfigError, DeviceMemoryError, PluginError
 from prima_core.interfaces import BackendOptions, Chunk, Layers, Shard, Slice, Step
+from prima_core.model.quant import BLOCKS, GGUFType
 from prima_core.model.weights import open_model
 from prima_core.testing.reference import exact_logits, greedy_ids
-from prima_core.testing.tinymodel import Arch, TinyModel, Types, write_tiny_model
+from prima_core.testing.tinymodel import Arch, MatrixType, TinyModel, Types, write_tiny_model
 from prima_numpy import backend as backend_module
 from prima_numpy.backend import DEVICE, NumpyBackend
 from prima_numpy.plugin import prima_backends
@@ -95,8 +97,9 @@ def test_activations_may_lie_anywhere_in_read_only_memory(shard: Shard) -> None:
 # ---------------------------------------------------------------- kinds against each other
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2"])
-@pytest.mark.parametrize("types", ["F32", "F16", "BF16", "Q8_0", "Q4_K", "Q6_K", "Q4_K_M"])
+@pytest.mark.parametrize(
+    ("arch", "types"), [("llama", types) for types in get_args(Types)] + [("qwen2", "F16"), ("qwen2", "Q4_K_M")]
+)
 def test_native_has_the_bits_of_its_twin(folder: Path, arch: Arch, types: Types) -> None:
     with open_model(tiny(folder, types, arch)) as model:
         native, twin = (
@@ -110,7 +113,14 @@ def test_native_has_the_bits_of_its_twin(folder: Path, arch: Arch, types: Types)
         )
 
 
-@pytest.mark.parametrize("types", ["Q8_0", "Q4_K_M"])
+@pytest.mark.parametrize("types", get_args(MatrixType))
+def test_models_of_every_type_say_the_same_on_native_kernels_and_their_twin(folder: Path, types: Types) -> None:
+    path = tiny(folder, types)
+    native, twin = (greedy_ids(path, IDS[:20], 5, twin=kind) for kind in ("native", "int8"))
+    assert native == twin
+
+
+@pytest.mark.parametrize("types", get_args(Types))
 def test_native_is_close_to_exact(folder: Path, types: Types) -> None:
     """Activations rounded to int8 (and K, V to float16) turn logits by a small angle."""
     exact = exact_logits(tiny(folder, types), IDS)
@@ -118,7 +128,8 @@ def test_native_is_close_to_exact(folder: Path, types: Types) -> None:
         native = NumpyBackend(options("native")).load(model.spec, DEVICE, WHOLE, model.store())
         rounded = all_logits(native, chunked(0, IDS, 70, capacity=70))
     cosines = (exact * rounded).sum(axis=1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rounded, axis=1)
-    assert cosines.min() > 0.999
+    weights = 256 if types == "Q4_K_M" else BLOCKS[GGUFType[types]].n_weights
+    assert cosines.min() > {1: 0.99999, 32: 0.999, 256: 0.997}[weights]  # so many activations share a scale
     assert not np.array_equal(exact, rounded)
 
 

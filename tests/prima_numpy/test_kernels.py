@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from prima_core.errors import ConfigError
 from prima_core.interfaces import Weight
-from prima_core.model.quant import GGUFType
+from prima_core.model.quant import BLOCKS, GGUFType
 from prima_numpy import _kernels
 from prima_numpy.kernels import Kernels, cgroup_quota, default_threads, load_kernels
 from prima_numpy.native_module import native_fault
-from tests.prima_numpy.blocks import random_rows, random_weight
+from tests.prima_numpy.blocks import QUANTISED, random_rows, random_weight
 
 Float32s = NDArray[np.float32]
 Product = tuple[int, NDArray[np.uint8], int, int, None, Float32s]
@@ -51,7 +51,7 @@ def product(
         (product(cols=512), "data"),
         (product(rows=1 << 62, cols=1 << 62), "matrix"),
         (product(rows=1 << 39, cols=1 << 40), "data"),
-        (product(type=2), "type 2"),
+        (product(type=34), "type 34"),
         (product(type=-1), "type -1"),
         (product(out=(1, 3)), "out"),
         (product(out=(2, 2)), "out"),
@@ -68,6 +68,14 @@ def test_a_product_of_wrong_sizes_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=names):
         engine.linear((bad,), zeros(1, 256))
+
+
+@pytest.mark.parametrize("type", QUANTISED)
+def test_a_row_of_part_of_a_block_is_refused(engine: _kernels.Engine, type: GGUFType) -> None:
+    block = BLOCKS[type]
+    data = np.zeros(2 * block.n_bytes, np.uint8)
+    with pytest.raises(ValueError, match=f"multiple of {block.n_weights}"):
+        engine.linear(((type, data, 2, block.n_weights + 16, None, zeros(1, 2)),), zeros(1, block.n_weights + 16))
 
 
 @pytest.mark.parametrize("x", [zeros(1, 255), zeros(1, 512), zeros(256), np.zeros((1, 256)), zeros(2, 512)[:, ::2]])
@@ -239,7 +247,7 @@ WORKS_AT_EXIT = """
 import threading
 from prima_core.model.quant import GGUFType
 from prima_numpy.kernels import Kernels
-from tests.prima_numpy.blocks import random_rows, random_weight
+from tests.prima_numpy.blocks import QUANTISED, random_rows, random_weight
 kernels, weight, x = Kernels(3), random_weight(GGUFType.Q4_K, 2048, 2048), random_rows(16, 2048)
 has_started = threading.Event()
 def work():

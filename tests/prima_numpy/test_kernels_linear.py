@@ -1,17 +1,22 @@
 """Native products: equal to the twin, to each other, and to themselves in other company, bit for bit."""
 
+import ctypes
+import mmap
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from prima_core.interfaces import Weight
 from prima_core.model.quant import BLOCKS, GGUFType
+from prima_core.testing.randomblocks import write_units
 from prima_numpy.kernels import Kernels
 from prima_numpy.quant import linear_int8
-from tests.prima_numpy.blocks import HALF_FIELDS, random_rows, random_weight
+from tests.prima_numpy.blocks import QUANTISED, random_rows, random_weight
 
 VARIANTS = Kernels.variants()
-QUANTISED = tuple(HALF_FIELDS)
 every_type = pytest.mark.parametrize("type", GGUFType)
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -74,8 +79,9 @@ def test_extreme_codes_do_not_overflow(variant: str) -> None:
 
 def extreme_weight(type: GGUFType, byte: int) -> Weight:
     data = np.full(18 * 512 // BLOCKS[type].n_weights * BLOCKS[type].n_bytes, byte, np.uint8)
-    for start in HALF_FIELDS[type]:
-        data.reshape(-1, BLOCKS[type].n_bytes)[:, start : start + 2] = np.array([1.0], np.float16).view(np.uint8)
+    blocks = data.reshape(-1, BLOCKS[type].n_bytes)
+    ones = np.ones(len(blocks), np.float32)
+    write_units(type, blocks, ones, ones)
     return Weight("w", type, (18, 512), data)
 
 
@@ -100,6 +106,27 @@ def test_hostile_blocks_do_no_harm(type: GGUFType, variant: str) -> None:
     for n in (1, 8):
         x = random_rows(n, 512)
         np.testing.assert_array_equal(Kernels(1, variant).linear(weight, x), linear_int8(weight, x))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="mprotect is POSIX's")
+@every_variant
+@pytest.mark.parametrize("type", QUANTISED)
+def test_nothing_before_or_behind_a_weight_is_read(type: GGUFType, variant: str) -> None:
+    """The weight lies at either end of pages between two that nobody may read: a wrong read would end the process."""
+    kernels, weight, page = Kernels(1, variant), random_weight(type, 5, 512), mmap.PAGESIZE
+    size, room = weight.data.nbytes, -(-weight.data.nbytes // page) * page
+    with mmap.mmap(-1, room + 2 * page) as memory:
+        pages = np.frombuffer(memory, np.uint8)
+        protect = ctypes.CDLL(None).mprotect
+        for guard in (0, page + room):
+            assert protect(ctypes.c_void_p(pages.ctypes.data + guard), ctypes.c_size_t(page), 0) == 0
+        for start in (page, page + room - size):
+            pages[start : start + size] = weight.data
+            fenced = replace(weight, data=pages[start : start + size])
+            for n in (1, 9):
+                x = random_rows(n, 512)
+                np.testing.assert_array_equal(kernels.linear(fenced, x), kernels.linear(weight, x))
+        del pages, fenced
 
 
 def test_no_activation_rows_give_no_results() -> None:

@@ -6,9 +6,7 @@ from prima_core.errors import ModelError
 from prima_core.interfaces import Weight
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_numpy.quant import dequantize, dequantize_rows, linear_int8, quantize_activation
-from tests.prima_numpy.blocks import random_rows, random_weight
-
-QUANTISED = (GGUFType.Q8_0, GGUFType.Q4_K, GGUFType.Q6_K)
+from tests.prima_numpy.blocks import QUANTISED, random_rows, random_weight
 
 
 @pytest.mark.parametrize("type", GGUFType)
@@ -18,6 +16,19 @@ def test_dequantised_weights_equal_those_of_the_gguf_package_bit_for_bit(type: G
     theirs = gguf.dequantize(weight.data.reshape(7, -1), gguf.GGMLQuantizationType(type))
     np.testing.assert_array_equal(ours, theirs)
     assert ours.dtype == np.float32
+
+
+@pytest.mark.parametrize("type", QUANTISED)
+def test_dequantised_weights_of_hostile_blocks_equal_those_of_the_gguf_package(type: GGUFType) -> None:
+    """Any bits: units that are NaN, infinite, subnormal or zeros of either sign. Only what a NaN carries may differ."""
+    block = BLOCKS[type]
+    data = np.random.default_rng(5).integers(0, 256, (300, 1024 // block.n_weights * block.n_bytes), np.uint8)
+    ours = dequantize(type, data.reshape(-1), (300, 1024))
+    with np.errstate(all="ignore"):
+        theirs = gguf.dequantize(data, gguf.GGMLQuantizationType(type))
+    is_nan = np.isnan(theirs)
+    np.testing.assert_array_equal(np.isnan(ours), is_nan)
+    np.testing.assert_array_equal(ours.view(np.uint32)[~is_nan], theirs.view(np.uint32)[~is_nan])
 
 
 @pytest.mark.parametrize("type", GGUFType)

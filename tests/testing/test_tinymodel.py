@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import gguf
 import numpy as np
@@ -10,8 +11,18 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from prima_core.errors import ConfigError
+from prima_core.model.quant import GGUFType
 from prima_core.testing.kquants import Bytes, Float32s, quantize_q4_k, quantize_q6_k
-from prima_core.testing.tinymodel import LLAMA_1B_SHAPE, Arch, TinyModel, big_shape, tensors, write_tiny_model
+from prima_core.testing.randomblocks import RANDOM_TYPES, random_blocks
+from prima_core.testing.tinymodel import (
+    LLAMA_1B_SHAPE,
+    Arch,
+    MatrixType,
+    TinyModel,
+    big_shape,
+    tensors,
+    write_tiny_model,
+)
 from prima_core.testing.tinyvocab import tiny_vocab
 
 SMALL = TinyModel(d_model=64, d_ff=96, vocab_size=280, context_length=64)
@@ -46,6 +57,28 @@ def test_k_quantisers_come_close_to_the_weights(
     stored = gguf.dequantize(quantize(weights), gguf.GGMLQuantizationType[type])
     assert np.linalg.norm(stored - weights) < tolerance * np.linalg.norm(weights - weights.mean())
     assert not stored[3, :256].any()
+
+
+@pytest.mark.parametrize("type", sorted(RANDOM_TYPES))
+def test_random_blocks_are_as_widely_spread_as_the_weights_about_zero(type: GGUFType) -> None:
+    weights = np.random.default_rng(0).normal(0, 0.02, (64, 1024)).astype(np.float32)
+    blocks = random_blocks(weights, type)
+    stored = gguf.dequantize(blocks, gguf.GGMLQuantizationType(type))
+    assert stored.shape == weights.shape
+    assert stored.std() == pytest.approx(0.02, rel=0.05)
+    assert abs(stored.mean()) < (0.1 if type is GGUFType.IQ4_NL else 0.02) * 0.02  # IQ4_NL's levels are not even
+    np.testing.assert_array_equal(random_blocks(weights, type), blocks)
+    assert not np.array_equal(random_blocks(weights * 2, type)[:, 8:16], blocks[:, 8:16])
+
+
+@pytest.mark.parametrize("type", get_args(MatrixType))
+def test_a_model_of_any_type_holds_its_matrices_in_that_type(tmp_path: Path, type: MatrixType) -> None:
+    model = TinyModel(n_layers=1, d_ff=256, vocab_size=280, context_length=64, types=type)
+    stored = {t.name: t for t in gguf.GGUFReader(write_tiny_model(tmp_path / "tiny.gguf", model)).tensors}
+    for tensor in tensors(model):
+        values = gguf.dequantize(stored[tensor.name].data, stored[tensor.name].tensor_type)
+        assert stored[tensor.name].tensor_type.name == tensor.type
+        assert values.std() == pytest.approx(tensor.std, rel=0.2)
 
 
 def test_rows_that_do_not_fill_k_blocks_are_refused(tmp_path: Path) -> None:

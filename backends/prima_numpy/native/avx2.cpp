@@ -1,10 +1,13 @@
 // AVX2 with F16C. One activation row: four weight rows at once, sums along the row, added across lanes per block.
+// rows_x86.inl does so for every quantised type; Q4_K and Q6_K, the most used, have tuned loops here instead.
 // Several: 8 weight rows unpacked to a panel with the rows in the lanes, so that nothing is added across lanes.
 
 #include <immintrin.h>
 #include <math.h>
 #include <cstring>
+#include <type_traits>
 
+#include "codebooks.h"
 #include "kernels.h"
 
 namespace prima {
@@ -14,6 +17,8 @@ namespace {
 #include "half.h"
 #include "lanes_avx2.h"
 #include "generic.inl"
+#include "bytes_x86.h"
+#include "blocks.inl"
 
 inline __m256i load256(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
 inline __m128i load128(const void* p) { return _mm_loadu_si128((const __m128i*)p); }
@@ -38,9 +43,18 @@ inline __m128i add_across(__m256i a, __m256i b, __m256i c, __m256i d) {
     return _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
 
+inline __m256i add_pairs(__m256i sum, __m256i words, __m256i scales) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(words, scales));
+}
+inline __m256i dot_bytes(__m256i codes, __m256i x) {
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1));
+}
+
+#include "rows_x86.inl"
+
 // sum + scale * (codes . x), where `scales` are words and codes * x fits a word when added in pairs.
 inline __m256i add_product(__m256i sum, __m256i codes, __m256i x, __m256i scales) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), scales));
+    return add_pairs(sum, _mm256_maddubs_epi16(codes, x), scales);
 }
 
 // ---------------------------------------------------------------- Q4_K
@@ -56,8 +70,8 @@ void dot_q4_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
         __m256i sums[4];
         __m128i lows[4];
         for (int r = 0; r < 4; ++r) {
-            const uint8_t* block = blocks[r] = rows[r] + b * kQ4KBytes;
-            for (int i = 0; i < kQ4KBytes; i += 64) prefetch(block + kPrefetchBytes + i);
+            const uint8_t* block = blocks[r] = rows[r] + b * Q4_K::kBytes;
+            for (int i = 0; i < Q4_K::kBytes; i += 64) prefetch(block + kPrefetchBytes + i);
             uint64_t scales, minima;
             unpack_scales(block + 4, scales, minima);
             lows[r] = _mm_madd_epi16(_mm_cvtepu8_epi16(_mm_cvtsi64_si128((long long)minima)), x_sums);
@@ -113,8 +127,8 @@ void dot_q6_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
         const uint8_t* blocks[4];
         __m256i sums[4];
         for (int r = 0; r < 4; ++r) {
-            const uint8_t* block = blocks[r] = rows[r] + b * kQ6KBytes;
-            for (int i = 0; i < kQ6KBytes; i += 64) prefetch(block + kPrefetchBytes + i);
+            const uint8_t* block = blocks[r] = rows[r] + b * Q6_K::kBytes;
+            for (int i = 0; i < Q6_K::kBytes; i += 64) prefetch(block + kPrefetchBytes + i);
             const __m256i scales = _mm256_cvtepi8_epi16(load128(block + 192));
             __m256i sum = _mm256_setzero_si256();
             for (int h = 0; h < 2; ++h) {
@@ -138,39 +152,25 @@ void dot_q6_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
     _mm_storeu_ps(out, total);
 }
 
-// ---------------------------------------------------------------- Q8_0
-
-// w . x in groups of four bytes: |w| <= 128 as unsigned times x with w's sign; 2 * 128 * 127 fits a word.
-inline __m256i dot_signed(__m256i w, __m256i x) {
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+template <>
+constexpr DotRows rows_of<Q4_K>() {
+    return dot_q4_rows;
 }
-
-void dot_q8_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, float out[4]) {
-    __m128 total = _mm_setzero_ps();
-    const Block8* x = a.q8 + t;
-    const int64_t n_blocks = a.cols / kQ8Block;
-    for (int64_t b = 0; b < n_blocks; ++b, x += a.n) {
-        const __m256i xs = load256(x->q);
-        const uint8_t* blocks[4];
-        __m256i sums[4];
-        for (int r = 0; r < 4; ++r) {
-            blocks[r] = rows[r] + b * kQ8Bytes;
-            prefetch(blocks[r] + kPrefetchBytes);
-            sums[r] = dot_signed(load256(blocks[r] + 2), xs);
-        }
-        const __m128 sum = _mm_cvtepi32_ps(add_across(sums[0], sums[1], sums[2], sums[3]));
-        const __m128 term = _mm_mul_ps(load_halves(blocks, 0), sum);
-        total = _mm_add_ps(total, _mm_mul_ps(_mm_set1_ps(x->scale), term));
-    }
-    _mm_storeu_ps(out, total);
+template <>
+constexpr DotRows rows_of<Q6_K>() {
+    return dot_q6_rows;
 }
 
 #include "panel_avx2.inl"
 
-constexpr Table kTable =
-    make_table("avx2", {dot_q8_rows, dot_panel<Q8Panel>, kPanelFrom}, {dot_q4_rows, dot_panel<Q4Panel>, kPanelFrom},
-               {dot_q6_rows, dot_panel<Q6Panel>, kPanelFrom});
+template <class B>
+struct Quantised {
+    static constexpr MatrixKernels kernels() {
+        return {rows_of<B>(), dot_panel<B>, B::kIsSlow ? 2 : kPanelFrom, B::kWeights, B::kBytes};
+    }
+};
+
+constexpr Table kTable = make_table("avx2", all_matrices<Quantised>());
 
 }  // namespace
 }  // namespace avx2

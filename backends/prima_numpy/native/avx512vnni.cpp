@@ -1,10 +1,13 @@
 // AVX-512 with VNNI. One activation row: four weight rows at once, sums along the row, added across lanes per block.
+// rows_x86.inl does so for every quantised type; Q4_K and Q6_K, the most used, have tuned loops here instead.
 // Several: 16 weight rows unpacked to a panel with the rows in the lanes, so that nothing is added across lanes.
 
 #include <immintrin.h>
 #include <math.h>
 #include <cstring>
+#include <type_traits>
 
+#include "codebooks.h"
 #include "kernels.h"
 
 namespace prima {
@@ -14,6 +17,8 @@ namespace {
 #include "half.h"
 #include "lanes_avx512.h"
 #include "generic.inl"
+#include "bytes_x86.h"
+#include "blocks.inl"
 
 inline __m512i load512(const void* p) { return _mm512_loadu_si512(p); }
 inline __m256i load256(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
@@ -46,6 +51,11 @@ inline __m128i add_across(__m512i a, __m512i b, __m512i c, __m512i d) {
     return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 
+inline __m256i add_pairs(__m256i sum, __m256i words, __m256i scales) { return _mm256_dpwssd_epi32(sum, words, scales); }
+inline __m256i dot_bytes(__m256i codes, __m256i x) { return _mm256_dpbusd_epi32(_mm256_setzero_si256(), codes, x); }
+
+#include "rows_x86.inl"
+
 // ---------------------------------------------------------------- Q4_K
 
 // 64 nibbles of weights k .. k + 31 and k + 64 .. k + 95: the order in which they come out of 64 bytes.
@@ -71,8 +81,8 @@ void dot_q4_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
         __m512i sums[4];
         __m128i lows[4];
         for (int r = 0; r < 4; ++r) {
-            const uint8_t* block = blocks[r] = rows[r] + b * kQ4KBytes;
-            for (int i = 0; i < kQ4KBytes; i += 64) prefetch(block + kPrefetchBytes + i);
+            const uint8_t* block = blocks[r] = rows[r] + b * Q4_K::kBytes;
+            for (int i = 0; i < Q4_K::kBytes; i += 64) prefetch(block + kPrefetchBytes + i);
             uint64_t scales, minima;
             unpack_scales(block + 4, scales, minima);
             lows[r] = _mm_madd_epi16(_mm_cvtepu8_epi16(_mm_cvtsi64_si128((long long)minima)), x_sums);
@@ -125,8 +135,8 @@ void dot_q6_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
         const uint8_t* blocks[4];
         __m512i sums[4];
         for (int r = 0; r < 4; ++r) {
-            const uint8_t* block = blocks[r] = rows[r] + b * kQ6KBytes;
-            for (int i = 0; i < kQ6KBytes; i += 64) prefetch(block + kPrefetchBytes + i);
+            const uint8_t* block = blocks[r] = rows[r] + b * Q6_K::kBytes;
+            for (int i = 0; i < Q6_K::kBytes; i += 64) prefetch(block + kPrefetchBytes + i);
             const __m256i scales = _mm256_cvtepi8_epi16(load128(block + 192));
             const __m512i words = _mm512_castsi256_si512(scales);
             __m512i sum = _mm512_setzero_si512();
@@ -151,35 +161,25 @@ void dot_q6_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
     _mm_storeu_ps(out, total);
 }
 
-// ---------------------------------------------------------------- Q8_0
-
-void dot_q8_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, float out[4]) {
-    const __m256i sign = _mm256_set1_epi8(int8_t(0x80));  // w + 128 as an unsigned byte
-    __m128 total = _mm_setzero_ps();
-    const Block8* x = a.q8 + t;
-    const int64_t n_blocks = a.cols / kQ8Block;
-    for (int64_t b = 0; b < n_blocks; ++b, x += a.n) {
-        const __m256i xs = load256(x->q);
-        const uint8_t* blocks[4];
-        __m256i sums[4];
-        for (int r = 0; r < 4; ++r) {
-            blocks[r] = rows[r] + b * kQ8Bytes;
-            prefetch(blocks[r] + kPrefetchBytes);
-            const __m256i codes = _mm256_xor_si256(load256(blocks[r] + 2), sign);
-            sums[r] = _mm256_dpbusd_epi32(_mm256_setzero_si256(), codes, xs);
-        }
-        const __m128i sum = _mm_sub_epi32(add_across(sums[0], sums[1], sums[2], sums[3]), _mm_set1_epi32(128 * x->sum));
-        const __m128 term = _mm_mul_ps(load_halves(blocks, 0), _mm_cvtepi32_ps(sum));
-        total = _mm_add_ps(total, _mm_mul_ps(_mm_set1_ps(x->scale), term));
-    }
-    _mm_storeu_ps(out, total);
+template <>
+constexpr DotRows rows_of<Q4_K>() {
+    return dot_q4_rows;
+}
+template <>
+constexpr DotRows rows_of<Q6_K>() {
+    return dot_q6_rows;
 }
 
 #include "panel_avx512.inl"
 
-constexpr Table kTable =
-    make_table("avx512vnni", {dot_q8_rows, dot_panel<Q8Panel>, kPanelFrom},
-               {dot_q4_rows, dot_panel<Q4Panel>, kPanelFrom}, {dot_q6_rows, dot_panel<Q6Panel>, kPanelFrom});
+template <class B>
+struct Quantised {
+    static constexpr MatrixKernels kernels() {
+        return {rows_of<B>(), dot_panel<B>, B::kIsSlow ? 2 : kPanelFrom, B::kWeights, B::kBytes};
+    }
+};
+
+constexpr Table kTable = make_table("avx512vnni", all_matrices<Quantised>());
 
 }  // namespace
 }  // namespace avx512vnni

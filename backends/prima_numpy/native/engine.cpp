@@ -18,7 +18,7 @@ struct Task {
     int64_t r0, r1;
 };
 
-size_t row_bytes(const TypeInfo& type, int64_t cols) {
+size_t row_bytes(const MatrixKernels& type, int64_t cols) {
     return size_t(cols / type.block_weights) * size_t(type.block_bytes);
 }
 
@@ -50,12 +50,10 @@ void run_panels(const MatrixKernels& kernels, const Product& p, size_t bytes, in
     }
 }
 
-void run_task(const Table& table, const Task& task, const Activations& a) {
+void run_task(const Task& task, const Activations& a) {
     const Product& p = *task.product;
-    const TypeInfo& type = *type_info(int(p.type));
-    const MatrixKernels& kernels = table.*type.kernels;
-    const bool uses_panel = kernels.panel != nullptr && a.n >= kernels.panel_from;
-    (uses_panel ? run_panels : run_rows)(kernels, p, row_bytes(type, a.cols), task.r0, task.r1, a);
+    const bool uses_panel = p.kernels->panel != nullptr && a.n >= p.kernels->panel_from;
+    (uses_panel ? run_panels : run_rows)(*p.kernels, p, row_bytes(*p.kernels, a.cols), task.r0, task.r1, a);
     if (p.bias == nullptr) return;
     for (int64_t t = 0; t < a.n; ++t) {
         for (int64_t r = task.r0; r < task.r1; ++r) p.out[t * p.rows + r] += p.bias[r];
@@ -85,19 +83,10 @@ T* grow(std::unique_ptr<T[]>& blocks, int64_t& have, int64_t want) {
 
 }  // namespace
 
-const TypeInfo* type_info(int type) {
-    static constexpr TypeInfo f32{1, 4, 4, &Table::f32}, f16{1, 2, 2, &Table::f16}, bf16{1, 2, 2, &Table::bf16};
-    static constexpr TypeInfo q8_0{kQ8Block, kQ8Bytes, 1, &Table::q8_0};
-    static constexpr TypeInfo q4_k{kKBlock, kQ4KBytes, 1, &Table::q4_k}, q6_k{kKBlock, kQ6KBytes, 1, &Table::q6_k};
-    switch (Type(type)) {
-        case Type::F32: return &f32;
-        case Type::F16: return &f16;
-        case Type::BF16: return &bf16;
-        case Type::Q8_0: return &q8_0;
-        case Type::Q4_K: return &q4_k;
-        case Type::Q6_K: return &q6_k;
-    }
-    return nullptr;
+const MatrixKernels* Engine::kernels(int type) const {
+    if (type < 0 || type >= kTypes) return nullptr;
+    const MatrixKernels* kernels = &table_.matrices.of[type];
+    return kernels->rows != nullptr ? kernels : nullptr;
 }
 
 // work(begin, end) over 0..n in pieces; `cost_each` in elements.
@@ -115,8 +104,8 @@ Activations Engine::prepare(const std::vector<Product>& products, const float* x
     Activations a{x, nullptr, nullptr, n, cols};
     bool needs_k = false, needs_8 = false;
     for (const Product& p : products) {
-        needs_k |= p.type == Type::Q4_K || p.type == Type::Q6_K;
-        needs_8 |= p.type == Type::Q8_0;
+        needs_k |= p.kernels->block_weights == kKBlock;
+        needs_8 |= p.kernels->block_weights == kQ8Block;
     }
     if (needs_k) {
         BlockK* blocks = grow(blocks_k_, n_blocks_k_, n * (cols / kKBlock));
@@ -140,10 +129,10 @@ void Engine::linear(const std::vector<Product>& products, const float* x, int64_
     const bool is_small = pool_.size() == 1 || rows * cols * n < kSmallProduct;
     const std::vector<Task> tasks = split(products, is_small ? 1 : pool_.size() * kTasksPerThread);
     if (is_small) {
-        for (const Task& task : tasks) run_task(table_, task, a);
+        for (const Task& task : tasks) run_task(task, a);
         return;
     }
-    pool_.run(int64_t(tasks.size()), [&](int64_t i) { run_task(table_, tasks[size_t(i)], a); });
+    pool_.run(int64_t(tasks.size()), [&](int64_t i) { run_task(tasks[size_t(i)], a); });
 }
 
 uint64_t Engine::read(const uint8_t* data, int64_t n_bytes) {

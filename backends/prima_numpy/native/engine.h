@@ -11,19 +11,9 @@
 
 namespace prima {
 
-struct TypeInfo {
-    int block_weights;
-    int block_bytes;
-    int alignment;  // of the data's address
-    MatrixKernels Table::* kernels;
-};
-
-// Null for a type that is not supported.
-const TypeInfo* type_info(int type);
-
 // One matrix [rows, cols] of a product; out is [n, rows].
 struct Product {
-    Type type;
+    const MatrixKernels* kernels;
     const uint8_t* data;
     int64_t rows;
     const float* bias;  // [rows] or null
@@ -36,6 +26,8 @@ public:
 
     const char* variant() const { return table_.name; }
     int n_threads() const { return pool_.size(); }
+    // Null for a type that is not supported.
+    const MatrixKernels* kernels(int type) const;
 
     // out = x . matrix^T + bias for matrices that share x [n, cols].
     void linear(const std::vector<Product>& products, const float* x, int64_t n, int64_t cols);

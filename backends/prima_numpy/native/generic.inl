@@ -124,7 +124,7 @@ void dot_float_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Ac
 
 template <class T>
 constexpr MatrixKernels float_kernels() {
-    return {dot_float_rows<T>, dot_float_panel<T>, kFloatTile};
+    return {dot_float_rows<T>, dot_float_panel<T>, kFloatTile, 1, int(sizeof(typename T::Element))};
 }
 
 // ---------------------------------------------------------------- quantised activations
@@ -180,18 +180,6 @@ void quantize_8(const Activations& a, int64_t t0, int64_t t1, Block8* out) {
             block.sum = sum;
         }
     }
-}
-
-// Eight 6-bit scales and eight minima from the 12 bytes of a Q4_K block, a byte each.
-inline void unpack_scales(const uint8_t* packed, uint64_t& scales, uint64_t& minima) {
-    uint32_t a, b, c;
-    std::memcpy(&a, packed, 4);
-    std::memcpy(&b, packed + 4, 4);
-    std::memcpy(&c, packed + 8, 4);
-    const uint32_t high_scales = (c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u);
-    const uint32_t high_minima = (c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u);
-    scales = uint64_t(high_scales) << 32 | (a & 0x3f3f3f3fu);
-    minima = uint64_t(high_minima) << 32 | (b & 0x3f3f3f3fu);
 }
 
 // ---------------------------------------------------------------- elementwise and norms
@@ -369,14 +357,9 @@ void attend(const float* q, const Cache& cache, int64_t kv_head, int64_t group, 
     heads(q, cache, kv_head, group, n_positions, scale, out);
 }
 
-constexpr Table make_table(const char* name, MatrixKernels q8_0, MatrixKernels q4_k, MatrixKernels q6_k) {
+constexpr Table make_table(const char* name, const Matrices& matrices) {
     return {name,
-            float_kernels<F32Type>(),
-            float_kernels<F16Type>(),
-            float_kernels<BF16Type>(),
-            q8_0,
-            q4_k,
-            q6_k,
+            matrices,
             quantize_k,
             quantize_8,
             rms_norm,

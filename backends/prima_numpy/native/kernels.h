@@ -2,8 +2,8 @@
 //
 // Every variant gives the same bits. Products with quantised weights are exact integers per block, and what is float is
 // written as single multiplications and additions in a stated order, never contracted to FMA (see CMakeLists.txt):
-//   K blocks   y += x_scale * (d * float(isum) - dmin * float(imin)), block by block from the left; Q6_K has no minimum
-//   Q8_0       y += x_scale * (d * float(isum)), per 32 weights
+//   blocks     y += x_scale * (d * float(isum) - dmin * float(imin)), block by block from the left; the second product
+//              is there for types with minima only. A block of activations is as long as one of the weights: 256 or 32.
 //   floats     16 partial sums, the l-th over columns l, l + 16, ...; then halves are added: 8, 4, 2, 1
 // `prima_numpy/quant.py` does the same in numpy.
 #pragma once
@@ -14,13 +14,15 @@
 namespace prima {
 
 // Numbers as in the GGUF file.
-enum class Type : int { F32 = 0, F16 = 1, Q8_0 = 8, Q4_K = 12, Q6_K = 14, BF16 = 30 };
+enum class Type : int {
+    F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13,
+    Q6_K = 14, IQ2_XXS = 16, IQ2_XS = 17, IQ3_XXS = 18, IQ1_S = 19, IQ4_NL = 20, IQ3_S = 21, IQ2_S = 22, IQ4_XS = 23,
+    IQ1_M = 29, BF16 = 30, MXFP4 = 39
+};
+constexpr int kTypes = 40;
 
 constexpr int kKBlock = 256;
-constexpr int kQ4KBytes = 144;  // d f16, dmin f16, 12 bytes of 6-bit scales and minima, 128 bytes of nibbles
-constexpr int kQ6KBytes = 210;  // 128 bytes of low nibbles, 64 of high bits, 16 int8 scales, d f16
 constexpr int kQ8Block = 32;
-constexpr int kQ8Bytes = 34;  // d f16, 32 int8
 constexpr int kPanelRows = 16;
 
 // 256 activations: q * scale, with sums of q per 16 and per 32.
@@ -31,7 +33,7 @@ struct alignas(64) BlockK {
     float scale;
 };
 
-// 32 activations for Q8_0, with the sum of q.
+// 32 activations, with the sum of q.
 struct Block8 {
     int8_t q[kQ8Block];
     float scale;
@@ -59,6 +61,13 @@ struct MatrixKernels {
     DotRows rows = nullptr;
     DotPanel panel = nullptr;  // null: `rows` for each activation row
     int panel_from = 0;        // smallest n for which the panel pays
+    int block_weights = 0;     // 1: floats, else 32 or 256
+    int block_bytes = 0;
+};
+
+// By the number of the type; without `rows` where a type is not supported.
+struct Matrices {
+    MatrixKernels of[kTypes];
 };
 
 // K and V of one layer and sequence: [n_kv_heads, capacity, head_dim], f16 or f32.
@@ -73,7 +82,7 @@ struct Cache {
 
 struct Table {
     const char* name;
-    MatrixKernels f32, f16, bf16, q8_0, q4_k, q6_k;
+    Matrices matrices;
     // Activation rows t0..t1 of a.n.
     void (*quantize_k)(const Activations& a, int64_t t0, int64_t t1, BlockK* out);
     void (*quantize_8)(const Activations& a, int64_t t0, int64_t t1, Block8* out);

@@ -97,8 +97,8 @@ struct Matrix {
     int64_t cols;
 };
 
-Matrix matrix(int type, const In& data, int64_t rows, int64_t cols) {
-    const TypeInfo* info = type_info(type);
+Matrix matrix(const Engine& engine, int type, const In& data, int64_t rows, int64_t cols) {
+    const MatrixKernels* info = engine.kernels(type);
     if (info == nullptr) refuse("type " + std::to_string(type) + " is not supported");
     if (rows < 0 || cols <= 0 || rows > kMaxSize || cols > kMaxSize) {
         refuse("a matrix of " + std::to_string(rows) + " x " + std::to_string(cols));
@@ -114,8 +114,9 @@ Matrix matrix(int type, const In& data, int64_t rows, int64_t cols) {
         refuse("data: " + std::to_string(data.size()) + " bytes where " + std::to_string(rows) + " rows of " +
                std::to_string(row) + " are expected");
     }
-    if (reinterpret_cast<uintptr_t>(data.data()) % size_t(info->alignment) != 0) refuse("data: not aligned");
-    return {{Type(type), static_cast<const uint8_t*>(data.data()), rows, nullptr, nullptr}, cols};
+    const size_t alignment = info->block_weights == 1 ? size_t(info->block_bytes) : 1;
+    if (reinterpret_cast<uintptr_t>(data.data()) % alignment != 0) refuse("data: not aligned");
+    return {{info, static_cast<const uint8_t*>(data.data()), rows, nullptr, nullptr}, cols};
 }
 
 template <class T>
@@ -126,12 +127,12 @@ T field(nb::handle value, const char* name, const char* kind) {
     return result;
 }
 
-Matrix job(nb::handle item, int64_t n) {
+Matrix job(const Engine& engine, nb::handle item, int64_t n) {
     if (!nb::isinstance<nb::tuple>(item) || nb::len(item) != 6) {
         refuse("products: each is (type, data, rows, cols, bias or None, out)");
     }
     const auto fields = nb::borrow<nb::tuple>(item);
-    Matrix m = matrix(field<int>(fields[0], "type", "an integer"), field<In>(fields[1], "data", "an array"),
+    Matrix m = matrix(engine, field<int>(fields[0], "type", "an integer"), field<In>(fields[1], "data", "an array"),
                       field<int64_t>(fields[2], "rows", "an integer"), field<int64_t>(fields[3], "cols", "an integer"));
     if (!fields[4].is_none())
         m.product.bias = input(field<In>(fields[4], "bias", "an array"), "bias", {m.product.rows});
@@ -146,7 +147,7 @@ void linear(Engine& engine, nb::tuple jobs, const In& x) {
     std::vector<Product> products;
     products.reserve(jobs.size());
     for (nb::handle item : jobs) {
-        const Matrix m = job(item, n);
+        const Matrix m = job(engine, item, n);
         if (m.cols != cols) {
             refuse("x: " + std::to_string(cols) + " columns where " + std::to_string(m.cols) + " are expected");
         }

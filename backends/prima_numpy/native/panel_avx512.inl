@@ -6,12 +6,6 @@
 constexpr int kPanelFrom = 4;  // fewer activation rows do not pay for unpacking (measured: bench/kernels.py)
 constexpr int kTileRows = 64;  // activation rows whose blocks and totals stay in L1 beside a panel
 
-inline int32_t load_i32(const void* p) {
-    int32_t v;
-    std::memcpy(&v, p, 4);
-    return v;
-}
-
 // 16 x 16 transposition of 32-bit elements: rows in, columns out.
 inline void transpose(__m512i v[16]) {
     __m512i w[16];
@@ -48,173 +42,143 @@ inline void interleave(const uint8_t* rows, int n_codes, uint8_t* codes) {
     }
 }
 
-inline __m512 load_sixteen_halves(const uint8_t* const blocks[16], int offset) {
-    alignas(32) uint16_t halves[16];
-    for (int r = 0; r < 16; ++r) halves[r] = load_u16(blocks[r] + offset);
-    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i*)halves));
+// d's or dmin's of sixteen blocks; `of` is B::d or B::dmin.
+template <float (*of)(const uint8_t*)>
+inline __m512 sixteen(const uint8_t* const blocks[16]) {
+    alignas(64) float values[16];
+    for (int r = 0; r < 16; ++r) values[r] = of(blocks[r]);
+    return _mm512_load_ps(values);
 }
 
-struct alignas(64) Q4Panel {
-    using Block = BlockK;
-    static constexpr int kWeights = kKBlock, kBytes = kQ4KBytes;
-    static const Block* activations(const Activations& a) { return a.k; }
+inline __m512i broadcast4(const void* p) { return _mm512_set1_epi32(int32_t(load_u32((const uint8_t*)p))); }
+
+inline void add_term(float* total, float x_scale, __m512 term) {
+    _mm512_store_ps(total, _mm512_add_ps(_mm512_load_ps(total), _mm512_mul_ps(_mm512_set1_ps(x_scale), term)));
+}
+
+// Codes as unsigned bytes: int8 ones plus 128.
+template <class B>
+inline __m256i unsigned_codes(const uint8_t* block, int i) {
+    if constexpr (B::kIsSigned) {
+        return _mm256_xor_si256(B::codes(block, i).v, _mm256_set1_epi8(int8_t(0x80)));
+    } else {
+        return B::codes(block, i).v;
+    }
+}
+template <class B>
+constexpr int kUnsignedOffset = B::kIsSigned ? 128 : B::kOffset;
+
+template <class B>
+struct alignas(64) BigPanel {
+    using Type = B;
+    static constexpr int kQuads = 64 / B::kGroups;  // of a group
 
     uint8_t codes[64][16][4];
-    int32_t scales[8][16];
-    int16_t minima[4][16][2];
+    int32_t scales[B::kGroups][16];
+    int16_t scale_pairs[B::kGroups / 2][16][2];
+    int16_t minima[B::kGroups / 2][16][2];
     __m512 d, dmin;
 
     void unpack(const uint8_t* const blocks[16]) {
         alignas(64) uint8_t rows[16][kKBlock];
-        const __m512i mask = _mm512_set1_epi8(15);
         for (int r = 0; r < 16; ++r) {
-            uint64_t s, m;
-            unpack_scales(blocks[r] + 4, s, m);
-            for (int j = 0; j < 8; ++j) {
-                scales[j][r] = int32_t(s >> 8 * j & 255);
-                minima[j / 2][r][j % 2] = int16_t(m >> 8 * j & 255);
+            int16_t row_scales[16], row_minima[16];
+            B::scales(blocks[r], row_scales, row_minima);
+            for (int j = 0; j < B::kGroups; ++j) {
+                scales[j][r] = row_scales[j];
+                if constexpr (kUnsignedOffset<B> != 0) scale_pairs[j / 2][r][j % 2] = row_scales[j];
+                if constexpr (B::kHasMinima) minima[j / 2][r][j % 2] = row_minima[j];
             }
-            for (int h = 0; h < 2; ++h) {
-                const __m512i bytes = load512(blocks[r] + 16 + 64 * h);
-                const __m512i low = _mm512_and_si512(bytes, mask);
-                const __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
-                _mm512_store_si512(rows[r] + 128 * h, _mm512_shuffle_i64x2(low, high, 0x44));
-                _mm512_store_si512(rows[r] + 128 * h + 64, _mm512_shuffle_i64x2(low, high, 0xee));
+            PRIMA_UNROLL
+            for (int i = 0; i < 8; ++i) {
+                _mm256_store_si256((__m256i*)(rows[r] + 32 * i), unsigned_codes<B>(blocks[r], i));
             }
         }
         interleave(rows[0], kKBlock, codes[0][0]);
-        d = load_sixteen_halves(blocks, 0);
-        dmin = load_sixteen_halves(blocks, 2);
+        d = sixteen<B::d>(blocks);
+        if constexpr (B::kHasMinima) dmin = sixteen<B::dmin>(blocks);
+    }
+
+    // sums of pairs [groups / 2][16][2] times the activations' sums.
+    template <int T>
+    static void weigh(const int16_t (*pairs)[16][2], const BlockK* x, __m512i out[T]) {
+        for (int t = 0; t < T; ++t) out[t] = _mm512_setzero_si512();
+        for (int j = 0; j < B::kGroups / 2; ++j) {
+            const __m512i pair = load512(pairs[j]);
+            for (int t = 0; t < T; ++t) {
+                const int16_t* x_sums = B::kGroups == 8 ? x[t].sum32 : x[t].sum16;
+                out[t] = _mm512_dpwssd_epi32(out[t], pair, broadcast4(x_sums + 2 * j));
+            }
+        }
     }
 
     template <int T>
-    void add_to(const Block* x, float (*totals)[16]) const {
-        __m512i sums[T], lows[T];
-        for (int t = 0; t < T; ++t) sums[t] = lows[t] = _mm512_setzero_si512();
-        for (int j = 0; j < 8; ++j) {
+    void add_to(const BlockK* x, float (*totals)[16]) const {
+        __m512i sums[T];
+        for (int t = 0; t < T; ++t) sums[t] = _mm512_setzero_si512();
+        for (int j = 0; j < B::kGroups; ++j) {
             __m512i group[T];
             for (int t = 0; t < T; ++t) group[t] = _mm512_setzero_si512();
-            for (int k = 8 * j; k < 8 * j + 8; ++k) {
+            for (int k = kQuads * j; k < kQuads * (j + 1); ++k) {
                 const __m512i w = load512(codes[k]);
-                for (int t = 0; t < T; ++t) {
-                    group[t] = _mm512_dpbusd_epi32(group[t], w, _mm512_set1_epi32(load_i32(x[t].q + 4 * k)));
-                }
+                for (int t = 0; t < T; ++t) group[t] = _mm512_dpbusd_epi32(group[t], w, broadcast4(x[t].q + 4 * k));
             }
             const __m512i s = load512(scales[j]);
             for (int t = 0; t < T; ++t) sums[t] = _mm512_add_epi32(sums[t], _mm512_mullo_epi32(group[t], s));
         }
-        for (int j = 0; j < 4; ++j) {
-            const __m512i m = load512(minima[j]);
-            for (int t = 0; t < T; ++t) {
-                lows[t] = _mm512_dpwssd_epi32(lows[t], m, _mm512_set1_epi32(load_i32(x[t].sum32 + 2 * j)));
-            }
+        __m512i lows[T];
+        if constexpr (kUnsignedOffset<B> != 0) {
+            weigh<T>(scale_pairs, x, lows);
+            const __m512i offset = _mm512_set1_epi32(kUnsignedOffset<B>);
+            for (int t = 0; t < T; ++t) sums[t] = _mm512_sub_epi32(sums[t], _mm512_mullo_epi32(lows[t], offset));
         }
+        if constexpr (B::kHasMinima) weigh<T>(minima, x, lows);
         for (int t = 0; t < T; ++t) {
-            const __m512 term = _mm512_sub_ps(_mm512_mul_ps(d, _mm512_cvtepi32_ps(sums[t])),
-                                              _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(lows[t])));
-            const __m512 total = _mm512_load_ps(totals[t]);
-            _mm512_store_ps(totals[t], _mm512_add_ps(total, _mm512_mul_ps(_mm512_set1_ps(x[t].scale), term)));
+            __m512 term = _mm512_mul_ps(d, _mm512_cvtepi32_ps(sums[t]));
+            if constexpr (B::kHasMinima) {
+                term = _mm512_sub_ps(term, _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(lows[t])));
+            }
+            add_term(totals[t], x[t].scale, term);
         }
     }
 };
 
-struct alignas(64) Q6Panel {
-    using Block = BlockK;
-    static constexpr int kWeights = kKBlock, kBytes = kQ6KBytes;
-    static const Block* activations(const Activations& a) { return a.k; }
+template <class B>
+struct alignas(64) SmallPanel {
+    using Type = B;
 
-    uint8_t codes[64][16][4];
-    int32_t scales[16][16];
-    int16_t scale_pairs[8][16][2];
-    __m512 d;
+    uint8_t codes[8][16][4];
+    __m512 d, dmin;
 
     void unpack(const uint8_t* const blocks[16]) {
-        alignas(64) uint8_t rows[16][kKBlock];
-        for (int r = 0; r < 16; ++r) {
-            for (int j = 0; j < 16; ++j) {
-                const auto scale = int8_t(blocks[r][192 + j]);
-                scales[j][r] = scale;
-                scale_pairs[j / 2][r][j % 2] = scale;
-            }
-            for (int h = 0; h < 2; ++h) {
-                __m512i first, second;
-                unpack_q6(blocks[r], h, first, second);
-                _mm512_store_si512(rows[r] + 128 * h, first);
-                _mm512_store_si512(rows[r] + 128 * h + 64, second);
-            }
-        }
-        interleave(rows[0], kKBlock, codes[0][0]);
-        d = load_sixteen_halves(blocks, 208);
-    }
-
-    template <int T>
-    void add_to(const Block* x, float (*totals)[16]) const {
-        __m512i sums[T], offsets[T];
-        for (int t = 0; t < T; ++t) sums[t] = offsets[t] = _mm512_setzero_si512();
-        for (int j = 0; j < 16; ++j) {
-            __m512i group[T];
-            for (int t = 0; t < T; ++t) group[t] = _mm512_setzero_si512();
-            for (int k = 4 * j; k < 4 * j + 4; ++k) {
-                const __m512i w = load512(codes[k]);
-                for (int t = 0; t < T; ++t) {
-                    group[t] = _mm512_dpbusd_epi32(group[t], w, _mm512_set1_epi32(load_i32(x[t].q + 4 * k)));
-                }
-            }
-            const __m512i s = load512(scales[j]);
-            for (int t = 0; t < T; ++t) sums[t] = _mm512_add_epi32(sums[t], _mm512_mullo_epi32(group[t], s));
-        }
-        for (int j = 0; j < 8; ++j) {
-            const __m512i s = load512(scale_pairs[j]);
-            for (int t = 0; t < T; ++t) {
-                offsets[t] = _mm512_dpwssd_epi32(offsets[t], s, _mm512_set1_epi32(load_i32(x[t].sum16 + 2 * j)));
-            }
-        }
-        for (int t = 0; t < T; ++t) {
-            const __m512i sum = _mm512_sub_epi32(sums[t], _mm512_slli_epi32(offsets[t], 5));
-            const __m512 term = _mm512_mul_ps(d, _mm512_cvtepi32_ps(sum));
-            const __m512 total = _mm512_load_ps(totals[t]);
-            _mm512_store_ps(totals[t], _mm512_add_ps(total, _mm512_mul_ps(_mm512_set1_ps(x[t].scale), term)));
-        }
-    }
-};
-
-struct alignas(64) Q8Panel {
-    using Block = Block8;
-    static constexpr int kWeights = kQ8Block, kBytes = kQ8Bytes;
-    static const Block* activations(const Activations& a) { return a.q8; }
-
-    uint8_t codes[8][16][4];  // w + 128
-    __m512 d;
-
-    void unpack(const uint8_t* const blocks[16]) {
-        const __m256i sign = _mm256_set1_epi8(int8_t(0x80));
         __m512i v[16];
-        for (int r = 0; r < 16; ++r) v[r] = _mm512_zextsi256_si512(_mm256_xor_si256(load256(blocks[r] + 2), sign));
+        for (int r = 0; r < 16; ++r) v[r] = _mm512_zextsi256_si512(unsigned_codes<B>(blocks[r], 0));
         transpose(v);
         for (int k = 0; k < 8; ++k) _mm512_store_si512(codes[k], v[k]);
-        d = load_sixteen_halves(blocks, 0);
+        d = sixteen<B::d>(blocks);
+        if constexpr (B::kHasMinima) dmin = sixteen<B::dmin>(blocks);
     }
 
     template <int T>
-    void add_to(const Block* x, float (*totals)[16]) const {
+    void add_to(const Block8* x, float (*totals)[16]) const {
         __m512i sums[T];
-        for (int t = 0; t < T; ++t) sums[t] = _mm512_set1_epi32(-128 * x[t].sum);
+        for (int t = 0; t < T; ++t) sums[t] = _mm512_set1_epi32(-kUnsignedOffset<B> * x[t].sum);
         for (int k = 0; k < 8; ++k) {
             const __m512i w = load512(codes[k]);
-            for (int t = 0; t < T; ++t) {
-                sums[t] = _mm512_dpbusd_epi32(sums[t], w, _mm512_set1_epi32(load_i32(x[t].q + 4 * k)));
-            }
+            for (int t = 0; t < T; ++t) sums[t] = _mm512_dpbusd_epi32(sums[t], w, broadcast4(x[t].q + 4 * k));
         }
         for (int t = 0; t < T; ++t) {
-            const __m512 term = _mm512_mul_ps(d, _mm512_cvtepi32_ps(sums[t]));
-            const __m512 total = _mm512_load_ps(totals[t]);
-            _mm512_store_ps(totals[t], _mm512_add_ps(total, _mm512_mul_ps(_mm512_set1_ps(x[t].scale), term)));
+            __m512 term = _mm512_mul_ps(d, _mm512_cvtepi32_ps(sums[t]));
+            if constexpr (B::kHasMinima) {
+                term = _mm512_sub_ps(term, _mm512_mul_ps(dmin, _mm512_set1_ps(float(x[t].sum))));
+            }
+            add_term(totals[t], x[t].scale, term);
         }
     }
 };
 
 template <class Panel>
-void add_block(const Panel& panel, const typename Panel::Block* x, int64_t n, float (*totals)[16]) {
+void add_block(const Panel& panel, const typename Panel::Type::X* x, int64_t n, float (*totals)[16]) {
     int64_t t = 0;
     for (; t + 8 <= n; t += 8) panel.template add_to<8>(x + t, totals + t);
     if (n & 4) panel.template add_to<4>(x + t, totals + t), t += 4;
@@ -222,11 +186,11 @@ void add_block(const Panel& panel, const typename Panel::Block* x, int64_t n, fl
     if (n & 1) panel.template add_to<1>(x + t, totals + t);
 }
 
-template <class Panel>
+template <class B>
 void dot_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, float* out,
                int64_t out_stride) {
     const __mmask16 present = __mmask16((1u << n_rows) - 1);
-    const int64_t n_blocks = a.cols / Panel::kWeights;
+    const int64_t n_blocks = a.cols / B::kWeights;
     for (int64_t t0 = 0; t0 < a.n; t0 += kTileRows) {
         const int64_t n = a.n - t0 < kTileRows ? a.n - t0 : kTileRows;
         alignas(64) float totals[kTileRows][16];
@@ -234,11 +198,11 @@ void dot_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Activati
         for (int64_t b = 0; b < n_blocks; ++b) {
             const uint8_t* blocks[16];
             for (int r = 0; r < 16; ++r) {  // missing rows: the last one again
-                blocks[r] = rows + size_t(r < n_rows ? r : n_rows - 1) * row_bytes + size_t(b) * Panel::kBytes;
+                blocks[r] = rows + size_t(r < n_rows ? r : n_rows - 1) * row_bytes + size_t(b) * B::kBytes;
             }
-            Panel panel;
+            std::conditional_t<B::kWeights == kKBlock, BigPanel<B>, SmallPanel<B>> panel;
             panel.unpack(blocks);
-            add_block(panel, Panel::activations(a) + b * a.n + t0, n, totals);
+            add_block(panel, B::activations(a) + b * a.n + t0, n, totals);
         }
         for (int64_t t = 0; t < n; ++t) {
             _mm512_mask_storeu_ps(out + (t0 + t) * out_stride, present, _mm512_load_ps(totals[t]));
