@@ -184,8 +184,12 @@ void quantize_8(const Activations& a, int64_t t0, int64_t t1, Block8* out) {
 
 // ---------------------------------------------------------------- elementwise and norms
 
-// e^x within 2 ulp for x in [-87, 88], clamped to that range; NaN stays NaN. Cephes' expf polynomial.
-inline Lanes exp(Lanes x) {
+// e^x = (1 + less_one) * power for x in [-87, 88], clamped to that range; NaN stays NaN. Cephes' expf polynomial.
+struct Exp {
+    Lanes less_one, power;
+};
+
+inline Exp exp_parts(Lanes x) {
     const Lanes magic = Lanes::set(12582912.0f);
     x = min(Lanes::set(88.0f), max(Lanes::set(-87.0f), x));
     const Lanes shifted = x * Lanes::set(1.44269504088896341f) + magic;
@@ -197,8 +201,20 @@ inline Lanes exp(Lanes x) {
     p = p * r + Lanes::set(4.1665795894e-2f);
     p = p * r + Lanes::set(1.6666665459e-1f);
     p = p * r + Lanes::set(5.0000001201e-1f);
-    p = p * r * r + r + Lanes::set(1.0f);
-    return p * shifted.power_of_two();
+    return {p * r * r + r, shifted.power_of_two()};
+}
+
+// Within 2 ulp.
+inline Lanes exp(Lanes x) {
+    const Exp e = exp_parts(x);
+    return (e.less_one + Lanes::set(1.0f)) * e.power;
+}
+
+// (e^2x - 1) / (e^2x + 1), from e^2x - 1 so that small x keep their digits: within 4 ulp.
+inline Lanes tanh(Lanes x) {
+    const Exp e = exp_parts(x + x);
+    const Lanes less_one = e.less_one * e.power + (e.power - Lanes::set(1.0f));
+    return less_one / (less_one + Lanes::set(2.0f));
 }
 
 void rms_norm(const float* x, const float* gain, int64_t n, int64_t dim, float eps, float* out) {
@@ -231,20 +247,21 @@ void rope(float* x, const float* cos, const float* sin, int64_t n_heads, int64_t
 
 inline Lanes silu(Lanes x) { return x / (Lanes::set(1.0f) + exp(Lanes::set(0.0f) - x)); }
 
-void swiglu(const float* gate, const float* up, int64_t n, float* out) {
+// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), as x * sigmoid of twice tanh's argument.
+inline Lanes gelu(Lanes x) {
+    const Lanes twice = x * (Lanes::set(1.59576912f) + Lanes::set(0.0713548163f) * (x * x));
+    return x / (Lanes::set(1.0f) + exp(Lanes::set(0.0f) - twice));
+}
+
+template <Lanes (*activate)(Lanes)>
+void gated(const float* gate, const float* up, int64_t n, float* out) {
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16) (silu(Lanes::load(gate + i)) * Lanes::load(up + i)).store(out + i);
-    if (i < n) store_some(silu(load_some(gate + i, n - i)) * load_some(up + i, n - i), out + i, n - i);
+    for (; i + 16 <= n; i += 16) (activate(Lanes::load(gate + i)) * Lanes::load(up + i)).store(out + i);
+    if (i < n) store_some(activate(load_some(gate + i, n - i)) * load_some(up + i, n - i), out + i, n - i);
 }
 
 void add(const float* x, const float* y, int64_t n, float* out) {
     for (int64_t i = 0; i < n; ++i) out[i] = x[i] + y[i];
-}
-
-void to_half(const float* x, int64_t n, uint16_t* out) {
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) Lanes::load(x + i).store_half(out + i);
-    for (; i < n; ++i) out[i] = float_to_half(x[i]);
 }
 
 uint64_t read(const uint8_t* data, int64_t n_lines) {
@@ -264,23 +281,67 @@ uint64_t read(const uint8_t* data, int64_t n_lines) {
 
 // ---------------------------------------------------------------- attention
 
+// How 16 values of a row of K or V, from column c on, become floats.
+template <class T>
+struct FloatRow {
+    static const typename T::Element* at(const uint8_t* row, int64_t c) { return (const typename T::Element*)row + c; }
+    static Lanes load(const uint8_t* row, int64_t c) { return T::load(at(row, c)); }
+    static Lanes load_some(const uint8_t* row, int64_t c, int64_t n) { return load_some_as<T>(at(row, c), n); }
+};
+struct Q8Row {
+    static Lanes load(const uint8_t* row, int64_t c) {
+        const uint8_t* block = row + c / kQ8Block * kQ8Bytes;
+        return Lanes::load_int8((const int8_t*)block + 2 + c % kQ8Block) * Lanes::set_half(load_u16(block));
+    }
+    static Lanes load_some(const uint8_t* row, int64_t c, int64_t) { return load(row, c); }  // blocks are whole
+};
+
+void store_half_row(const float* x, int64_t n, uint8_t* row) {
+    auto* out = (uint16_t*)row;
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) Lanes::load(x + i).store_half(out + i);
+    for (; i < n; ++i) out[i] = float_to_half(x[i]);
+}
+
+void store_q8_row(const float* x, int64_t n, uint8_t* row) {
+    for (int64_t i = 0; i < n; i += kQ8Block, row += kQ8Bytes) {
+        const uint16_t scale = float_to_half(quantize_run(x + i, kQ8Block, (int8_t*)row + 2));
+        std::memcpy(row, &scale, 2);
+    }
+}
+
+void store_row(KvType type, const float* x, int64_t n, uint8_t* out) {
+    switch (type) {
+        case KvType::F32: std::memcpy(out, x, size_t(n) * 4); return;
+        case KvType::F16: store_half_row(x, n, out); return;
+        case KvType::Q8_0: store_q8_row(x, n, out); return;
+    }
+}
+
 // Positions whose scores are held at once; counted from position 0, so that the chunk does not matter.
 constexpr int kTile = 32;
 
+// Positions of a tile that are seen: those before `begin` lie outside the window, those from `end` on were not reached.
+struct Seen {
+    int begin, end;
+};
+
 // scores[g][j] = scale * (q_g . k_j)
-template <class T, int G>
-void score_tile(const float* q, const typename T::Element* k, int64_t dim, int count, float scale,
+template <class Row, int G>
+void score_tile(const float* q, const uint8_t* k, const CacheShape& shape, Seen seen, float scale,
                 float scores[][kTile]) {
-    for (int j = 0; j < count; ++j, k += dim) {
+    const int64_t dim = shape.head_dim;
+    k += seen.begin * shape.row_bytes;
+    for (int j = seen.begin; j < seen.end; ++j, k += shape.row_bytes) {
         Lanes total[G];
         for (int g = 0; g < G; ++g) total[g] = Lanes::set(0);
         int64_t c = 0;
         for (; c + 16 <= dim; c += 16) {
-            const Lanes ks = T::load(k + c);
+            const Lanes ks = Row::load(k, c);
             for (int g = 0; g < G; ++g) total[g] = total[g] + ks * Lanes::load(q + g * dim + c);
         }
         if (c < dim) {
-            const Lanes ks = load_some_as<T>(k + c, dim - c);
+            const Lanes ks = Row::load_some(k, c, dim - c);
             for (int g = 0; g < G; ++g) total[g] = total[g] + ks * load_some(q + g * dim + c, dim - c);
         }
         for (int g = 0; g < G; ++g) scores[g][j] = total[g].sum() * scale;
@@ -288,73 +349,94 @@ void score_tile(const float* q, const typename T::Element* k, int64_t dim, int c
 }
 
 // out_g = out_g * fade_g + sum over j of scores[g][j] * v_j
-template <class T, int G>
-void add_values(const typename T::Element* v, int64_t dim, int count, const float scores[][kTile], const float* fade,
+template <class Row, int G>
+void add_values(const uint8_t* v, const CacheShape& shape, Seen seen, const float scores[][kTile], const float* fade,
                 float* out) {
+    const int64_t dim = shape.head_dim;
     for (int64_t c = 0; c < dim; c += 16) {
         const int64_t width = dim - c < 16 ? dim - c : 16;
         Lanes total[G];
         for (int g = 0; g < G; ++g) total[g] = load_some(out + g * dim + c, width) * Lanes::set(fade[g]);
-        for (int j = 0; j < count; ++j) {
-            const typename T::Element* p = v + j * dim + c;
-            const Lanes vs = width == 16 ? T::load(p) : load_some_as<T>(p, width);
+        for (int j = seen.begin; j < seen.end; ++j) {
+            const uint8_t* row = v + j * shape.row_bytes;
+            const Lanes vs = width == 16 ? Row::load(row, c) : Row::load_some(row, c, width);
             for (int g = 0; g < G; ++g) total[g] = total[g] + Lanes::set(scores[g][j]) * vs;
         }
         for (int g = 0; g < G; ++g) store_some(total[g], out + g * dim + c, width);
     }
 }
 
+inline void fill_unseen(float* scores, Seen seen, float value) {
+    for (int j = 0; j < seen.begin; ++j) scores[j] = value;
+    for (int j = seen.end; j < kTile; ++j) scores[j] = value;
+}
+
+// Gemma 2's soft cap: cap * tanh(score / cap).
+inline void cap_scores(float* scores, Seen seen, float cap) {
+    fill_unseen(scores, seen, 0.0f);
+    const Lanes caps = Lanes::set(cap);
+    for (int j = 0; j < kTile; j += 16) (caps * tanh(Lanes::load(scores + j) / caps)).store(scores + j);
+}
+
 // Online softmax (Milakov and Gimelshein 2018) over tiles; scores become weights in place.
 // Returns by how much what was summed before shrinks; `top` and `sum` move on.
-inline float soften(float* scores, int count, float& top, float& sum) {
+inline float soften(float* scores, Seen seen, float& top, float& sum) {
     float new_top = top;
-    for (int j = 0; j < count; ++j) new_top = scores[j] > new_top ? scores[j] : new_top;
-    for (int j = count; j < kTile; ++j) scores[j] = new_top;
+    for (int j = seen.begin; j < seen.end; ++j) new_top = scores[j] > new_top ? scores[j] : new_top;
+    fill_unseen(scores, seen, new_top);
     const Lanes tops = Lanes::set(new_top);
     float fade[16];
     exp(Lanes::set(top) - tops).store(fade);
     for (int j = 0; j < kTile; j += 16) exp(Lanes::load(scores + j) - tops).store(scores + j);
-    for (int j = count; j < kTile; ++j) scores[j] = 0.0f;
+    fill_unseen(scores, seen, 0.0f);
     sum = sum * fade[0] + (Lanes::load(scores) + Lanes::load(scores + 16)).sum();
     top = new_top;
     return fade[0];
 }
 
-template <class T, int G>
-void attend_group(const float* q, const typename T::Element* k, const typename T::Element* v, int64_t dim,
-                  int64_t n_positions, float scale, float* out) {
+// Tiles that lie wholly before the window are not looked at.
+template <class Row, int G>
+void attend_group(const float* q, const uint8_t* k, const uint8_t* v, const CacheShape& shape, int64_t n_positions,
+                  const AttentionRule& rule, float* out) {
+    const int64_t dim = shape.head_dim;
+    const int64_t first = rule.window > 0 && rule.window < n_positions ? n_positions - rule.window : 0;
     float scores[G][kTile], top[G], sum[G], fade[G];
     for (int g = 0; g < G; ++g) top[g] = -3.0e38f, sum[g] = 0.0f;
     std::memset(out, 0, size_t(G * dim) * 4);
-    for (int64_t j = 0; j < n_positions; j += kTile) {
-        const int count = n_positions - j < kTile ? int(n_positions - j) : kTile;
-        score_tile<T, G>(q, k + j * dim, dim, count, scale, scores);
-        for (int g = 0; g < G; ++g) fade[g] = soften(scores[g], count, top[g], sum[g]);
-        add_values<T, G>(v + j * dim, dim, count, scores, fade, out);
+    for (int64_t j = first / kTile * kTile; j < n_positions; j += kTile) {
+        const Seen seen{j < first ? int(first - j) : 0, n_positions - j < kTile ? int(n_positions - j) : kTile};
+        score_tile<Row, G>(q, k + j * shape.row_bytes, shape, seen, rule.scale, scores);
+        for (int g = 0; g < G; ++g) {
+            if (rule.softcap > 0) cap_scores(scores[g], seen, rule.softcap);
+            fade[g] = soften(scores[g], seen, top[g], sum[g]);
+        }
+        add_values<Row, G>(v + j * shape.row_bytes, shape, seen, scores, fade, out);
     }
     for (int g = 0; g < G; ++g) {
         for (int64_t c = 0; c < dim; ++c) out[g * dim + c] /= sum[g];
     }
 }
 
-template <class T>
-void attend_heads(const float* q, const Cache& cache, int64_t kv_head, int64_t group, int64_t n_positions, float scale,
-                  float* out) {
-    const int64_t dim = cache.head_dim, offset = kv_head * cache.capacity * dim;
-    const auto* k = (const typename T::Element*)cache.k + offset;
-    const auto* v = (const typename T::Element*)cache.v + offset;
-    for (; group >= 4; group -= 4, q += 4 * dim, out += 4 * dim) {
-        attend_group<T, 4>(q, k, v, dim, n_positions, scale, out);
+template <class Row>
+void attend_heads(const float* q, const Cache& cache, int64_t kv_head, int64_t group, int64_t n_positions,
+                  const AttentionRule& rule, float* out) {
+    const CacheShape& shape = cache.shape;
+    const int64_t offset = kv_head * shape.capacity * shape.row_bytes;
+    const uint8_t *k = cache.k + offset, *v = cache.v + offset;
+    for (; group >= 4; group -= 4, q += 4 * shape.head_dim, out += 4 * shape.head_dim) {
+        attend_group<Row, 4>(q, k, v, shape, n_positions, rule, out);
     }
-    if (group == 3) attend_group<T, 3>(q, k, v, dim, n_positions, scale, out);
-    if (group == 2) attend_group<T, 2>(q, k, v, dim, n_positions, scale, out);
-    if (group == 1) attend_group<T, 1>(q, k, v, dim, n_positions, scale, out);
+    if (group == 3) attend_group<Row, 3>(q, k, v, shape, n_positions, rule, out);
+    if (group == 2) attend_group<Row, 2>(q, k, v, shape, n_positions, rule, out);
+    if (group == 1) attend_group<Row, 1>(q, k, v, shape, n_positions, rule, out);
 }
 
-void attend(const float* q, const Cache& cache, int64_t kv_head, int64_t group, int64_t n_positions, float scale,
-            float* out) {
-    const auto heads = cache.is_half ? attend_heads<F16Type> : attend_heads<F32Type>;
-    heads(q, cache, kv_head, group, n_positions, scale, out);
+void attend(const float* q, const Cache& cache, int64_t kv_head, int64_t group, int64_t n_positions,
+            const AttentionRule& rule, float* out) {
+    auto heads = attend_heads<FloatRow<F16Type>>;
+    if (cache.shape.type == KvType::F32) heads = attend_heads<FloatRow<F32Type>>;
+    if (cache.shape.type == KvType::Q8_0) heads = attend_heads<Q8Row>;
+    heads(q, cache, kv_head, group, n_positions, rule, out);
 }
 
 constexpr Table make_table(const char* name, const Matrices& matrices) {
@@ -364,9 +446,10 @@ constexpr Table make_table(const char* name, const Matrices& matrices) {
             quantize_8,
             rms_norm,
             rope,
-            swiglu,
+            gated<silu>,
+            gated<gelu>,
             add,
             attend,
-            to_half,
+            store_row,
             read};
 }
