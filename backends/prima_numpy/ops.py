@@ -17,7 +17,7 @@ from prima_core.arch.rope import Rope
 from prima_core.interfaces import KvType, Layers, Weight
 from prima_core.model.spec import RopeKind
 from prima_numpy.kernels import Kernels
-from prima_numpy.kv import NumpyKv, Pass, Room, write
+from prima_numpy.kv import NumpyKv, Pass, Room, read, write
 from prima_numpy.quant import dequantize, dequantize_rows
 
 FloatArray = NDArray[np.float32]
@@ -35,11 +35,11 @@ class Matrix:
 
 
 class ReferenceOps:
-    """Plain numpy. `product` multiplies by a matrix, `kv_dtype` is what K and V are kept in."""
+    """Plain numpy. `product` multiplies by a matrix. `kv_type`: keep K and V in this, whatever is asked for."""
 
-    def __init__(self, product: Product, kv_dtype: type[np.float16 | np.float32]) -> None:
+    def __init__(self, product: Product, kv_type: KvType | None = None) -> None:
         self._product = product
-        self._kv_dtype = kv_dtype
+        self._kv_type = kv_type
 
     def vector(self, weight: Weight) -> FloatArray:
         return np.array(dequantize(weight.type, weight.data, weight.shape))
@@ -48,7 +48,7 @@ class ReferenceOps:
         return Matrix(weight, None if bias is None else self.vector(bias))
 
     def kv_cache(self, layers: Sequence[Layers], n_kv_heads: int, head_dim: int, type: KvType) -> NumpyKv:
-        return NumpyKv(layers, n_kv_heads, head_dim, self._kv_dtype)
+        return NumpyKv(layers, n_kv_heads, head_dim, self._kv_type or type)
 
     def from_host(self, values: FloatArray) -> FloatArray:
         return np.require(values, requirements=("C", "A"))  # a view into a frame may lie at any address
@@ -121,10 +121,10 @@ class ReferenceOps:
 
 
 class NativeOps(ReferenceOps):
-    """The same by the native kernels, straight from the mapped blocks; K and V are float16."""
+    """The same by the native kernels, straight from the mapped blocks."""
 
     def __init__(self, kernels: Kernels) -> None:
-        super().__init__(kernels.linear, np.float16)
+        super().__init__(kernels.linear)
         self._kernels = kernels
 
     def linear(self, x: FloatArray, matrix: Matrix) -> FloatArray:
@@ -226,9 +226,8 @@ def written(k: FloatArray, v: FloatArray, layer: int, kv: Pass) -> Iterator[tupl
 
 def _attend(q: FloatArray, room: Room, start: int, rule: AttentionRule, out: FloatArray) -> None:
     """Rows of q and out [n, n_heads * head_dim] stand at positions start, start + 1, ..."""
-    n_kv_heads, _, head_dim = room.k.shape
-    # [n_kv_heads, positions, head_dim]
-    keys, values = (half[:, : room.length].astype(np.float32) for half in (room.k, room.v))
+    keys, values = (read(half, slice(room.length)) for half in (room.k, room.v))
+    n_kv_heads, _, head_dim = keys.shape
     scale, cap = np.float32(rule.scale), np.float32(rule.softcap)
     for position, (row, result) in enumerate(zip(q, out, strict=True), start):
         heads = row.reshape(n_kv_heads, -1, head_dim)

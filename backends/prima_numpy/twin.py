@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prima_core.arch.ops import AttentionRule
-from prima_numpy.kv import Pass, Room
+from prima_numpy.kv import Pass, Room, read
 from prima_numpy.ops import FloatArray, ReferenceOps, written
 from prima_numpy.quant import LANES, linear_int8
 
@@ -34,7 +34,7 @@ class Int8Ops(ReferenceOps):
     """`NativeOps` without the native module; right to the bit, and slow."""
 
     def __init__(self) -> None:
-        super().__init__(linear_int8, np.float16)
+        super().__init__(linear_int8)
 
     def rms_norm(self, x: FloatArray, gain: FloatArray, eps: float) -> FloatArray:
         runs = x.reshape(-1, len(gain))
@@ -48,7 +48,7 @@ class Int8Ops(ReferenceOps):
     ) -> FloatArray:
         out = np.empty_like(q)
         for start, stop, room, first in written(k, v, layer, kv):
-            out[start:stop] = _attend(q[start:stop], room, first, rule)
+            out[start:stop] = _attend(q[start:stop], room, kv.head_dim, first, rule)
         return out
 
     def swiglu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
@@ -106,10 +106,9 @@ def _exp_parts(x: FloatArray) -> tuple[FloatArray, NDArray[np.int32]]:
     return p * r * r + r, k.astype(np.int32)
 
 
-def _attend(q: FloatArray, room: Room, start: int, rule: AttentionRule) -> FloatArray:
+def _attend(q: FloatArray, room: Room, head_dim: int, start: int, rule: AttentionRule) -> FloatArray:
     """Rows q [n, n_heads * head_dim] at positions start, start + 1, ...: online softmax over tiles of positions."""
-    n_kv_heads, _, head_dim = room.k.shape
-    heads = q.reshape(len(q), n_kv_heads, -1, 1, head_dim)  # [n, n_kv_heads, group, 1, head_dim]
+    heads = q.reshape(len(q), len(room.k), -1, 1, head_dim)  # [n, n_kv_heads, group, 1, head_dim]
     own = np.arange(start, start + len(q)).reshape(-1, 1, 1, 1)  # positions
     out = np.zeros_like(heads)
     top, total = np.full_like(out[..., 0], -3e38), np.zeros_like(out[..., 0])
@@ -136,4 +135,4 @@ def _tiles(room: Room, seen_from: int) -> Iterator[tuple[int, FloatArray, FloatA
     """First position, K and V [n_kv_heads, up to TILE, head_dim] as float32, from that of `seen_from` on."""
     for first in range(seen_from // TILE * TILE, room.length, TILE):
         tile = slice(first, min(first + TILE, room.length))
-        yield first, room.k[:, tile].astype(np.float32), room.v[:, tile].astype(np.float32)
+        yield first, read(room.k, tile), read(room.v, tile)

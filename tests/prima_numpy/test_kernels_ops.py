@@ -7,7 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from prima_core.arch.ops import AttentionRule
+from prima_core.interfaces import Chunk
 from prima_numpy.kernels import Kernels, KvCache
+from prima_numpy.kv import Room, write
 from tests.prima_numpy.blocks import random_rows
 
 Float32s = NDArray[np.float32]
@@ -139,6 +141,17 @@ def test_a_float_cache_keeps_all_bits(variant: str) -> None:
     k, cache = random_array(2, 3, 10), np.zeros((3, 4, 10), FLOAT)
     Kernels(1, variant).kv_write(k, cache, 1)
     np.testing.assert_array_equal(cache[:, 1:3], k.swapaxes(0, 1))
+
+
+@every_variant
+@pytest.mark.parametrize("head_dim", [32, 96])
+def test_kv_write_makes_the_blocks_that_the_reference_makes(variant: str, head_dim: int) -> None:
+    k = random_array(4, 3, head_dim) * np.float32(10) ** np.random.default_rng(2).integers(-9, 6, (4, 3, 1))
+    k[0, 0, :32], k[1, 1, 5], k[2, 2, 7], k[3, 0, 9] = 0, np.inf, np.nan, -1e-31
+    cache, expected = (np.full((3, 10, head_dim // 32 * 34), 7, np.uint8) for _ in range(2))
+    Kernels(2, variant).kv_write(k.astype(np.float32), cache, 5)
+    write(Room(expected, expected.copy()), Chunk(0, 5, 4), *[k.astype(np.float32).reshape(4, -1)] * 2)
+    np.testing.assert_array_equal(cache, expected)
 
 
 def random_caches(

@@ -23,10 +23,10 @@ TWIN = Int8Ops()
 every_variant = pytest.mark.parametrize("native", [NativeOps(Kernels(2, v)) for v in Kernels.variants()], ids=str)
 
 
-def attend(ops: ReferenceOps, rule: AttentionRule, head_dim: int) -> list[FloatArray]:
+def attend(ops: ReferenceOps, rule: AttentionRule, type: KvType, head_dim: int) -> list[FloatArray]:
     """150 positions in three chunks: six heads share two."""
     q, k, v = (random_rows(150, n * head_dim, seed=n) for n in (6, 2, 3))
-    kv = ops.kv_cache([Layers(0, 1)], n_kv_heads=2, head_dim=head_dim, type=KvType.F16)
+    kv = ops.kv_cache([Layers(0, 1)], n_kv_heads=2, head_dim=head_dim, type=type)
     kv.begin(Layers(0, 1), Step((), (KvOp(KvKind.OPEN, 0, capacity=200),)))
     results = []
     for start, stop in ((0, 70), (70, 71), (71, 150)):
@@ -37,9 +37,11 @@ def attend(ops: ReferenceOps, rule: AttentionRule, head_dim: int) -> list[FloatA
 
 @every_variant
 @pytest.mark.parametrize("rule", RULES, ids=str)
-@pytest.mark.parametrize("head_dim", [32, 20])
-def test_attention(native: NativeOps, rule: AttentionRule, head_dim: int) -> None:
-    for ours, twins in zip(attend(native, rule, head_dim), attend(TWIN, rule, head_dim), strict=True):
+@pytest.mark.parametrize(
+    ("type", "head_dim"), [(KvType.F16, 20), (KvType.F32, 20), (KvType.F16, 64), (KvType.F32, 32), (KvType.Q8_0, 64)]
+)
+def test_attention(native: NativeOps, rule: AttentionRule, type: KvType, head_dim: int) -> None:
+    for ours, twins in zip(attend(native, rule, type, head_dim), attend(TWIN, rule, type, head_dim), strict=True):
         np.testing.assert_array_equal(ours, twins)
 
 
