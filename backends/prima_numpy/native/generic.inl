@@ -330,9 +330,9 @@ struct Seen {
 template <class Row, int G>
 void score_tile(const float* q, const uint8_t* k, const CacheShape& shape, Seen seen, float scale,
                 float scores[][kTile]) {
-    const int64_t dim = shape.head_dim;
-    k += seen.begin * shape.row_bytes;
-    for (int j = seen.begin; j < seen.end; ++j, k += shape.row_bytes) {
+    const int64_t dim = shape.head_dim, stride = shape.row_bytes;
+    k += seen.begin * stride;
+    for (int j = seen.begin; j < seen.end; ++j, k += stride) {
         Lanes total[G];
         for (int g = 0; g < G; ++g) total[g] = Lanes::set(0);
         int64_t c = 0;
@@ -352,13 +352,14 @@ void score_tile(const float* q, const uint8_t* k, const CacheShape& shape, Seen 
 template <class Row, int G>
 void add_values(const uint8_t* v, const CacheShape& shape, Seen seen, const float scores[][kTile], const float* fade,
                 float* out) {
-    const int64_t dim = shape.head_dim;
+    const int64_t dim = shape.head_dim, stride = shape.row_bytes;
+    v += seen.begin * stride;
     for (int64_t c = 0; c < dim; c += 16) {
         const int64_t width = dim - c < 16 ? dim - c : 16;
         Lanes total[G];
         for (int g = 0; g < G; ++g) total[g] = load_some(out + g * dim + c, width) * Lanes::set(fade[g]);
-        for (int j = seen.begin; j < seen.end; ++j) {
-            const uint8_t* row = v + j * shape.row_bytes;
+        const uint8_t* row = v;
+        for (int j = seen.begin; j < seen.end; ++j, row += stride) {
             const Lanes vs = width == 16 ? Row::load(row, c) : Row::load_some(row, c, width);
             for (int g = 0; g < G; ++g) total[g] = total[g] + Lanes::set(scores[g][j]) * vs;
         }
