@@ -1,7 +1,8 @@
 """The `int8` twin: what the native kernels do, step by step in plain numpy, to the same bits.
 
-`native/generic.inl` is its original: every sum runs in LANES partial sums whose halves are then added, every product
-and sum is a float32 rounding of its own, e^x is the same polynomial, and softmax goes online over tiles of positions.
+`native/generic.inl` and `attention.inl` are its originals: every sum runs in LANES partial sums whose halves are then
+added, every product and sum is a float32 rounding of its own, e^x is the same polynomial, and softmax goes online over
+tiles of positions.
 """
 
 from __future__ import annotations
