@@ -13,11 +13,11 @@ from prima_core.interfaces import Weight
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_numpy import _kernels
 from prima_numpy.kernels import Kernels
-from tests.prima_numpy.blocks import random_rows, random_stack
+from tests.prima_numpy.blocks import FLOAT_TYPES, QUANTISED, random_rows, random_stack
 
 Int64s = NDArray[np.int64]
 every_variant = pytest.mark.parametrize("variant", Kernels.variants())
-TYPES = (GGUFType.F32, GGUFType.F16, GGUFType.Q8_0, GGUFType.Q4_K, GGUFType.Q6_K)
+TYPES = (*FLOAT_TYPES, *QUANTISED)
 
 
 def ints(*values: int) -> Int64s:
@@ -44,7 +44,7 @@ def test_rows_get_the_bits_of_their_experts_matrix(variant: str, type: GGUFType)
 
 
 @every_variant
-@pytest.mark.parametrize("type", [GGUFType.Q8_0, GGUFType.Q4_K, GGUFType.Q6_K], ids=lambda type: type.name)
+@pytest.mark.parametrize("type", QUANTISED, ids=lambda type: type.name)
 def test_blocks_may_lie_at_any_address(variant: str, type: GGUFType) -> None:
     kernels, stack, x = Kernels(1, variant), random_stack(type, 3, 20, 256), random_rows(9, 256)
     moved = np.zeros(len(stack.data) + 1, np.uint8)[1:]
