@@ -4,6 +4,7 @@
 
 Decode rows: one activation row by matrices that do not fit in the caches; the ratio to plain reading is what counts,
 absolute figures change with the neighbours on a machine. Prefill rows: many activation rows by one matrix.
+Attention rows: one token of a layer shaped as Llama-3-8B's (32 heads that share 8), by type of K and V.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from prima_core.interfaces import Weight
+from prima_core.arch.ops import AttentionRule
+from prima_core.interfaces import KvKind, KvOp, KvType, Layers, Step, Weight
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_numpy.kernels import Kernels
+from prima_numpy.kv import NumpyKv
 
 ROWS, COLS = 2048, 8192
 # Random bits as BF16 or F32 would be products of all sizes, many of them subnormal and slow.
@@ -44,6 +47,8 @@ def main() -> None:
             decode(kernels, type, memory)
         for type in types:
             prefill(kernels, type, memory)
+        for n_positions in (512, 8192):
+            attention(kernels, n_positions)
 
 
 def decode(kernels: Kernels, type: GGUFType, memory: NDArray[np.uint8]) -> None:
@@ -73,6 +78,23 @@ def prefill(kernels: Kernels, type: GGUFType, memory: NDArray[np.uint8]) -> None
         (seconds,) = best_s(partial(kernels.linear, weight, x))
         rates.append(f"{n}: {n * ROWS * COLS / seconds / 1e9:.0f}")
     print(f"  prefill {type.name:7} 10^9 products/s for n rows  " + "  ".join(rates))
+
+
+def attention(kernels: Kernels, n_positions: int) -> None:
+    n_heads, n_kv_heads, head_dim = 32, 8, 128
+    rng = np.random.default_rng(3)
+    q = rng.standard_normal((1, n_heads, head_dim), np.float32)
+    k = rng.standard_normal((n_positions, n_kv_heads, head_dim), np.float32)
+    calls = []
+    for type in KvType:
+        cache = NumpyKv([Layers(0, 1)], n_kv_heads, head_dim, type)
+        opening = KvOp(KvKind.OPEN, 0, capacity=n_positions)
+        room = cache.begin(Layers(0, 1), Step((), (opening,))).rooms[0][0]
+        kernels.kv_write(k, room.k, 0)
+        kernels.kv_write(k, room.v, 0)
+        calls.append(partial(kernels.attention, q, room.k, room.v, n_positions - 1, AttentionRule(head_dim**-0.5)))
+    spent = zip(KvType, best_s(*calls), strict=True)
+    print(f"  attention to {n_positions} positions  " + "  ".join(f"{type}: {s * 1e3:.2f} ms" for type, s in spent))
 
 
 def matrices(type: GGUFType, memory: NDArray[np.uint8]) -> list[Weight]:

@@ -22,7 +22,7 @@ CTRL_C = 130
 
 NODE = ("backend", "threads", "kernels", "memory")
 RING = ("nodes", "plan", "solver", "transport", "wire")
-CONTEXT = ("context", "chunk")
+CONTEXT = ("context", "kv_type", "chunk")
 SAMPLING = ("temp", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -131,7 +131,9 @@ def bench(registry: Registry, /, model: str | None, n_prompt: int, n_gen: int, a
 @cli.command()
 @model_argument
 @click.option("--problem", type=click.Path(dir_okay=False), help="Solve this problem file instead.")
-@options("models", "backend", "kernels", "memory", "nodes", "plan", "solver", "context", "parallel", "log_level")
+@options(
+    "models", "backend", "kernels", "memory", "nodes", "plan", "solver", "context", "kv_type", "parallel", "log_level"
+)
 @as_json
 @click.pass_obj
 def plan(registry: Registry, /, model: str | None, problem: str | None, as_json: bool, **settings: Any) -> None:

@@ -44,6 +44,7 @@ TABLE = (
     Setting("threads", ("-t", "--threads"), click.IntRange(min=0), 0, "Compute threads of a node; 0: its cores."),
     Setting("kernels", ("--kernels",), str, "auto", "Numpy backend: auto, native, int8 or exact."),
     Setting("context", ("-c", "--context"), _POSITIVE, None, "Context length in tokens.  [default: the model's, to 8192]"),
+    Setting("kv_type", ("--kv-type",), click.Choice(["f16", "q8_0", "f32"]), None, "What K and V are kept in.  [default: f16]"),
     Setting("parallel", ("--parallel",), _POSITIVE, 4, "KV room for so many full contexts."),
     Setting("chunk", ("--chunk",), click.IntRange(1, 4096), 64, "Prompt tokens per prefill step."),
     Setting("nodes", ("--nodes",), click.IntRange(1, 64), 1, "Local node processes, this one counted."),

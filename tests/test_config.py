@@ -10,19 +10,20 @@ from click.testing import CliRunner
 
 from prima_core.cli import cli
 from prima_core.config import LOCAL_TRANSPORT, SETTINGS, TABLE, Setting, options
+from prima_core.interfaces import KvType
 
 COMMANDS = sorted(cli.commands)
 ISSUE = {
     "serve": [
         "--backend", "--nodes", "--wait", "--plan", "--solver", "--transport", "--listen", "--advertise", "-c", "-t",
-        "--host", "--port", "--api-key", "--wire", "--token-file",
+        "--host", "--port", "--api-key", "--wire", "--token-file", "--kv-type",
     ],
     "join": ["--model", "--models", "--listen", "--advertise", "--token-file"],
-    "run": ["-p", "-n", "--temp", "--nodes", "--raw", "--json"],
-    "chat": ["-n", "--temp", "--nodes"],
-    "plan": ["--json", "--problem", "--solver", "--plan"],
+    "run": ["-p", "-n", "--temp", "--nodes", "--raw", "--json", "--kv-type"],
+    "chat": ["-n", "--temp", "--nodes", "--kv-type"],
+    "plan": ["--json", "--problem", "--solver", "--plan", "--kv-type"],
     "tokenize": ["--json", "--special"],
-    "bench": ["--prompt", "--gen", "-t", "--nodes", "--json"],
+    "bench": ["--prompt", "--gen", "-t", "--nodes", "--json", "--kv-type"],
     "plugins": ["--json"],
     "ps": ["--json", "--watch", "--host", "--port", "--api-key"],
     "doctor": ["--json"],
@@ -108,6 +109,10 @@ def test_a_wrong_value_in_the_environment_is_a_usage_error_that_names_the_variab
     shown = CliRunner().invoke(cli, ["serve"], env={f"PRIMA_{name}": value, "COLUMNS": "200"})
     assert shown.exit_code == 2
     assert f"env var: 'PRIMA_{name}'" in shown.output
+
+
+def test_every_type_of_kv_can_be_chosen() -> None:
+    assert sorted(SETTINGS["kv_type"].kind.choices) == sorted(KvType)
 
 
 def test_options_keep_their_order() -> None:

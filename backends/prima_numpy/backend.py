@@ -1,6 +1,7 @@
 """The host's processor as a backend, with kernels of three kinds.
 
-`native`: the compiled module. `int8`: its arithmetic in plain numpy. `exact`: float32 everything, for tiny models.
+`native`: the compiled module. `int8`: its arithmetic in plain numpy. `exact`: float32 everything, K and V
+included whatever `--kv-type` says, for tiny models.
 """
 
 from __future__ import annotations
@@ -8,12 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import numpy as np
 import psutil
 
 from prima_core.arch.shard import OpsShard
 from prima_core.errors import ConfigError, DeviceMemoryError, PluginError
-from prima_core.interfaces import BackendOptions, Device, Shard, Slice, Store
+from prima_core.interfaces import BackendOptions, Device, KvType, Shard, Slice, Store
 from prima_core.model.names import OUTPUT, OUTPUT_NORM, TOKEN_EMBD
 from prima_core.model.spec import ModelSpec
 from prima_numpy.kernels import Kernels, load_kernels
@@ -77,7 +77,7 @@ class NumpyBackend:
 
 
 def _reference(kind: str) -> ReferenceOps:
-    return ReferenceOps(exact_product, np.float32) if kind == "exact" else Int8Ops()
+    return ReferenceOps(exact_product, KvType.F32) if kind == "exact" else Int8Ops()
 
 
 def _native(options: BackendOptions) -> Kernels | None:

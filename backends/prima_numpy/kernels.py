@@ -21,11 +21,13 @@ from prima_core.errors import ConfigError
 from prima_numpy.native_module import native_fault
 
 if TYPE_CHECKING:
+    from prima_core.arch.ops import AttentionRule
     from prima_core.interfaces import Weight
     from prima_numpy import _kernels
 
 Float32s = NDArray[np.float32]
-KvCache = NDArray[np.float16] | NDArray[np.float32]
+Int64s = NDArray[np.int64]
+KvCache = NDArray[np.float16] | NDArray[np.float32] | NDArray[np.uint8]
 
 VARIANT_VARIABLE = "PRIMA_CPU"
 
@@ -123,6 +125,16 @@ class Kernels:
         self._engine.linear(tuple(map(_product, weights, chosen, results)), x)
         return results
 
+    def linear_experts(self, stacks: Sequence[Weight], x: Float32s, experts: Int64s, starts: Int64s) -> list[Float32s]:
+        """For each stack [n_experts, rows, cols]: rows starts[i] to starts[i + 1] of x [n, cols] by matrix experts[i].
+
+        `starts` goes up from 0 to n. Gives [n, rows] of each stack, with the bits of `linear` by one expert's matrix;
+        bytes of other experts are not read, and each expert's only once.
+        """
+        results = [np.empty((x.shape[0], stack.shape[1]), np.float32) for stack in stacks]
+        self._engine.linear_experts(tuple(map(_stack, stacks, results)), x, experts, starts)
+        return results
+
     def rms_norm(self, x: Float32s, gain: Float32s, eps: float, out: Float32s | None = None) -> Float32s:
         """x [n, dim] / sqrt(mean(x^2) + eps) * gain [dim], row by row. `out` may be x."""
         result = np.empty_like(x) if out is None else out
@@ -142,6 +154,12 @@ class Kernels:
         self._engine.swiglu(gate, up, result)
         return result
 
+    def geglu(self, gate: Float32s, up: Float32s, out: Float32s | None = None) -> Float32s:
+        """gelu(gate) * up by the tanh approximation of gelu, [n, dim] each. `out` may be one of them."""
+        result = np.empty_like(gate) if out is None else out
+        self._engine.geglu(gate, up, result)
+        return result
+
     def add(self, x: Float32s, y: Float32s, out: Float32s | None = None) -> Float32s:
         """x + y, [n, dim] each. `out` may be one of them."""
         result = np.empty_like(x) if out is None else out
@@ -149,21 +167,28 @@ class Kernels:
         return result
 
     def attention(
-        self, q: Float32s, k_cache: KvCache, v_cache: KvCache, start: int, scale: float, out: Float32s | None = None
+        self,
+        q: Float32s,
+        k_cache: KvCache,
+        v_cache: KvCache,
+        start: int,
+        rule: AttentionRule,
+        out: Float32s | None = None,
     ) -> Float32s:
         """Causal attention of one sequence's consecutive rows q [n, n_heads, head_dim]; row i is position start + i.
 
-        Row i attends to positions 0..start + i, all written, of the caches [n_kv_heads, capacity, head_dim], which are
-        both float16 or both float32. Query head h reads K/V head h // (n_heads / n_kv_heads).
+        Row i attends to those of positions 0..start + i, all written, that `rule` lets it see. The caches are both
+        float16 or both float32, [n_kv_heads, capacity, head_dim], or uint8 blocks of Q8_0, [n_kv_heads, capacity,
+        head_dim / 32 * 34]. Query head h reads K/V head h // (n_heads / n_kv_heads).
         """
         result = np.empty_like(q) if out is None else out
-        self._engine.attention(q, k_cache, v_cache, start, scale, result)
+        self._engine.attention(q, k_cache, v_cache, start, rule.scale, rule.softcap, rule.window, result)
         return result
 
     def kv_write(self, k: Float32s, cache: KvCache, start: int) -> None:
-        """k [n, n_kv_heads, head_dim] to positions start, start + 1, ... of cache [n_kv_heads, capacity, head_dim].
+        """k [n, n_kv_heads, head_dim] to positions start, start + 1, ... of a cache as `attention` reads it.
 
-        A float16 cache gets values rounded to nearest even.
+        A float16 cache gets values rounded to nearest even; blocks of Q8_0 are made as `kv.py` makes them.
         """
         self._engine.kv_write(k, cache, start)
 
@@ -180,6 +205,11 @@ def _product(
 ) -> tuple[int, NDArray[np.uint8], int, int, Float32s | None, Float32s]:
     rows, cols = weight.shape
     return int(weight.type), weight.data, rows, cols, bias, out
+
+
+def _stack(weight: Weight, out: Float32s) -> tuple[int, NDArray[np.uint8], int, int, int, Float32s]:
+    n_experts, rows, cols = weight.shape
+    return int(weight.type), weight.data, n_experts, rows, cols, out
 
 
 def _affinity() -> int:

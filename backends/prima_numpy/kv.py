@@ -1,5 +1,6 @@
 """The KV cache: per layer and sequence one room for K and one for V, each [n_kv_heads, capacity, head_dim].
 
+In Q8_0 each head's values at a position are blocks of 34 bytes, as in a GGUF file: an f16 scale and 32 int8.
 Rooms are made at their full size by `np.empty`, which the OS backs with memory only as positions are written.
 """
 
@@ -7,24 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prima_core.errors import DeviceMemoryError, FrameError
-from prima_core.interfaces import Chunk, KvKind, KvOp, Layers, Step
+from prima_core.interfaces import Chunk, KvKind, KvOp, KvType, Layers, Step
+from prima_core.model.quant import BLOCKS, GGUFType, kv_row_bytes
+from prima_numpy.quant import dequantize, quantize_activation
 
-# float32 for the exact twin, float16 otherwise; no static type says "one of the two".
-HalfOrFloat = NDArray[Any]
+FloatArray = NDArray[np.float32]
+# float32, float16, or uint8 (blocks of Q8_0), by the cache's type; no static type says "one of the three".
+Stored = NDArray[Any]
+
+_ELEMENTS: Mapping[KvType, type[np.float32 | np.float16 | np.uint8]] = MappingProxyType(
+    {KvType.F32: np.float32, KvType.F16: np.float16, KvType.Q8_0: np.uint8}
+)
+_RUN = BLOCKS[GGUFType.Q8_0].n_weights
 
 
 @dataclass(slots=True)
 class Room:
     """K and V of one sequence in one layer; positions [0, length) have been written and may be read."""
 
-    k: HalfOrFloat  # [n_kv_heads, capacity, head_dim]
-    v: HalfOrFloat
+    k: Stored  # [n_kv_heads, capacity, head_dim], or the bytes of head_dim's blocks
+    v: Stored
     length: int = 0
 
     @property
@@ -45,18 +55,18 @@ class Pass:
 
 
 class NumpyKv:
-    """`KvCache` for host memory. `dtype` is what positions are stored in."""
+    """`KvCache` for host memory. Raises ModelError for heads that are no whole blocks of the type."""
 
-    def __init__(self, layers: Iterable[Layers], n_kv_heads: int, head_dim: int, dtype: type[np.float16 | np.float32]):
-        self._shape = n_kv_heads, head_dim
-        self._dtype = dtype
+    def __init__(self, layers: Iterable[Layers], n_kv_heads: int, head_dim: int, type: KvType):
+        self._n_kv_heads, self._head_dim = n_kv_heads, head_dim
+        self._row_bytes = kv_row_bytes(type, head_dim)
+        self._dtype = np.dtype(_ELEMENTS[type])
         self._rooms: dict[int, Rooms] = {layer: {} for visited in layers for layer in visited}
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes that one position of one sequence takes, over all layers of the cache."""
-        n_kv_heads, head_dim = self._shape
-        return 2 * n_kv_heads * head_dim * np.dtype(self._dtype).itemsize * len(self._rooms)
+        return 2 * self._n_kv_heads * self._row_bytes * len(self._rooms)
 
     @property
     def reserved_bytes(self) -> int:
@@ -69,7 +79,7 @@ class NumpyKv:
             _check_step(step, self._rooms[layer])
         if step.kv:
             self._change({layer: self._rooms[layer] for layer in layers}, step.kv)
-        return Pass(tuple(_spans(step.chunks)), self._rooms, self._shape[1])
+        return Pass(tuple(_spans(step.chunks)), self._rooms, self._head_dim)
 
     def close(self) -> None:
         for rooms in self._rooms.values():
@@ -97,8 +107,7 @@ class NumpyKv:
                 rooms.pop(operation.sequence, None)
 
     def _room(self, operation: KvOp) -> Room:
-        n_kv_heads, head_dim = self._shape
-        shape = n_kv_heads, operation.capacity, head_dim
+        shape = self._n_kv_heads, operation.capacity, self._row_bytes // self._dtype.itemsize
         try:
             return Room(np.empty(shape, self._dtype), np.empty(shape, self._dtype))
         except (MemoryError, ValueError) as error:  # ValueError: more bytes than an address can count
@@ -114,13 +123,33 @@ class NumpyKv:
         return room
 
 
-def write(room: Room, chunk: Chunk, k: HalfOrFloat, v: HalfOrFloat) -> None:
+def write(room: Room, chunk: Chunk, k: FloatArray, v: FloatArray) -> None:
     """Put k and v [count, n_kv_heads * head_dim] at the chunk's positions. What stood after them is forgotten."""
-    n_kv_heads, _, head_dim = room.k.shape
     stop = chunk.start + chunk.count
-    room.k[:, chunk.start : stop] = k.reshape(-1, n_kv_heads, head_dim).swapaxes(0, 1)
-    room.v[:, chunk.start : stop] = v.reshape(-1, n_kv_heads, head_dim).swapaxes(0, 1)
+    for half, rows in ((room.k, k), (room.v, v)):
+        by_head = rows.reshape(chunk.count, len(half), -1).swapaxes(0, 1)
+        half[:, chunk.start : stop] = _stored(by_head, half.dtype)
     room.length = stop
+
+
+def read(half: Stored, positions: slice) -> FloatArray:
+    """K or V of a room at some positions, [n_kv_heads, positions, head_dim]."""
+    part = half[:, positions]
+    if part.dtype != np.uint8:
+        return part.astype(np.float32)
+    n_values = part.shape[2] // BLOCKS[GGUFType.Q8_0].n_bytes * _RUN
+    return dequantize(GGUFType.Q8_0, part.reshape(-1), (*part.shape[:2], n_values))
+
+
+def _stored(values: FloatArray, dtype: np.dtype[Any]) -> Stored:
+    """Values [..., head_dim] in the form of a room whose elements are `dtype`."""
+    with np.errstate(over="ignore"):  # what f16 cannot hold becomes infinite
+        if dtype != np.uint8:
+            return values.astype(dtype)
+        runs = quantize_activation(values.reshape(-1, values.shape[-1]), _RUN)
+        scales = runs.scales.astype("<f2")[:, :, None]
+    blocks = np.concatenate([scales.view(np.uint8), runs.values.view(np.uint8)], axis=2)
+    return blocks.reshape(*values.shape[:-1], -1)
 
 
 def _spans(chunks: Iterable[Chunk]) -> Iterable[tuple[int, int, Chunk]]:

@@ -17,10 +17,12 @@ from prima_core.arch.rope import Rope
 from prima_core.interfaces import KvType, Layers, Weight
 from prima_core.model.spec import RopeKind
 from prima_numpy.kernels import Kernels
-from prima_numpy.kv import NumpyKv, Pass, Room, write
+from prima_numpy.kv import NumpyKv, Pass, Room, read, write
 from prima_numpy.quant import dequantize, dequantize_rows
 
 FloatArray = NDArray[np.float32]
+ROWS_OF_EXPERTS = 512
+"""Rows of a prefill chunk that experts get at once: each takes memory for all of its experts' answers."""
 Product = Callable[[Weight, FloatArray], FloatArray]  # (matrix [m, n], x [rows, n]) -> [rows, m], each row alone
 
 
@@ -33,11 +35,11 @@ class Matrix:
 
 
 class ReferenceOps:
-    """Plain numpy. `product` multiplies by a matrix, `kv_dtype` is what K and V are kept in."""
+    """Plain numpy. `product` multiplies by a matrix. `kv_type`: keep K and V in this, whatever is asked for."""
 
-    def __init__(self, product: Product, kv_dtype: type[np.float16 | np.float32]) -> None:
+    def __init__(self, product: Product, kv_type: KvType | None = None) -> None:
         self._product = product
-        self._kv_dtype = kv_dtype
+        self._kv_type = kv_type
 
     def vector(self, weight: Weight) -> FloatArray:
         return np.array(dequantize(weight.type, weight.data, weight.shape))
@@ -46,7 +48,7 @@ class ReferenceOps:
         return Matrix(weight, None if bias is None else self.vector(bias))
 
     def kv_cache(self, layers: Sequence[Layers], n_kv_heads: int, head_dim: int, type: KvType) -> NumpyKv:
-        return NumpyKv(layers, n_kv_heads, head_dim, self._kv_dtype)
+        return NumpyKv(layers, n_kv_heads, head_dim, self._kv_type or type)
 
     def from_host(self, values: FloatArray) -> FloatArray:
         return np.require(values, requirements=("C", "A"))  # a view into a frame may lie at any address
@@ -96,7 +98,8 @@ class ReferenceOps:
         return product
 
     def geglu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
-        inner = np.float32(math.sqrt(2 / math.pi)) * (gate + np.float32(0.044715) * gate**3)
+        with np.errstate(over="ignore"):  # tanh(inf) gives the right 1
+            inner = np.float32(math.sqrt(2 / math.pi)) * (gate + np.float32(0.044715) * gate**3)
         product: FloatArray = np.float32(0.5) * gate * (1 + np.tanh(inner)) * up
         return product
 
@@ -118,10 +121,10 @@ class ReferenceOps:
 
 
 class NativeOps(ReferenceOps):
-    """The same by the native kernels, straight from the mapped blocks; K and V are float16."""
+    """The same by the native kernels, straight from the mapped blocks."""
 
     def __init__(self, kernels: Kernels) -> None:
-        super().__init__(kernels.linear, np.float16)
+        super().__init__(kernels.linear)
         self._kernels = kernels
 
     def linear(self, x: FloatArray, matrix: Matrix) -> FloatArray:
@@ -142,8 +145,6 @@ class NativeOps(ReferenceOps):
     def attention(
         self, q: FloatArray, k: FloatArray, v: FloatArray, layer: int, kv: Pass, rule: AttentionRule
     ) -> FloatArray:
-        if rule.softcap or rule.window:
-            return super().attention(q, k, v, layer, kv, rule)
         rooms, out = kv.rooms[layer], np.empty_like(q)
         for start, stop, chunk in kv.spans:
             room, heads = rooms[chunk.sequence], (stop - start, -1, kv.head_dim)
@@ -151,11 +152,40 @@ class NativeOps(ReferenceOps):
             self._kernels.kv_write(v[start:stop].reshape(heads), room.v, chunk.start)
             room.length = chunk.start + chunk.count
             rows, result = q[start:stop].reshape(heads), out[start:stop].reshape(heads)
-            self._kernels.attention(rows, room.k, room.v, chunk.start, rule.scale, result)
+            self._kernels.attention(rows, room.k, room.v, chunk.start, rule, result)
         return out
 
     def swiglu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
         return self._kernels.swiglu(gate, up, out=gate)
+
+    def geglu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
+        return self._kernels.geglu(gate, up, out=gate)
+
+    def mixture(
+        self, x: FloatArray, scores: FloatArray, gate: Matrix, up: Matrix, down: Matrix, rule: RoutingRule
+    ) -> FloatArray:
+        pieces = [slice(start, start + ROWS_OF_EXPERTS) for start in range(0, len(x), ROWS_OF_EXPERTS)]
+        done = [self._mixture(x[piece], scores[piece], gate, up, down, rule) for piece in pieces]
+        return done[0] if len(done) == 1 else np.concatenate(done)
+
+    def _mixture(
+        self, x: FloatArray, scores: FloatArray, gate: Matrix, up: Matrix, down: Matrix, rule: RoutingRule
+    ) -> FloatArray:
+        """Rows in the order of their experts, so that each expert's matrices are used once for all of its rows."""
+        chosen, shares = route(scores, rule)
+        n_used = chosen.shape[1]
+        order = np.argsort(chosen, axis=None, kind="stable")  # of row * n_used + rank
+        counts = np.bincount(chosen.reshape(-1))
+        experts = np.flatnonzero(counts)
+        starts = np.concatenate([[0], np.cumsum(counts[experts])])
+        own = x[order // n_used]
+        gates, ups = self._kernels.linear_experts((gate.weight, up.weight), own, experts, starts)
+        [answers] = self._kernels.linear_experts((down.weight,), self.swiglu(gates, ups), experts, starts)
+        ranked = np.empty_like(answers)
+        ranked[order] = answers
+        weighted = ranked.reshape(len(x), n_used, -1) * shares[:, :, None]
+        mixed: FloatArray = weighted.sum(axis=1)  # likeliest first: along any axis but the last numpy adds in order
+        return mixed
 
     def add(self, x: FloatArray, y: FloatArray) -> FloatArray:
         return self._kernels.add(x, y, out=y)
@@ -173,11 +203,12 @@ def exact_product(matrix: Weight, x: FloatArray) -> FloatArray:
 def route(scores: FloatArray, rule: RoutingRule) -> tuple[NDArray[np.intp], FloatArray]:
     """Chosen experts and their weights, [n, n_used] each, likeliest first."""
     chosen = np.argsort(-scores, axis=1, kind="stable")[:, : rule.n_used]
-    e = np.exp(scores - scores.max(axis=1, keepdims=True))
-    shares: FloatArray = np.take_along_axis(e / e.sum(axis=1, keepdims=True), chosen, axis=1)
+    # In float64, so that the float32 result does not tell which way a CPU computes e^x and adds up.
+    e = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
+    shares = np.take_along_axis(e / e.sum(axis=1, keepdims=True), chosen, axis=1)
     if rule.normalize:
         shares = shares / shares.sum(axis=1, keepdims=True)
-    return chosen, shares * np.float32(rule.scale)
+    return chosen, (shares * rule.scale).astype(np.float32)
 
 
 def _expert(stack: Matrix, expert: int) -> Matrix:
@@ -195,9 +226,8 @@ def written(k: FloatArray, v: FloatArray, layer: int, kv: Pass) -> Iterator[tupl
 
 def _attend(q: FloatArray, room: Room, start: int, rule: AttentionRule, out: FloatArray) -> None:
     """Rows of q and out [n, n_heads * head_dim] stand at positions start, start + 1, ..."""
-    n_kv_heads, _, head_dim = room.k.shape
-    # [n_kv_heads, positions, head_dim]
-    keys, values = (half[:, : room.length].astype(np.float32) for half in (room.k, room.v))
+    keys, values = (read(half, slice(room.length)) for half in (room.k, room.v))
+    n_kv_heads, _, head_dim = keys.shape
     scale, cap = np.float32(rule.scale), np.float32(rule.softcap)
     for position, (row, result) in enumerate(zip(q, out, strict=True), start):
         heads = row.reshape(n_kv_heads, -1, head_dim)

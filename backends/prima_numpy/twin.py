@@ -1,7 +1,8 @@
 """The `int8` twin: what the native kernels do, step by step in plain numpy, to the same bits.
 
-`native/generic.inl` is its original: every sum runs in LANES partial sums whose halves are then added, every product
-and sum is a float32 rounding of its own, e^x is the same polynomial, and softmax goes online over tiles of positions.
+`native/generic.inl` and `attention.inl` are its originals: every sum runs in LANES partial sums whose halves are then
+added, every product and sum is a float32 rounding of its own, e^x is the same polynomial, and softmax goes online over
+tiles of positions.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prima_core.arch.ops import AttentionRule
-from prima_numpy.kv import Pass, Room
+from prima_numpy.kv import Pass, Room, read
 from prima_numpy.ops import FloatArray, ReferenceOps, written
 from prima_numpy.quant import LANES, linear_int8
 
@@ -20,6 +22,8 @@ TILE = 32
 _MAGIC = np.float32(1.5 * 2**23)
 """Adding it rounds to an integer."""
 _LOG2_E = np.float32(1.44269504088896341)
+_TANH_LINEAR, _TANH_CUBIC = np.float32(1.59576912), np.float32(0.0713548163)
+"""Twice sqrt(2 / pi), and 0.044715 times that: of the argument of tanh in gelu."""
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _POLYNOMIAL = tuple(
     np.float32(c)
@@ -31,7 +35,7 @@ class Int8Ops(ReferenceOps):
     """`NativeOps` without the native module; right to the bit, and slow."""
 
     def __init__(self) -> None:
-        super().__init__(linear_int8, np.float16)
+        super().__init__(linear_int8)
 
     def rms_norm(self, x: FloatArray, gain: FloatArray, eps: float) -> FloatArray:
         runs = x.reshape(-1, len(gain))
@@ -43,15 +47,19 @@ class Int8Ops(ReferenceOps):
     def attention(
         self, q: FloatArray, k: FloatArray, v: FloatArray, layer: int, kv: Pass, rule: AttentionRule
     ) -> FloatArray:
-        if rule.softcap or rule.window:
-            return super().attention(q, k, v, layer, kv, rule)
         out = np.empty_like(q)
         for start, stop, room, first in written(k, v, layer, kv):
-            out[start:stop] = _attend(q[start:stop], room, first, rule.scale)
+            out[start:stop] = _attend(q[start:stop], room, kv.head_dim, first, rule)
         return out
 
     def swiglu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
         product: FloatArray = gate / (1 + _exp(0 - gate)) * up
+        return product
+
+    def geglu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
+        with np.errstate(over="ignore"):
+            twice = gate * (_TANH_LINEAR + _TANH_CUBIC * (gate * gate))
+        product: FloatArray = gate / (1 + _exp(0 - twice)) * up
         return product
 
 
@@ -74,41 +82,58 @@ def _sum(parts: FloatArray) -> FloatArray:
 
 
 def _exp(x: FloatArray) -> FloatArray:
-    """e^x by Cephes' expf, clamped to [-87, 88]."""
+    less_one, k = _exp_parts(x)
+    power: FloatArray = np.ldexp(less_one + np.float32(1), k)
+    return power
+
+
+def _tanh(x: FloatArray) -> FloatArray:
+    """(e^2x - 1) / (e^2x + 1)"""
+    less_one, k = _exp_parts(x + x)
+    power: FloatArray = np.ldexp(np.ones_like(less_one), k)
+    less_one = less_one * power + (power - 1)
+    quotient: FloatArray = less_one / (less_one + 2)
+    return quotient
+
+
+def _exp_parts(x: FloatArray) -> tuple[FloatArray, NDArray[np.int32]]:
+    """y and k with e^x = (1 + y) * 2^k by Cephes' expf; x is clamped to [-87, 88]."""
     x = np.minimum(np.float32(88), np.maximum(np.float32(-87), x))
     k = (x * _LOG2_E + _MAGIC) - _MAGIC
     r = x - k * _LN2_HIGH - k * _LN2_LOW
     p: FloatArray = np.full_like(r, _POLYNOMIAL[0])
     for coefficient in _POLYNOMIAL[1:]:
         p = p * r + coefficient
-    power: FloatArray = np.ldexp(p * r * r + r + np.float32(1), k.astype(np.int32))
-    return power
+    return p * r * r + r, k.astype(np.int32)
 
 
-def _attend(q: FloatArray, room: Room, start: int, scale: float) -> FloatArray:
+def _attend(q: FloatArray, room: Room, head_dim: int, start: int, rule: AttentionRule) -> FloatArray:
     """Rows q [n, n_heads * head_dim] at positions start, start + 1, ...: online softmax over tiles of positions."""
-    n_kv_heads, _, head_dim = room.k.shape
-    heads = q.reshape(len(q), n_kv_heads, -1, 1, head_dim)  # [n, n_kv_heads, group, 1, head_dim]
-    own_position = np.arange(start, start + len(q)).reshape(-1, 1, 1, 1)
+    heads = q.reshape(len(q), len(room.k), -1, 1, head_dim)  # [n, n_kv_heads, group, 1, head_dim]
+    own = np.arange(start, start + len(q)).reshape(-1, 1, 1, 1)  # positions
     out = np.zeros_like(heads)
     top, total = np.full_like(out[..., 0], -3e38), np.zeros_like(out[..., 0])
-    for first, keys, values in _tiles(room):
-        sees = np.arange(first, first + keys.shape[1]) <= own_position
-        scores = _sum(_in_lanes(heads * keys[:, None])) * np.float32(scale)
+    for first, keys, values in _tiles(room, max(0, start + 1 - rule.window) if rule.window else 0):
+        position = np.arange(first, first + keys.shape[1])
+        sees = (position <= own) & (position > own - rule.window) if rule.window else position <= own
+        scores = _sum(_in_lanes(heads * keys[:, None])) * np.float32(rule.scale)
+        if rule.softcap:
+            scores = np.float32(rule.softcap) * _tanh(scores / np.float32(rule.softcap))
         new_top = np.maximum(top, scores.max(axis=3, keepdims=True, where=sees, initial=-3e38))
-        weights = np.where(sees, _exp(scores - new_top), np.float32(0))  # what is not seen adds an exact 0
+        weights = np.where(sees, _exp(scores - new_top), np.float32(0))
         fade = _exp(top - new_top)
         total = total * fade + _sum(_in_lanes(weights))[..., None]
         out *= fade[..., None]
-        for position in range(keys.shape[1]):
-            out += weights[..., position, None, None] * values[:, None, position, None]
+        for j in range(keys.shape[1]):
+            more = out + weights[..., j, None, None] * values[:, None, j, None]
+            np.copyto(out, more, where=sees[..., j, None, None])
         top = new_top
     result: FloatArray = out / total[..., None]
     return result.reshape(q.shape)
 
 
-def _tiles(room: Room) -> Iterator[tuple[int, FloatArray, FloatArray]]:
-    """First position, K and V [n_kv_heads, up to TILE, head_dim] as float32."""
-    for first in range(0, room.length, TILE):
+def _tiles(room: Room, seen_from: int) -> Iterator[tuple[int, FloatArray, FloatArray]]:
+    """First position, K and V [n_kv_heads, up to TILE, head_dim] as float32, from that of `seen_from` on."""
+    for first in range(seen_from // TILE * TILE, room.length, TILE):
         tile = slice(first, min(first + TILE, room.length))
-        yield first, room.k[:, tile].astype(np.float32), room.v[:, tile].astype(np.float32)
+        yield first, read(room.k, tile), read(room.v, tile)

@@ -13,7 +13,6 @@ from prima_core.errors import ConfigError
 from prima_core.interfaces import BackendOptions
 from prima_core.node.coordinate import Planning, model_facts
 from prima_core.node.driver import Member
-from prima_core.node.head import DEFAULT_CONTEXT
 from prima_core.plan.check import complete
 from prima_core.plan.plan import Plan, plan_to_json
 from prima_core.plan.problem import problem_from_json
@@ -31,7 +30,8 @@ def plan(model: str | None, problem: str | None, as_json: bool, settings: Settin
     for index, visit in enumerate(made.visits):
         table.add_row(str(index), visit.node, f"[{visit.start}, {visit.stop})", sizes.pop(visit.node, ""))
     wide_console().print(table)
-    click.echo(f"solver {made.solver or 'none'}, {made.kv_tokens} KV positions, {made.credit} steps in flight")
+    kv = f"{made.kv_tokens} KV positions in {made.kv_type}, contexts of {made.context}"
+    click.echo(f"solver {made.solver or 'none'}, {kv}, {made.credit} steps in flight")
 
 
 def _solve_file(path: str, registry: Registry, settings: Settings) -> Plan:
@@ -50,6 +50,6 @@ def _own_plan(model: str | None, registry: Registry, settings: Settings) -> Plan
         backend.close()
         names = [options.name, *(f"{options.name}.{index}" for index in range(2, options.n_local + 2))]
         members = tuple(Member(name, options.node.memory, devices, "") for name in names)
-        context = min(options.context or DEFAULT_CONTEXT, opened.spec.context_length)
+        facts = model_facts(opened, options.context, options.kv_type, options.plan)
         solve = registry.solver(options.solver).solve
-        return Planning(model_facts(opened, context), options.name, options.parallel, solve, options.plan)(members)
+        return Planning(facts, options.name, options.parallel, solve, options.plan)(members)

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from prima_core.config import CLUSTER_PORT, SETTINGS
 from prima_core.engine.request import Sampling
 from prima_core.errors import ConfigError
+from prima_core.interfaces import KvType
 from prima_core.library.folder import find_model, models_folder
 from prima_core.model.vocabulary import DEFAULT_TEMPLATE
 from prima_core.model.weights import Model, open_model
@@ -109,6 +110,7 @@ def head_options(settings: Settings, metadata: Mapping[str, object]) -> HeadOpti
         solver=settings.get("solver", "even"),
         plan=_plan(settings.get("plan")),
         context=settings.get("context"),
+        kv_type=KvType(settings["kv_type"]) if settings.get("kv_type") else None,
         parallel=settings.get("parallel", 1),
         chunk=settings.get("chunk", 64),
         wire=WirePolicy(settings.get("wire", "auto")),

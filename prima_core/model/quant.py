@@ -12,6 +12,7 @@ from math import prod
 from types import MappingProxyType
 
 from prima_core.errors import ModelError
+from prima_core.interfaces import KvType
 
 
 class GGUFType(IntEnum):
@@ -111,6 +112,18 @@ def tensor_bytes(type: GGUFType, shape: Sequence[int], *, name: str = "") -> int
             f"rows of {shape[-1]} weights are no multiple of {type.name}'s blocks of {block.n_weights}", field=name
         )
     return prod(shape) // block.n_weights * block.n_bytes
+
+
+def kv_row_bytes(type: KvType, head_dim: int) -> int:
+    """Bytes of one head's K, or V, at one position. Raises ModelError for heads that are no whole blocks."""
+    block = BLOCKS[GGUFType[type.name]]
+    if head_dim % block.n_weights:
+        raise ModelError(
+            f"heads of {head_dim} values are no multiple of the {block.n_weights} that {type} keeps together",
+            field="attention.key_length",
+            hint="keep K and V in f16 (--kv-type f16)",
+        )
+    return head_dim // block.n_weights * block.n_bytes
 
 
 def unsupported_type(name: str, type_name: str) -> ModelError:

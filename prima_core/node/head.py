@@ -19,7 +19,7 @@ from prima_core.engine.request import Event, Finished, Piece, Request, Sampling
 from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError, ModelError
 from prima_core.events import RequestDone
-from prima_core.interfaces import Credentials
+from prima_core.interfaces import Credentials, KvType
 from prima_core.model.chat import ChatPrompt, ChatTemplate, Message, encode_chat
 from prima_core.model.tokenizer import Tokenizer
 from prima_core.model.vocabulary import DEFAULT_TEMPLATE
@@ -42,8 +42,6 @@ from prima_core.ring.worker import Assignment, LoadFailed, Loading, Ready, Repor
 
 log = logging.getLogger(__name__)
 
-DEFAULT_CONTEXT = 8192
-
 
 @dataclass(frozen=True, slots=True)
 class HeadOptions:
@@ -60,6 +58,7 @@ class HeadOptions:
     solver: str = "even"
     plan: Plan | None = None
     context: int | None = None
+    kv_type: KvType | None = None
     parallel: int = 4
     chunk: int = 64
     wire: WirePolicy = WirePolicy.AUTO
@@ -83,9 +82,8 @@ class Head:
         self.model_name = model.name
         self.created = int(time.time())
         self.sampling = options.sampling
-        self.context_length = min(options.context or DEFAULT_CONTEXT, model.spec.context_length)
-        if options.plan is not None and options.plan.kv_tokens:  # no sequence can be longer than all the room
-            self.context_length = min(self.context_length, options.plan.kv_tokens)
+        self._facts = model_facts(model, options.context, options.kv_type, options.plan)
+        self.context_length = self._facts.context_length
         self.tokenizer = Tokenizer.from_metadata(model.file.metadata)
         self._options = options
         self._registry = registry
@@ -108,7 +106,7 @@ class Head:
     def _make_driver(self) -> Driver:
         options = self._options
         planning = Planning(
-            model_facts(self.model, self.context_length),
+            self._facts,
             options.name,
             options.parallel,
             self._registry.solver(options.solver).solve,

@@ -13,7 +13,9 @@ MAX_IN_FLIGHT = 256
 
 
 def complete(plan: Plan, problem: Problem) -> Plan:
-    """The checked plan with `kv_tokens` and `residency` filled in. Raises PlanError naming the broken rule."""
+    """The checked plan with all filled in that nodes must agree on: `kv_tokens`, `residency`, and the problem's
+    `kv_type` and `context`. Raises PlanError naming the broken rule.
+    """
     _check_cover(plan, problem)
     for visit in plan.visits:
         _check_visit(visit, problem)
@@ -25,7 +27,10 @@ def complete(plan: Plan, problem: Problem) -> Plan:
     residency = tuple(_residency(plan, problem, node, kv_tokens) for node in plan.nodes)
     for need in residency:
         _check_memory(need, problem)
-    return msgspec.structs.replace(plan, residency=residency, kv_tokens=kv_tokens)
+    model = problem.model
+    return msgspec.structs.replace(
+        plan, residency=residency, kv_tokens=kv_tokens, kv_type=model.kv_type, context=model.context_length
+    )
 
 
 def _check_cover(plan: Plan, problem: Problem) -> None:
@@ -76,5 +81,5 @@ def _check_memory(need: Residency, problem: Problem) -> None:
         raise PlanError(
             f"node {need.node!r} would need {total / 1e9:.2f} GB (weights {need.weight_bytes / 1e9:.2f},"
             f" KV {need.kv_bytes / 1e9:.2f}) and may use {node.memory_bytes / 1e9:.2f} GB",
-            hint="add a node, give it fewer layers, or use a shorter context (-c)",
+            hint="add a node, give it fewer layers, or use a shorter context (-c) or --kv-type q8_0",
         )

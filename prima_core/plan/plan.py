@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from typing import Annotated
 
 import msgspec
 
 from prima_core.errors import PlanError
-from prima_core.interfaces import Layers
+from prima_core.interfaces import KvType, Layers
 
 
 class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,6 +48,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A list of visits that covers [0, n_layers) in order. `head` runs the input and the output part.
 
     `kv_tokens`: KV positions, over all sequences, that every visited node has room for (0: the problem's).
+    `kv_type`: what K and V are kept in. `context`: positions that a sequence may reach (0: the problem's).
     `in_flight`: steps that may be between launch and collect (0: one more than there are visits).
     """
 
@@ -55,6 +57,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     visits: tuple[Visit, ...]
     residency: tuple[Residency, ...] = ()
     kv_tokens: int = 0
+    kv_type: KvType = KvType.F16
+    context: Annotated[int, msgspec.Meta(ge=0)] = 0
     in_flight: int = 0
     solver: str = ""
 

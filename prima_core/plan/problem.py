@@ -5,11 +5,15 @@ from __future__ import annotations
 import msgspec
 
 from prima_core.errors import PlanError
+from prima_core.interfaces import KvType
 
 
 class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sizes of a model. `layer_bytes` has one entry per decoder layer; `input_bytes` is the token embedding,
-    `output_bytes` the final norm and the output matrix (0 where it is tied to the embedding)."""
+    `output_bytes` the final norm and the output matrix (0 where it is tied to the embedding).
+
+    `context_length` is that of the longest sequence that is served, `kv_type` what its K and V are kept in.
+    """
 
     name: str
     layer_bytes: tuple[int, ...]
@@ -17,6 +21,7 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output_bytes: int
     kv_bytes_per_token_layer: int
     context_length: int
+    kv_type: KvType = KvType.F16
 
     @property
     def n_layers(self) -> int:

@@ -471,11 +471,11 @@ def _slices(plan: Plan, node: str, first_device: str) -> dict[str, Slice]:
         if visit.node == node:
             for device, part in _parts(visit, first_device):
                 layers.setdefault(device, []).append(part)
-    is_head = node == plan.head
-    return {
-        device: Slice(tuple(ranges), has_input=is_head and index == 0, has_output=is_head and index == 0)
-        for index, (device, ranges) in enumerate(layers.items())
-    }
+    slices: dict[str, Slice] = {}
+    for device, ranges in layers.items():
+        is_end = node == plan.head and device == first_device
+        slices[device] = Slice(tuple(ranges), is_end, is_end, plan.kv_type, plan.context)
+    return slices
 
 
 def _weights(store: Store, slices: Iterable[Slice]) -> Iterator[Weight]:

@@ -4,7 +4,7 @@ import pytest
 from prima_core.arch.families import family
 from prima_core.arch.shard import OpsShard
 from prima_core.errors import ModelError
-from prima_core.interfaces import Layers, Shard, Slice
+from prima_core.interfaces import KvType, Layers, Shard, Slice
 from prima_core.model.spec import ModelSpec
 from prima_numpy.ops import ReferenceOps, exact_product
 from tests.arch.drive import logits_of_all, opened, step_of
@@ -16,7 +16,7 @@ IDS = list(np.random.default_rng(1).integers(0, 50, 21))
 def whole(model: SmallModel) -> Shard:
     layers = Layers(0, model.spec.n_layers)
     return OpsShard(
-        ReferenceOps(exact_product, np.float32), model.spec, Slice((layers,), True, True), model.store()
+        ReferenceOps(exact_product, KvType.F32), model.spec, Slice((layers,), True, True), model.store()
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from prima_core.arch.shard import OpsShard
 from prima_core.errors import FrameError, PlanError
-from prima_core.interfaces import Chunk, KvKind, KvOp, Layers, Shard, Slice, Step, Weight
+from prima_core.interfaces import Chunk, KvKind, KvOp, KvType, Layers, Shard, Slice, Step, Weight
 from prima_numpy.ops import ReferenceOps, exact_product
 from tests.arch.drive import FloatArray, Visit, chunked, logits_of_all, opened, pass_through, step_of
 from tests.arch.small import ArrayStore, SmallModel, small_model, small_spec
@@ -19,7 +19,7 @@ def shard(
     *ranges: Layers, has_input: bool = False, has_output: bool = False, model: SmallModel = MODEL,
     store: ArrayStore | None = None,
 ) -> Shard:  # fmt: skip
-    ops = ReferenceOps(exact_product, np.float32)
+    ops = ReferenceOps(exact_product, KvType.F32)
     return OpsShard(ops, model.spec, Slice(ranges, has_input, has_output), store or model.store())
 
 
@@ -96,7 +96,7 @@ def test_layers_are_acquired_in_order_and_released() -> None:
 
 
 def test_a_layer_is_released_when_its_compute_fails() -> None:
-    store, ops = MODEL.store(), ReferenceOps(exact_product, np.float32)
+    store, ops = MODEL.store(), ReferenceOps(exact_product, KvType.F32)
     one = OpsShard(ops, MODEL.spec, Slice((Layers(0, 6),), has_input=True), store)
 
     def fail(*_: object) -> None:
@@ -138,7 +138,7 @@ def test_weights_that_stay_are_bound_once() -> None:
             return super().matrix(weight, bias)
 
     model = small_model(small_spec(tied_output=True))
-    ops = CountingOps(exact_product, np.float32)
+    ops = CountingOps(exact_product, KvType.F32)
     one = OpsShard(ops, model.spec, Slice((Layers(0, 3),), True, True), model.store())
     after_load = ops.bound
     assert after_load == 1 + 3 * 7  # the tied table once

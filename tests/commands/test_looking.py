@@ -42,6 +42,16 @@ def test_a_plan_can_be_printed_and_used(prima: Prima, tiny: Path, tmp_path: Path
     assert planned.json["generated_ids"] == alone.json["generated_ids"]
 
 
+def test_the_type_of_kv_is_in_the_plan_and_in_its_bytes(prima: Prima, tiny: Path) -> None:
+    kv_bytes = {}
+    for kv_type in ("f16", "q8_0", "f32"):
+        plan = prima("plan", tiny, "--json", "-c", 64, "--kv-type", kv_type).json
+        assert (plan["kv_type"], plan["context"]) == (kv_type, 64)
+        kv_bytes[kv_type] = plan["residency"][0]["kv_bytes"]
+    assert kv_bytes["f32"] == 2 * kv_bytes["f16"] == 4 / (34 / 32) * kv_bytes["q8_0"]
+    assert "in q8_0, contexts of 64" in prima("plan", tiny, "-c", 64, "--kv-type", "q8_0").out
+
+
 def test_a_problem_file_is_solved(prima: Prima, tmp_path: Path) -> None:
     model = ModelFacts(
         "m", layer_bytes=(100,) * 4, input_bytes=10, output_bytes=10, kv_bytes_per_token_layer=1, context_length=8

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from prima_core.engine.scheduler import Room
-from prima_core.errors import PlanError
+from prima_core.errors import ModelError, PlanError
+from prima_core.interfaces import KvType
 from prima_core.model.weights import Model
 from prima_core.node.coordinate import MAX_SEQUENCES, Planning, model_facts, room_of
 from prima_core.node.driver import Member
@@ -74,8 +76,42 @@ def test_the_sizes_of_a_model_are_those_of_its_file(llama: Model) -> None:
     facts = model_facts(llama, 128)
     parts = sum(facts.layer_bytes) + facts.input_bytes + facts.output_bytes
     assert parts == sum(tensor.n_bytes for tensor in llama.file.tensors.values())
-    assert facts.kv_bytes_per_token_layer == 2 * 2 * llama.spec.n_kv_heads * llama.spec.head_dim
     assert (facts.n_layers, facts.context_length) == (llama.spec.n_layers, 128)
+
+
+@pytest.mark.parametrize(("kv_type", "value"), [(KvType.F16, 2), (KvType.Q8_0, 34 / 32), (KvType.F32, 4)])
+def test_kv_bytes_are_those_of_its_type(llama: Model, kv_type: KvType, value: float) -> None:
+    facts = model_facts(llama, 128, kv_type)
+    assert facts.kv_bytes_per_token_layer == 2 * llama.spec.n_kv_heads * llama.spec.head_dim * value
+    assert facts.kv_type == kv_type
+
+
+def test_heads_that_do_not_fit_the_kv_type_are_an_error_before_anything_is_loaded(tied: Model) -> None:
+    assert tied.spec.head_dim == 16
+    with pytest.raises(ModelError, match=r"heads of 16 values.*--kv-type f16"):
+        model_facts(tied, 128, KvType.Q8_0)
+
+
+@pytest.mark.parametrize(
+    ("context", "kv_type", "stated", "served"),
+    [
+        (None, None, {}, (4096, KvType.F16)),
+        (None, None, {"context": 300, "kv_type": KvType.Q8_0}, (300, KvType.Q8_0)),
+        (100, KvType.F32, {"context": 300, "kv_type": KvType.Q8_0}, (100, KvType.F32)),
+        (500, None, {"context": 300}, (500, KvType.F16)),
+        (500, None, {"kv_tokens": 200}, (200, KvType.F16)),
+        (None, None, {"context": 9999}, (4096, KvType.F16)),
+    ],
+)
+def test_the_user_is_asked_first_then_the_plan_file(
+    llama: Model,
+    context: int | None,
+    kv_type: KvType | None,
+    stated: dict[str, object],
+    served: tuple[int, KvType],
+) -> None:
+    facts = model_facts(llama, context, kv_type, msgspec.structs.replace(PLAN, **stated))
+    assert (facts.context_length, facts.kv_type) == served
 
 
 def test_a_tied_matrix_is_counted_once(tied: Model) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from prima_core.commands.setup import node_name
 from prima_core.engine.request import GREEDY, Sampling
+from prima_core.interfaces import KvType
 from prima_core.model.weights import Model
 from prima_core.plan.plan import Plan, Visit, plan_to_json
 from prima_core.ring.wire import WirePolicy
@@ -85,6 +86,21 @@ def test_the_size_of_chunks_does_not_change_the_answer(
     head = cluster(open_models["llama"], listen="inproc://", n_local=2, chunk=chunk, wire=WirePolicy.F32)
     head.until_serving_with("head", "head.2", "head.3")
     assert head.tokens(PROMPTS["long"], 24) == one_node("llama", PROMPTS["long"], 24)
+
+
+@pytest.mark.parametrize("kv_type", [KvType.Q8_0, KvType.F32])
+def test_a_ring_with_another_type_of_kv_answers_as_one_node(
+    pool: Pool, cluster: Start, one_node: Tokens, open_models: dict[str, Model], kv_type: KvType
+) -> None:
+    model, visits = open_models["llama"], RINGS["three, uneven"]
+    alone = cluster(model, kv_type=kv_type)
+    ring = cluster(model, kv_type=kv_type, listen=pool.address, plan=plan_of(*visits), wire=WirePolicy.F32)
+    ring.until_serving_with("head", "w1", "w2")
+    assert ring.status.plan is not None
+    assert ring.status.plan.kv_type == kv_type
+    expected = alone.tokens(PROMPTS["long"], 60)
+    assert ring.tokens(PROMPTS["long"], 60) == expected
+    assert expected != one_node("llama", PROMPTS["long"], 60)  # it does make a difference
 
 
 # ---------------------------------------------------------------- company

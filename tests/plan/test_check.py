@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from prima_core.errors import PlanError
-from prima_core.interfaces import Layers
+from prima_core.interfaces import KvType, Layers
 from prima_core.plan.check import MAX_IN_FLIGHT, MAX_VISITS, complete
 from prima_core.plan.plan import Plan, Split, Visit, plan_from_json, plan_to_json
 from prima_core.plan.problem import ModelFacts, NodeFacts, Problem, problem_from_json, problem_to_json
@@ -35,6 +35,14 @@ def test_a_right_plan_gets_its_kv_tokens_and_the_bytes_of_every_node() -> None:
     assert plan.kv_tokens == 5
     assert need == {"a": (40 + 10 + 100 + 130, 2 * 2 * 5), "b": (110 + 120, 2 * 2 * 5)}
     assert plan.visits == PLAN.visits
+
+
+def test_all_that_nodes_must_agree_on_comes_from_the_problem() -> None:
+    model = msgspec.structs.replace(PROBLEM.model, kv_type=KvType.Q8_0)
+    problem = msgspec.structs.replace(PROBLEM, model=model)
+    for stated in (PLAN, msgspec.structs.replace(PLAN, kv_type=KvType.F32, context=9)):
+        plan = complete(stated, problem)
+        assert (plan.kv_type, plan.context) == (KvType.Q8_0, 64)
 
 
 def test_a_plan_may_ask_for_more_kv_than_the_problem() -> None:
@@ -122,7 +130,7 @@ def test_a_head_that_computes_no_layer_still_holds_the_input_and_output_part() -
 
 
 def test_plans_and_problems_survive_json() -> None:
-    plan = complete(PLAN, PROBLEM)
+    plan = msgspec.structs.replace(complete(PLAN, PROBLEM), kv_type=KvType.Q8_0)
     assert plan_from_json(plan_to_json(plan)) == plan
     assert problem_from_json(problem_to_json(PROBLEM)) == PROBLEM
 
@@ -134,12 +142,19 @@ def test_plans_and_problems_survive_json() -> None:
         ('{"n_layers": 4, "head": "a", "visits": [], "colour": 1}', "colour"),
         ('{"n_layers": "4", "head": "a", "visits": []}', "n_layers"),
         ('{"head": "a", "visits": []}', "n_layers"),
+        ('{"n_layers": 4, "head": "a", "visits": [], "kv_type": "q3"}', "kv_type"),
+        ('{"n_layers": 4, "head": "a", "visits": [], "context": -1}', "context"),
         ('{"n_layers": 4, "head": "a", "visits": [{"node": "a", "start": 0}]}', "stop"),
     ],
 )
 def test_a_file_that_is_no_plan_is_refused_with_the_field(text: str, says: str) -> None:
     with pytest.raises(PlanError, match=says):
         plan_from_json(text.encode())
+
+
+def test_a_plan_file_need_not_state_what_is_filled_in() -> None:
+    visits = b'[{"node": "a", "start": 0, "stop": 4}]'
+    assert plan_from_json(b'{"n_layers": 4, "head": "a", "visits": %s}' % visits) == with_visits(Visit("a", 0, 4))
 
 
 def test_a_file_that_is_no_problem_is_refused_with_the_field() -> None:

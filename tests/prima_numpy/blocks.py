@@ -1,5 +1,7 @@
 """Random weights of every type: any bits in the codes and packed scales, sane values in the float units."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,10 @@ def random_weight(type: GGUFType, rows: int, cols: int, seed: int = 0) -> Weight
     data = _floats(type, rng, rows * cols) if type in FLOAT_TYPES else _blocks(type, rng, rows * cols)
     data.flags.writeable = False
     return Weight("w", type, (rows, cols), data)
+
+
+def random_stack(type: GGUFType, n_experts: int, rows: int, cols: int, seed: int = 0) -> Weight:
+    return replace(random_weight(type, n_experts * rows, cols, seed), shape=(n_experts, rows, cols))
 
 
 def random_rows(n: int, cols: int, seed: int = 1) -> NDArray[np.float32]:

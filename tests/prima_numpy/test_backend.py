@@ -1,5 +1,6 @@
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -8,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from prima_core.errors import ConfigError, DeviceMemoryError, PluginError
-from prima_core.interfaces import BackendOptions, Chunk, Layers, Shard, Slice, Step
+from prima_core.interfaces import BackendOptions, Chunk, KvType, Layers, Shard, Slice, Step
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_core.model.weights import open_model
 from prima_core.testing.reference import exact_logits, greedy_ids
@@ -131,6 +132,40 @@ def test_native_is_close_to_exact(folder: Path, types: Types) -> None:
     weights = 256 if types == "Q4_K_M" else BLOCKS[GGUFType[types]].n_weights
     assert cosines.min() > {1: 0.99999, 32: 0.999, 256: 0.997}[weights]  # so many activations share a scale
     assert not np.array_equal(exact, rounded)
+
+
+# ---------------------------------------------------------------- types of K and V
+
+
+def logits_with(path: Path, kind: str, type: KvType, chunk: int = 64) -> FloatArray:
+    with open_model(path) as model:
+        loaded = NumpyBackend(options(kind)).load(model.spec, DEVICE, replace(WHOLE, kv_type=type), model.store())
+        return all_logits(loaded, chunked(0, IDS, chunk, capacity=70))
+
+
+@pytest.mark.parametrize("type", [KvType.F32, KvType.Q8_0])
+def test_native_has_the_bits_of_its_twin_with_every_type_of_kv(folder: Path, type: KvType) -> None:
+    path = tiny(folder, "Q4_K_M")
+    native = logits_with(path, "native", type)
+    np.testing.assert_array_equal(native, logits_with(path, "int8", type))
+    np.testing.assert_array_equal(native, logits_with(path, "native", type, chunk=7))
+
+
+@pytest.mark.parametrize(("type", "off"), [(KvType.F16, 3e-6), (KvType.Q8_0, 1e-3)])
+def test_kept_shorter_k_and_v_turn_logits_by_a_small_angle(folder: Path, type: KvType, off: float) -> None:
+    """Against those of float32 K and V, 1 - cosine; nothing else is rounded in a model of float32 weights."""
+    archs: tuple[Arch, ...] = ("llama", "qwen2")
+    for arch in archs:
+        full, short = (logits_with(tiny(folder, "F32", arch), "native", kept) for kept in (KvType.F32, type))
+        cosines = (full * short).sum(axis=1) / np.linalg.norm(full, axis=1) / np.linalg.norm(short, axis=1)
+        assert 0 < 1 - cosines.min() < off
+
+
+def test_exact_kernels_keep_float32_whatever_is_asked_for(folder: Path) -> None:
+    path = tiny(folder, "Q8_0")
+    full = logits_with(path, "exact", KvType.F32)
+    for type in (KvType.F16, KvType.Q8_0):
+        np.testing.assert_array_equal(logits_with(path, "exact", type), full)
 
 
 def test_number_of_threads_does_not_change_a_bit(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The border of the native module: what it refuses, how it is chosen, and how its pool behaves."""
 
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from prima_core.errors import ConfigError
 from prima_core.interfaces import Weight
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_numpy import _kernels
-from prima_numpy.kernels import Kernels, cgroup_quota, default_threads, load_kernels
+from prima_numpy.kernels import Kernels, KvCache, cgroup_quota, default_threads, load_kernels
 from prima_numpy.native_module import native_fault
 from tests.prima_numpy.blocks import QUANTISED, random_rows, random_weight
 
@@ -110,6 +111,22 @@ def test_a_result_that_may_not_be_written_is_refused() -> None:
         Kernels(1).linear(random_weight(GGUFType.Q8_0, 4, 32), random_rows(1, 32), out=out)
 
 
+def attend(
+    engine: _kernels.Engine,
+    k: KvCache | None = None,
+    v: KvCache | None = None,
+    q: Float32s | None = None,
+    start: int = 0,
+    softcap: float = 0,
+    window: int = 0,
+) -> None:
+    """With what is not given, this is right."""
+    rows, cache = zeros(1, 2, 8) if q is None else q, zeros(2, 5, 8)
+    keys, values = cache if k is None else k, cache if v is None else v
+    engine.attention(rows, keys, values, start, 1, softcap, window, zeros(*rows.shape))
+
+
+BLOCKS_OF_32 = np.zeros((2, 5, 34), np.uint8)
 Call = Callable[[_kernels.Engine], None]
 CALLS: dict[str, Call] = {
     "gain": lambda e: e.rms_norm(zeros(2, 8), zeros(7), 1e-5, zeros(2, 8)),
@@ -121,18 +138,19 @@ CALLS: dict[str, Call] = {
     "cos for wider heads": lambda e: e.rope(zeros(1, 2, 8), zeros(1, 5), zeros(1, 5), True),
     "cos for other rows": lambda e: e.rope(zeros(2, 2, 8), zeros(1, 4), zeros(1, 4), True),
     "sin": lambda e: e.rope(zeros(1, 2, 8), zeros(1, 4), zeros(1, 3), False),
-    "q with other heads": lambda e: e.attention(zeros(1, 3, 8), zeros(2, 5, 8), zeros(2, 5, 8), 0, 1, zeros(1, 3, 8)),
-    "q with wider heads": lambda e: e.attention(zeros(1, 2, 9), zeros(2, 5, 8), zeros(2, 5, 8), 0, 1, zeros(1, 2, 9)),
-    "v_cache": lambda e: e.attention(zeros(1, 2, 8), zeros(2, 5, 8), zeros(2, 4, 8), 0, 1, zeros(1, 2, 8)),
-    "start past the end": lambda e: e.attention(zeros(2, 2, 8), zeros(2, 5, 8), zeros(2, 5, 8), 4, 1, zeros(2, 2, 8)),
-    "start below 0": lambda e: e.attention(zeros(1, 2, 8), zeros(2, 5, 8), zeros(2, 5, 8), -1, 1, zeros(1, 2, 8)),
-    "start near 2^63": lambda e: e.attention(
-        zeros(1, 2, 8), zeros(2, 5, 8), zeros(2, 5, 8), 2**63 - 1, 1, zeros(1, 2, 8)
-    ),
-    "no K/V heads": lambda e: e.attention(zeros(1, 2, 8), zeros(0, 5, 8), zeros(0, 5, 8), 0, 1, zeros(1, 2, 8)),
-    "caches of two types": lambda e: e.attention(
-        zeros(1, 2, 8), zeros(2, 5, 8), np.zeros((2, 5, 8), np.float16), 0, 1, zeros(1, 2, 8)
-    ),
+    "q with other heads": lambda e: attend(e, q=zeros(1, 3, 8)),
+    "q with wider heads": lambda e: attend(e, q=zeros(1, 2, 9)),
+    "v_cache": lambda e: attend(e, v=zeros(2, 4, 8)),
+    "start past the end": lambda e: attend(e, q=zeros(2, 2, 8), start=4),
+    "start below 0": lambda e: attend(e, start=-1),
+    "start near 2^63": lambda e: attend(e, start=2**63 - 1),
+    "no K/V heads": lambda e: attend(e, k=zeros(0, 5, 8), v=zeros(0, 5, 8)),
+    "caches of two types": lambda e: attend(e, v=np.zeros((2, 5, 8), np.float16)),
+    "blocks that do not fit the heads": lambda e: attend(e, BLOCKS_OF_32, BLOCKS_OF_32),
+    "blocks of wider heads": lambda e: attend(e, BLOCKS_OF_32, BLOCKS_OF_32, q=zeros(1, 2, 64)),
+    "softcap below 0": lambda e: attend(e, softcap=-1),
+    "softcap that is no number": lambda e: attend(e, softcap=math.nan),
+    "window below 0": lambda e: attend(e, window=-1),
     "a double cache": lambda e: e.kv_write(zeros(1, 2, 8), np.zeros((2, 5, 8)), 0),  # type: ignore[arg-type]  # on purpose
     "k with other heads": lambda e: e.kv_write(zeros(1, 3, 8), zeros(2, 5, 8), 0),
     "k past the end": lambda e: e.kv_write(zeros(3, 2, 8), zeros(2, 5, 8), 3),

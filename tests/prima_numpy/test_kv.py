@@ -1,18 +1,21 @@
 from dataclasses import replace
 
+import gguf
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from prima_core.errors import DeviceMemoryError, FrameError
-from prima_core.interfaces import Chunk, KvKind, KvOp, Layers, Step
-from prima_numpy.kv import NumpyKv, Room, write
+from prima_core.errors import DeviceMemoryError, FrameError, ModelError
+from prima_core.interfaces import Chunk, KvKind, KvOp, KvType, Layers, Step
+from prima_numpy.kv import NumpyKv, Room, read, write
 
+FloatArray = NDArray[np.float32]
 ALL = Layers(0, 3)
 N_KV_HEADS, HEAD_DIM = 2, 4
 
 
-def cache(dtype: type[np.float16 | np.float32] = np.float32) -> NumpyKv:
-    return NumpyKv([ALL], N_KV_HEADS, HEAD_DIM, dtype)
+def cache(type: KvType = KvType.F32, head_dim: int = HEAD_DIM) -> NumpyKv:
+    return NumpyKv([ALL], N_KV_HEADS, head_dim, type)
 
 
 def open_(sequence: int, capacity: int = 8) -> KvOp:
@@ -101,15 +104,15 @@ def test_drop_is_idempotent_and_gives_room_back() -> None:
 
 
 def test_operations_touch_the_visited_layers_only() -> None:
-    kv = NumpyKv([Layers(0, 2), Layers(4, 6)], N_KV_HEADS, HEAD_DIM, np.float32)
+    kv = NumpyKv([Layers(0, 2), Layers(4, 6)], N_KV_HEADS, HEAD_DIM, KvType.F32)
     at = kv.begin(Layers(4, 6), Step((), (open_(0),)))
     assert {layer: set(rooms) for layer, rooms in at.rooms.items()} == {0: set(), 1: set(), 4: {0}, 5: {0}}
 
 
 def test_memory_is_counted() -> None:
-    kv = cache(np.float16)
+    kv = cache(KvType.F16)
     assert kv.bytes_per_token == 3 * 2 * N_KV_HEADS * HEAD_DIM * 2
-    assert cache(np.float32).bytes_per_token == 2 * kv.bytes_per_token
+    assert cache(KvType.F32).bytes_per_token == 2 * kv.bytes_per_token
     kv.begin(ALL, Step((), (open_(0, 10), open_(1, 7))))
     assert kv.reserved_bytes == 17 * kv.bytes_per_token
     kv.begin(ALL, Step((), (drop(0),)))
@@ -117,6 +120,77 @@ def test_memory_is_counted() -> None:
     kv.close()
     kv.close()
     assert kv.reserved_bytes == 0
+
+
+@pytest.mark.parametrize("type", KvType)
+@pytest.mark.parametrize("head_dim", [32, 96])
+def test_an_open_room_takes_the_bytes_that_are_counted(type: KvType, head_dim: int) -> None:
+    kv = cache(type, head_dim)
+    kv.begin(ALL, Step((), (open_(0, 10),)))
+    value = {KvType.F32: 4, KvType.F16: 2, KvType.Q8_0: 34 / 32}[type]
+    assert kv.bytes_per_token == 3 * 2 * N_KV_HEADS * head_dim * value
+    assert kv.reserved_bytes == 10 * kv.bytes_per_token
+
+
+# ---------------------------------------------------------------- what is kept of a value
+
+
+def kept(type: KvType, k: FloatArray) -> tuple[Room, FloatArray]:
+    """The room of rows k [n, N_KV_HEADS * head_dim] from position 1 on, and what is read of them again."""
+    n, chunk = len(k), Chunk(0, 1, len(k))
+    held = kv_room(type, k.shape[1] // N_KV_HEADS, n + 2)
+    write(held, chunk, k, -k)
+    np.testing.assert_array_equal(read(held.v, slice(1, n + 1)), -read(held.k, slice(1, n + 1)))
+    return held, read(held.k, slice(1, n + 1)).swapaxes(0, 1).reshape(k.shape)
+
+
+def kv_room(type: KvType, head_dim: int, capacity: int) -> Room:
+    kv = cache(type, head_dim)
+    kv.begin(ALL, Step((), (open_(0, capacity),)))
+    return room(kv, 0)
+
+
+ROWS = np.random.default_rng(3).standard_normal((5, N_KV_HEADS * 64), np.float32)
+
+
+def test_f32_keeps_all_and_f16_rounds() -> None:
+    np.testing.assert_array_equal(kept(KvType.F32, ROWS)[1], ROWS)
+    np.testing.assert_array_equal(kept(KvType.F16, ROWS)[1], ROWS.astype(np.float16))
+
+
+def test_q8_0_keeps_runs_of_32_as_a_gguf_file_does() -> None:
+    """Half a step off at most, and what the rounding of the scale to f16 adds."""
+    held, values = kept(KvType.Q8_0, ROWS)
+    by_gguf = gguf.quants.dequantize(held.k[:, 1:6], gguf.GGMLQuantizationType.Q8_0)
+    np.testing.assert_array_equal(by_gguf.swapaxes(0, 1).reshape(ROWS.shape), values)
+    step = np.abs(ROWS.reshape(-1, 32)).max(axis=1, keepdims=True) / 127
+    assert np.all(np.abs(values - ROWS).reshape(-1, 32) <= step * (0.5 + 127 / 2**11))
+
+
+def test_q8_0_of_zeros_is_zero_and_of_what_is_not_finite_not_finite() -> None:
+    rows = np.zeros((3, N_KV_HEADS * 32), np.float32)
+    rows[1, 3], rows[2, 40] = np.nan, np.inf
+    values = kept(KvType.Q8_0, rows)[1]
+    np.testing.assert_array_equal(values[0], 0)
+    np.testing.assert_array_equal(np.isnan(values[1]), [True] * 32 + [False] * 32)
+    np.testing.assert_array_equal(np.isnan(values[2]), [False] * 32 + [True] * 32)
+
+
+@pytest.mark.parametrize("head_dim", [4, 48, 80])
+def test_heads_that_are_no_whole_runs_are_refused_with_a_way_out(head_dim: int) -> None:
+    with pytest.raises(ModelError, match=f"heads of {head_dim} values.*--kv-type f16"):
+        cache(KvType.Q8_0, head_dim)
+
+
+def test_a_fork_copies_blocks() -> None:
+    kv = cache(KvType.Q8_0, 32)
+    at = kv.begin(ALL, Step((Chunk(0, 0, 3),), (open_(0),)))
+    rows = ROWS[:3, : N_KV_HEADS * 32]
+    write(at.rooms[0][0], Chunk(0, 0, 3), rows, -rows)
+    kv.begin(Layers(0, 1), Step((), (fork(1, 0, 2),)))
+    copy, source = room(kv, 1), room(kv, 0)
+    np.testing.assert_array_equal(copy.v[:, :2], source.v[:, :2])
+    assert copy.length == 2
 
 
 GOOD = open_(2)

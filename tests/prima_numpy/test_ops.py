@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prima_core.arch.ops import AttentionRule
+from prima_core.arch.ops import AttentionRule, RoutingRule
 from prima_core.arch.rope import Rope
 from prima_core.interfaces import BackendOptions, Chunk, KvKind, KvOp, KvType, Layers, Step
 from prima_core.model.spec import RopeKind
+from prima_numpy import ops as ops_module
 from prima_numpy.backend import DEVICE, NumpyBackend
-from prima_numpy.ops import ReferenceOps
+from prima_numpy.ops import Matrix, ReferenceOps
 from tests.arch.small import f32_weight
 
 FloatArray = NDArray[np.float32]
-RULE = AttentionRule(8**-0.5)
+RULES = (AttentionRule(8**-0.5), AttentionRule(0.9, softcap=1.5), AttentionRule(0.4, window=35))
 
 
 @pytest.fixture(params=["exact", "int8", "native"])
@@ -78,6 +79,70 @@ def test_swiglu_of_large_gates_is_finite(ops: ReferenceOps) -> None:
     np.testing.assert_allclose(ops.swiglu(gate, up), [[0, 2 / (1 + np.exp(-1)), 0, 400]], rtol=1e-6, atol=1e-30)
 
 
+def test_geglu_of_large_gates_is_finite(ops: ReferenceOps) -> None:
+    gate, up = np.array([[0, 1, -200, 200, 1e30]], np.float32), np.full((1, 5), 2, np.float32)
+    one = 1 + np.tanh(np.sqrt(2 / np.pi) * 1.044715)
+    np.testing.assert_allclose(ops.geglu(gate, up), [[0, one, 0, 400, 2e30]], rtol=1e-6, atol=1e-30)
+
+
+# ---------------------------------------------------------------- mixtures of experts
+
+N_EXPERTS, D_MODEL, D_FF = 6, 24, 40
+Experts = tuple[Matrix, Matrix, Matrix]
+
+
+def experts(ops: ReferenceOps, ruined: Sequence[int] = ()) -> tuple[list[FloatArray], Experts]:
+    """The stacks for gate, up and down, as arrays and bound; the matrices of the ruined experts are NaN."""
+    shapes = (D_FF, D_MODEL), (D_FF, D_MODEL), (D_MODEL, D_FF)
+    stacks = [random(N_EXPERTS, *shape, seed=seed) for seed, shape in enumerate(shapes)]
+    for stack in stacks:
+        stack[list(ruined)] = np.nan
+    gate, up, down = (ops.matrix(f32_weight("w", stack)) for stack in stacks)
+    return stacks, (gate, up, down)
+
+
+@pytest.mark.parametrize("rule", [RoutingRule(2), RoutingRule(3, normalize=False, scale=2.5), RoutingRule(1)], ids=str)
+def test_a_mixture_weighs_the_answers_of_the_likeliest_experts(ops: ReferenceOps, rule: RoutingRule) -> None:
+    (gate, up, down), matrices = experts(ops)
+    x, scores = random(5, D_MODEL, seed=7), random(5, N_EXPERTS, seed=8)
+    expected = np.zeros((5, D_MODEL))
+    for row in range(5):
+        share = np.exp(scores[row].astype(np.float64))
+        share /= share.sum()
+        chosen = sorted(range(N_EXPERTS), key=lambda e: -share[e])[: rule.n_used]
+        total = sum(share[chosen]) if rule.normalize else 1
+        for e in chosen:
+            gated = gate[e] @ x[row]
+            answer = down[e] @ (gated / (1 + np.exp(-gated)) * (up[e] @ x[row]))
+            expected[row] += rule.scale * share[e] / total * answer
+    np.testing.assert_allclose(ops.mixture(x, scores, *matrices, rule), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_of_equal_scores_the_lower_index_is_chosen(ops: ReferenceOps) -> None:
+    _, matrices = experts(ops, ruined=range(2, N_EXPERTS))
+    assert np.isfinite(
+        ops.mixture(random(3, D_MODEL), np.ones((3, N_EXPERTS), np.float32), *matrices, RoutingRule(2))
+    ).all()
+
+
+def test_experts_that_are_not_chosen_have_no_part(ops: ReferenceOps) -> None:
+    """Neither by their weights nor by a probability of 0."""
+    scores = random(9, N_EXPERTS, seed=8)
+    scores[:, [1, 4]] -= 20
+    x, clean = random(9, D_MODEL, seed=7), experts(ops)[1]
+    ruined = experts(ops, ruined=[1, 4])[1]
+    expected = ops.mixture(x, scores, *clean, RoutingRule(4))
+    np.testing.assert_array_equal(ops.mixture(x, scores, *ruined, RoutingRule(4)), expected)
+
+
+def test_a_mixture_of_many_rows_has_the_bits_of_each_alone(ops: ReferenceOps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops_module, "ROWS_OF_EXPERTS", 16)  # so that a chunk goes in pieces
+    _, matrices = experts(ops)
+    x, scores, rule = random(37, D_MODEL, seed=7), random(37, N_EXPERTS, seed=8), RoutingRule(3)
+    alone = [ops.mixture(x[i : i + 1].copy(), scores[i : i + 1].copy(), *matrices, rule) for i in range(37)]
+    np.testing.assert_array_equal(ops.mixture(x, scores, *matrices, rule), np.concatenate(alone))
+
+
 def test_add_leaves_its_first_argument(ops: ReferenceOps) -> None:
     x, y = random(2, 24), random(2, 24, seed=1)
     before = x.copy()
@@ -85,27 +150,34 @@ def test_add_leaves_its_first_argument(ops: ReferenceOps) -> None:
     np.testing.assert_array_equal(x, before)
 
 
-def test_attention_is_causal_and_shares_heads(ops: ReferenceOps) -> None:
-    q, k, v = random(3, 4 * 8), random(3, 2 * 8, seed=1), random(3, 2 * 8, seed=2)
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_attention_is_causal_shares_heads_and_keeps_its_rule(ops: ReferenceOps, rule: AttentionRule) -> None:
+    n = 50
+    q, k, v = random(n, 4 * 8), random(n, 2 * 8, seed=1), random(n, 2 * 8, seed=2)
     cache = ops.kv_cache([Layers(2, 3)], n_kv_heads=2, head_dim=8, type=KvType.F16)
-    at = cache.begin(Layers(2, 3), _opening(Chunk(0, 0, 3)))
-    out = ops.attention(q, k, v, 2, at, RULE).reshape(3, 4, 8)
-    for row in range(3):
+    at = cache.begin(Layers(2, 3), _opening(Chunk(0, 0, n)))
+    out = ops.attention(q, k, v, 2, at, rule).reshape(n, 4, 8)
+    for row in range(n):
+        seen = slice(max(0, row + 1 - rule.window) if rule.window else 0, row + 1)
         for head in range(4):
-            keys, values = (x.reshape(3, 2, 8)[: row + 1, head // 2].astype(np.float64) for x in (k, v))
-            weights = np.exp(keys @ q.reshape(3, 4, 8)[row, head] / np.sqrt(8))
+            keys, values = (x.reshape(n, 2, 8)[seen, head // 2].astype(np.float64) for x in (k, v))
+            scores = keys @ q.reshape(n, 4, 8)[row, head] * rule.scale
+            if rule.softcap:
+                scores = rule.softcap * np.tanh(scores / rule.softcap)
+            weights = np.exp(scores)
             # K and V may be kept in float16
             np.testing.assert_allclose(out[row, head], weights / weights.sum() @ values, rtol=0, atol=2e-3)
 
 
-def test_rows_of_many_sequences_attend_to_their_own(ops: ReferenceOps) -> None:
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_rows_of_many_sequences_attend_to_their_own(ops: ReferenceOps, rule: AttentionRule) -> None:
     """Bits of a row do not depend on which other chunks are in the step, nor on how its own text was cut."""
     q, k, v = random(70, 4 * 8), random(70, 2 * 8, seed=1), random(70, 2 * 8, seed=2)
 
     def attend(*chunks: tuple[Chunk, slice]) -> list[FloatArray]:
         rows = np.concatenate([np.arange(70)[part] for _, part in chunks])
         at = kv.begin(Layers(0, 1), Step(tuple(chunk for chunk, _ in chunks)))
-        out = ops.attention(q[rows], k[rows], v[rows], 0, at, RULE)
+        out = ops.attention(q[rows], k[rows], v[rows], 0, at, rule)
         return np.split(out, np.cumsum([chunk.count for chunk, _ in chunks])[:-1])
 
     kv = ops.kv_cache([Layers(0, 1)], n_kv_heads=2, head_dim=8, type=KvType.F16)
@@ -133,6 +205,7 @@ def test_a_row_has_the_same_bits_in_any_company(ops: ReferenceOps, n_rows: int) 
             ops.rms_norm(x[row].copy(), gain, 1e-5),
             ops.rope(x[row].copy(), rope),
             ops.swiglu(x[row].copy(), other[row].copy()),
+            ops.geglu(x[row].copy(), other[row].copy()),
             ops.add(x[row].copy(), other[row].copy()),
         ]
 

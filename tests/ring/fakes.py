@@ -14,7 +14,7 @@ from prima_core.engine.engine import StepResult
 from prima_core.engine.request import GREEDY, Sampled
 from prima_core.engine.scheduler import PlannedStep, Wanted
 from prima_core.errors import LinkTimeout
-from prima_core.interfaces import Buffer, Chunk, Device, KvOp, Layers, Shard, Slice, Step, Store
+from prima_core.interfaces import Buffer, Chunk, Device, KvOp, KvType, Layers, Shard, Slice, Step, Store
 from prima_core.model.spec import ModelSpec
 from prima_core.plan.plan import Plan, Visit
 from prima_core.ring.wire import Epoch, WirePolicy
@@ -76,6 +76,7 @@ class CountingBackend:
     def __init__(self) -> None:
         self.steps: list[tuple[Layers, Step]] = []
         self.closed: list[str] = []
+        self.parts: list[Slice] = []  # loaded
         self.breaks: dict[str, Exception] = {}  # by the call that shall raise it, once
         self.change_logits: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda logits: logits
 
@@ -93,6 +94,7 @@ class CountingBackend:
 
     def load(self, model: ModelSpec, device: str, part: Slice, store: Store) -> Shard:
         self.called("load")
+        self.parts.append(part)
         return CountingShard(self, part)
 
     def close(self) -> None:
@@ -144,9 +146,17 @@ class Ring:
 
     # ------------------------------------------------------------ loading
 
-    def load(self, *visits: tuple[str, int, int], wire: WirePolicy = WirePolicy.F32, epoch: Epoch = FIRST) -> Plan:
+    def load(
+        self,
+        *visits: tuple[str, int, int],
+        wire: WirePolicy = WirePolicy.F32,
+        epoch: Epoch = FIRST,
+        kv_type: KvType = KvType.F16,
+        context: int = 0,
+    ) -> Plan:
         """Assign these visits, and wait until every node is ready."""
-        plan = Plan(N_LAYERS, self.head, tuple(Visit(*visit) for visit in visits), kv_tokens=1000)
+        own = tuple(Visit(*visit) for visit in visits)
+        plan = Plan(N_LAYERS, self.head, own, kv_tokens=1000, kv_type=kv_type, context=context)
         for name in plan.nodes:
             self.workers[name].load(self.assignment(plan, epoch, wire))
         waiting = set(plan.nodes)

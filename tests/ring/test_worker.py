@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from prima_core.engine.engine import StepResult
 from prima_core.errors import ClusterError, DeviceMemoryError, LinkBroken, ModelError
-from prima_core.interfaces import Backend, Chunk, Device, KvKind, KvOp, Layers, SendLink, Step
+from prima_core.interfaces import Backend, Chunk, Device, KvKind, KvOp, KvType, Layers, SendLink, Slice, Step
 from prima_core.plan.plan import Plan, Visit
 from prima_core.ring import wire, worker
 from prima_core.ring.wire import Epoch, WireDtype, WirePolicy
@@ -70,6 +70,13 @@ def test_a_step_goes_through_all_visits_in_order(ring_of: MakeRing, visits: list
     assert ring.answer(3, 11).tokens == ((3, after(3)), (11, after(11)))
     for name, backend in ring.backends.items():
         assert [layers for layers, _ in backend.steps] == [Layers(a, b) for node, a, b in visits if node == name]
+
+
+def test_every_part_gets_the_type_of_kv_and_the_context_of_the_plan(ring_of: MakeRing) -> None:
+    ring = ring_of("head", "b")
+    ring.load(("head", 0, 2), ("b", 2, 6), kv_type=KvType.Q8_0, context=77)
+    assert ring.backends["head"].parts == [Slice((Layers(0, 2),), True, True, KvType.Q8_0, 77)]
+    assert ring.backends["b"].parts == [Slice((Layers(2, 6),), False, False, KvType.Q8_0, 77)]
 
 
 def test_several_steps_in_flight_come_back_in_order(ring: Ring) -> None:

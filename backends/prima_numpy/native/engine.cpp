@@ -14,7 +14,7 @@ constexpr int64_t kSmallWork = 64 * 1024, kSmallProduct = 256 * 1024;
 constexpr int64_t kTasksPerThread = 6;
 
 struct Task {
-    const Product* product;
+    const Job* job;
     int64_t r0, r1;
 };
 
@@ -50,8 +50,9 @@ void run_panels(const MatrixKernels& kernels, const Product& p, size_t bytes, in
     }
 }
 
-void run_task(const Task& task, const Activations& a) {
-    const Product& p = *task.product;
+void run_task(const Task& task) {
+    const Product& p = task.job->product;
+    const Activations& a = *task.job->a;
     const bool uses_panel = p.kernels->panel != nullptr && a.n >= p.kernels->panel_from;
     (uses_panel ? run_panels : run_rows)(*p.kernels, p, row_bytes(*p.kernels, a.cols), task.r0, task.r1, a);
     if (p.bias == nullptr) return;
@@ -60,14 +61,18 @@ void run_task(const Task& task, const Activations& a) {
     }
 }
 
-std::vector<Task> split(const std::vector<Product>& products, int64_t n_parts) {
+// Weight rows times activation rows.
+int64_t work_of(const Job& job) { return job.product.rows * job.a->n; }
+
+std::vector<Task> split(const std::vector<Job>& jobs, int64_t n_parts) {
     int64_t total = 0;
-    for (const Product& p : products) total += p.rows;
+    for (const Job& job : jobs) total += work_of(job);
     const int64_t ideal = (total + n_parts - 1) / n_parts;
-    const int64_t rows = std::max<int64_t>((ideal + kPanelRows - 1) / kPanelRows * kPanelRows, kPanelRows);
     std::vector<Task> tasks;
-    for (const Product& p : products) {
-        for (int64_t r = 0; r < p.rows; r += rows) tasks.push_back({&p, r, std::min(p.rows, r + rows)});
+    for (const Job& job : jobs) {
+        const int64_t all = job.product.rows, own = (ideal + job.a->n - 1) / job.a->n;
+        const int64_t rows = std::max<int64_t>((own + kPanelRows - 1) / kPanelRows * kPanelRows, kPanelRows);
+        for (int64_t r = 0; r < all; r += rows) tasks.push_back({&job, r, std::min(all, r + rows)});
     }
     return tasks;
 }
@@ -100,39 +105,74 @@ void Engine::spread(int64_t n, int64_t cost_each, const Work& work) {
     pool_.run(n_tasks, [&](int64_t i) { work(n * i / n_tasks, n * (i + 1) / n_tasks); });
 }
 
-Activations Engine::prepare(const std::vector<Product>& products, const float* x, int64_t n, int64_t cols) {
-    Activations a{x, nullptr, nullptr, n, cols};
+// The activation rows of each group, in the forms that the products need.
+std::vector<Activations> Engine::prepare(const std::vector<Product>& products, const std::vector<Group>& groups,
+                                         const float* x, int64_t n, int64_t cols) {
     bool needs_k = false, needs_8 = false;
     for (const Product& p : products) {
         needs_k |= p.kernels->block_weights == kKBlock;
         needs_8 |= p.kernels->block_weights == kQ8Block;
     }
-    if (needs_k) {
-        BlockK* blocks = grow(blocks_k_, n_blocks_k_, n * (cols / kKBlock));
-        spread(n, cols, [&](int64_t t0, int64_t t1) { table_.quantize_k(a, t0, t1, blocks); });
-        a.k = blocks;
+    const int64_t k_blocks = cols / kKBlock, q8_blocks = cols / kQ8Block;
+    BlockK* k = needs_k ? grow(blocks_k_, n_blocks_k_, n * k_blocks) : nullptr;
+    Block8* q8 = needs_8 ? grow(blocks_8_, n_blocks_8_, n * q8_blocks) : nullptr;
+    std::vector<Activations> inputs;
+    inputs.reserve(groups.size());
+    for (const Group& g : groups) {
+        inputs.push_back({x + g.first * cols, k ? k + g.first * k_blocks : nullptr,
+                          q8 ? q8 + g.first * q8_blocks : nullptr, g.n, cols});
     }
-    if (needs_8) {
-        Block8* blocks = grow(blocks_8_, n_blocks_8_, n * (cols / kQ8Block));
-        spread(n, cols, [&](int64_t t0, int64_t t1) { table_.quantize_8(a, t0, t1, blocks); });
-        a.q8 = blocks;
+    if (!needs_k && !needs_8) return inputs;
+    spread(n, cols, [&](int64_t t0, int64_t t1) {
+        for (size_t i = 0; i < groups.size(); ++i) {
+            const Group& g = groups[i];
+            const int64_t from = std::max(t0 - g.first, int64_t(0)), to = std::min(t1 - g.first, g.n);
+            if (from >= to) continue;
+            if (needs_k) table_.quantize_k(inputs[i], from, to, k + g.first * k_blocks);
+            if (needs_8) table_.quantize_8(inputs[i], from, to, q8 + g.first * q8_blocks);
+        }
+    });
+    return inputs;
+}
+
+void Engine::run(const std::vector<Job>& jobs) {
+    int64_t n_products = 0;
+    for (const Job& job : jobs) n_products += work_of(job) * job.a->cols;
+    const bool is_small = pool_.size() == 1 || n_products < kSmallProduct;
+    const std::vector<Task> tasks = split(jobs, is_small ? 1 : pool_.size() * kTasksPerThread);
+    if (is_small) {
+        for (const Task& task : tasks) run_task(task);
+        return;
     }
-    return a;
+    pool_.run(int64_t(tasks.size()), [&](int64_t i) { run_task(tasks[size_t(i)]); });
 }
 
 void Engine::linear(const std::vector<Product>& products, const float* x, int64_t n, int64_t cols) {
     if (n == 0) return;
     std::lock_guard<std::mutex> lock(scratch_mutex_);
-    const Activations a = prepare(products, x, n, cols);
-    int64_t rows = 0;
-    for (const Product& p : products) rows += p.rows;
-    const bool is_small = pool_.size() == 1 || rows * cols * n < kSmallProduct;
-    const std::vector<Task> tasks = split(products, is_small ? 1 : pool_.size() * kTasksPerThread);
-    if (is_small) {
-        for (const Task& task : tasks) run_task(task, a);
-        return;
+    const std::vector<Activations> inputs = prepare(products, {{0, 0, n}}, x, n, cols);
+    std::vector<Job> jobs;
+    jobs.reserve(products.size());
+    for (const Product& p : products) jobs.push_back({p, &inputs[0]});
+    run(jobs);
+}
+
+void Engine::linear_experts(const std::vector<Product>& stacks, const std::vector<Group>& groups, const float* x,
+                            int64_t n, int64_t cols) {
+    std::lock_guard<std::mutex> lock(scratch_mutex_);
+    const std::vector<Activations> inputs = prepare(stacks, groups, x, n, cols);
+    std::vector<Job> jobs;
+    jobs.reserve(stacks.size() * groups.size());
+    for (size_t i = 0; i < groups.size(); ++i) {
+        if (groups[i].n == 0) continue;
+        for (const Product& stack : stacks) {
+            Product p = stack;
+            p.data += size_t(groups[i].expert * stack.rows) * row_bytes(*stack.kernels, cols);
+            p.out += groups[i].first * stack.rows;
+            jobs.push_back({p, &inputs[i]});
+        }
     }
-    pool_.run(int64_t(tasks.size()), [&](int64_t i) { run_task(tasks[size_t(i)], a); });
+    run(jobs);
 }
 
 uint64_t Engine::read(const uint8_t* data, int64_t n_bytes) {
@@ -160,13 +200,17 @@ void Engine::rope(float* x, const float* cos, const float* sin, int64_t n, int64
     });
 }
 
-void Engine::swiglu(const float* gate, const float* up, int64_t n, float* out) {
+void Engine::gated(Gated kernel, const float* gate, const float* up, int64_t n, float* out) {
     constexpr int64_t piece = 1024;
     spread((n + piece - 1) / piece, 8 * piece, [&](int64_t p0, int64_t p1) {
         const int64_t i0 = p0 * piece, i1 = std::min(n, p1 * piece);
-        table_.swiglu(gate + i0, up + i0, i1 - i0, out + i0);
+        kernel(gate + i0, up + i0, i1 - i0, out + i0);
     });
 }
+
+void Engine::swiglu(const float* gate, const float* up, int64_t n, float* out) { gated(table_.swiglu, gate, up, n, out); }
+
+void Engine::geglu(const float* gate, const float* up, int64_t n, float* out) { gated(table_.geglu, gate, up, n, out); }
 
 void Engine::add(const float* x, const float* y, int64_t n, float* out) {
     constexpr int64_t piece = 4096;
@@ -176,31 +220,28 @@ void Engine::add(const float* x, const float* y, int64_t n, float* out) {
     });
 }
 
-void Engine::attention(const float* q, const Cache& cache, int64_t n, int64_t n_heads, int64_t start, float scale,
-                       float* out) {
-    const int64_t group = n_heads / cache.n_kv_heads;
+void Engine::attention(const float* q, const Cache& cache, int64_t n, int64_t n_heads, int64_t start,
+                       const AttentionRule& rule, float* out) {
+    const int64_t n_kv_heads = cache.shape.n_kv_heads, head_dim = cache.shape.head_dim;
+    const int64_t group = n_heads / n_kv_heads;
+    const int64_t n_seen = rule.window > 0 ? std::min(rule.window, start + n) : start + n;
     // Head by head, so that neighbouring tasks read the same K and V.
-    spread(n * cache.n_kv_heads, (start + n) * group * cache.head_dim, [&](int64_t i0, int64_t i1) {
+    spread(n * n_kv_heads, n_seen * group * head_dim, [&](int64_t i0, int64_t i1) {
         for (int64_t i = i0; i < i1; ++i) {
             const int64_t kv_head = i / n, row = i % n;
-            const int64_t offset = (row * n_heads + kv_head * group) * cache.head_dim;
-            table_.attend(q + offset, cache, kv_head, group, start + row + 1, scale, out + offset);
+            const int64_t offset = (row * n_heads + kv_head * group) * head_dim;
+            table_.attend(q + offset, cache, kv_head, group, start + row + 1, rule, out + offset);
         }
     });
 }
 
-void Engine::kv_write(const float* k, int64_t n, int64_t start, int64_t n_kv_heads, int64_t capacity, int64_t head_dim,
-                      bool is_half, void* cache) {
+void Engine::kv_write(const float* k, int64_t n, int64_t start, const CacheShape& shape, uint8_t* cache) {
+    const int64_t n_kv_heads = shape.n_kv_heads, head_dim = shape.head_dim;
     spread(n, n_kv_heads * head_dim, [&](int64_t t0, int64_t t1) {
         for (int64_t t = t0; t < t1; ++t) {
             for (int64_t h = 0; h < n_kv_heads; ++h) {
-                const float* from = k + (t * n_kv_heads + h) * head_dim;
-                const int64_t to = (h * capacity + start + t) * head_dim;
-                if (is_half) {
-                    table_.to_half(from, head_dim, static_cast<uint16_t*>(cache) + to);
-                } else {
-                    std::memcpy(static_cast<float*>(cache) + to, from, size_t(head_dim) * 4);
-                }
+                uint8_t* row = cache + (h * shape.capacity + start + t) * shape.row_bytes;
+                table_.store_row(shape.type, k + (t * n_kv_heads + h) * head_dim, head_dim, row);
             }
         }
     });

@@ -20,6 +20,19 @@ struct Product {
     float* out;
 };
 
+// A product and the activation rows that it takes.
+struct Job {
+    Product product;
+    const Activations* a;
+};
+
+// Rows [first, first + n) of x go to matrix `expert` of a stack.
+struct Group {
+    int64_t expert;
+    int64_t first;
+    int64_t n;
+};
+
 class Engine {
 public:
     Engine(int n_threads, const Table& table) : table_(table), pool_(n_threads) {}
@@ -31,25 +44,33 @@ public:
 
     // out = x . matrix^T + bias for matrices that share x [n, cols].
     void linear(const std::vector<Product>& products, const float* x, int64_t n, int64_t cols);
+    // The same with stacks of matrices [experts, rows, cols], of which each group of rows, in their order, takes one.
+    void linear_experts(const std::vector<Product>& stacks, const std::vector<Group>& groups, const float* x, int64_t n,
+                        int64_t cols);
     void rms_norm(const float* x, const float* gain, int64_t n, int64_t dim, float eps, float* out);
     void rope(float* x, const float* cos, const float* sin, int64_t n, int64_t n_heads, int64_t head_dim, int64_t half,
               bool neox);
     void swiglu(const float* gate, const float* up, int64_t n, float* out);
+    void geglu(const float* gate, const float* up, int64_t n, float* out);
     void add(const float* x, const float* y, int64_t n, float* out);
-    // Row i attends to positions 0..start + i.
-    void attention(const float* q, const Cache& cache, int64_t n, int64_t n_heads, int64_t start, float scale,
-                   float* out);
-    // k [n, n_kv_heads, head_dim] to positions start.. of cache [n_kv_heads, capacity, head_dim].
-    void kv_write(const float* k, int64_t n, int64_t start, int64_t n_kv_heads, int64_t capacity, int64_t head_dim,
-                  bool is_half, void* cache);
+    // Row i attends to those of positions 0..start + i that the rule lets it see.
+    void attention(const float* q, const Cache& cache, int64_t n, int64_t n_heads, int64_t start,
+                   const AttentionRule& rule, float* out);
+    // k [n, n_kv_heads, head_dim] to positions start.. of a cache.
+    void kv_write(const float* k, int64_t n, int64_t start, const CacheShape& shape, uint8_t* cache);
 
     // Reads all bytes in the way the products do (several distant streams, prefetched): how fast memory can be.
     uint64_t read(const uint8_t* data, int64_t n_bytes);
 
 private:
+    using Gated = void (*)(const float*, const float*, int64_t, float*);
+
     template <class Work>
     void spread(int64_t n, int64_t cost_each, const Work& work);
-    Activations prepare(const std::vector<Product>& products, const float* x, int64_t n, int64_t cols);
+    std::vector<Activations> prepare(const std::vector<Product>& products, const std::vector<Group>& groups,
+                                     const float* x, int64_t n, int64_t cols);
+    void run(const std::vector<Job>& jobs);
+    void gated(Gated kernel, const float* gate, const float* up, int64_t n, float* out);
 
     const Table& table_;
     ThreadPool pool_;

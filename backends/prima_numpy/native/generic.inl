@@ -184,8 +184,12 @@ void quantize_8(const Activations& a, int64_t t0, int64_t t1, Block8* out) {
 
 // ---------------------------------------------------------------- elementwise and norms
 
-// e^x within 2 ulp for x in [-87, 88], clamped to that range; NaN stays NaN. Cephes' expf polynomial.
-inline Lanes exp(Lanes x) {
+// e^x = (1 + less_one) * power for x in [-87, 88], clamped to that range; NaN stays NaN. Cephes' expf polynomial.
+struct Exp {
+    Lanes less_one, power;
+};
+
+inline Exp exp_parts(Lanes x) {
     const Lanes magic = Lanes::set(12582912.0f);
     x = min(Lanes::set(88.0f), max(Lanes::set(-87.0f), x));
     const Lanes shifted = x * Lanes::set(1.44269504088896341f) + magic;
@@ -197,8 +201,20 @@ inline Lanes exp(Lanes x) {
     p = p * r + Lanes::set(4.1665795894e-2f);
     p = p * r + Lanes::set(1.6666665459e-1f);
     p = p * r + Lanes::set(5.0000001201e-1f);
-    p = p * r * r + r + Lanes::set(1.0f);
-    return p * shifted.power_of_two();
+    return {p * r * r + r, shifted.power_of_two()};
+}
+
+// Within 2 ulp.
+inline Lanes exp(Lanes x) {
+    const Exp e = exp_parts(x);
+    return (e.less_one + Lanes::set(1.0f)) * e.power;
+}
+
+// (e^2x - 1) / (e^2x + 1), from e^2x - 1 so that small x keep their digits: within 4 ulp.
+inline Lanes tanh(Lanes x) {
+    const Exp e = exp_parts(x + x);
+    const Lanes less_one = e.less_one * e.power + (e.power - Lanes::set(1.0f));
+    return less_one / (less_one + Lanes::set(2.0f));
 }
 
 void rms_norm(const float* x, const float* gain, int64_t n, int64_t dim, float eps, float* out) {
@@ -231,20 +247,21 @@ void rope(float* x, const float* cos, const float* sin, int64_t n_heads, int64_t
 
 inline Lanes silu(Lanes x) { return x / (Lanes::set(1.0f) + exp(Lanes::set(0.0f) - x)); }
 
-void swiglu(const float* gate, const float* up, int64_t n, float* out) {
+// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), as x * sigmoid of twice tanh's argument.
+inline Lanes gelu(Lanes x) {
+    const Lanes twice = x * (Lanes::set(1.59576912f) + Lanes::set(0.0713548163f) * (x * x));
+    return x / (Lanes::set(1.0f) + exp(Lanes::set(0.0f) - twice));
+}
+
+template <Lanes (*activate)(Lanes)>
+void gated(const float* gate, const float* up, int64_t n, float* out) {
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16) (silu(Lanes::load(gate + i)) * Lanes::load(up + i)).store(out + i);
-    if (i < n) store_some(silu(load_some(gate + i, n - i)) * load_some(up + i, n - i), out + i, n - i);
+    for (; i + 16 <= n; i += 16) (activate(Lanes::load(gate + i)) * Lanes::load(up + i)).store(out + i);
+    if (i < n) store_some(activate(load_some(gate + i, n - i)) * load_some(up + i, n - i), out + i, n - i);
 }
 
 void add(const float* x, const float* y, int64_t n, float* out) {
     for (int64_t i = 0; i < n; ++i) out[i] = x[i] + y[i];
-}
-
-void to_half(const float* x, int64_t n, uint16_t* out) {
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) Lanes::load(x + i).store_half(out + i);
-    for (; i < n; ++i) out[i] = float_to_half(x[i]);
 }
 
 uint64_t read(const uint8_t* data, int64_t n_lines) {
@@ -262,100 +279,7 @@ uint64_t read(const uint8_t* data, int64_t n_lines) {
     return sums[0] + sums[1] + sums[2] + sums[3];
 }
 
-// ---------------------------------------------------------------- attention
-
-// Positions whose scores are held at once; counted from position 0, so that the chunk does not matter.
-constexpr int kTile = 32;
-
-// scores[g][j] = scale * (q_g . k_j)
-template <class T, int G>
-void score_tile(const float* q, const typename T::Element* k, int64_t dim, int count, float scale,
-                float scores[][kTile]) {
-    for (int j = 0; j < count; ++j, k += dim) {
-        Lanes total[G];
-        for (int g = 0; g < G; ++g) total[g] = Lanes::set(0);
-        int64_t c = 0;
-        for (; c + 16 <= dim; c += 16) {
-            const Lanes ks = T::load(k + c);
-            for (int g = 0; g < G; ++g) total[g] = total[g] + ks * Lanes::load(q + g * dim + c);
-        }
-        if (c < dim) {
-            const Lanes ks = load_some_as<T>(k + c, dim - c);
-            for (int g = 0; g < G; ++g) total[g] = total[g] + ks * load_some(q + g * dim + c, dim - c);
-        }
-        for (int g = 0; g < G; ++g) scores[g][j] = total[g].sum() * scale;
-    }
-}
-
-// out_g = out_g * fade_g + sum over j of scores[g][j] * v_j
-template <class T, int G>
-void add_values(const typename T::Element* v, int64_t dim, int count, const float scores[][kTile], const float* fade,
-                float* out) {
-    for (int64_t c = 0; c < dim; c += 16) {
-        const int64_t width = dim - c < 16 ? dim - c : 16;
-        Lanes total[G];
-        for (int g = 0; g < G; ++g) total[g] = load_some(out + g * dim + c, width) * Lanes::set(fade[g]);
-        for (int j = 0; j < count; ++j) {
-            const typename T::Element* p = v + j * dim + c;
-            const Lanes vs = width == 16 ? T::load(p) : load_some_as<T>(p, width);
-            for (int g = 0; g < G; ++g) total[g] = total[g] + Lanes::set(scores[g][j]) * vs;
-        }
-        for (int g = 0; g < G; ++g) store_some(total[g], out + g * dim + c, width);
-    }
-}
-
-// Online softmax (Milakov and Gimelshein 2018) over tiles; scores become weights in place.
-// Returns by how much what was summed before shrinks; `top` and `sum` move on.
-inline float soften(float* scores, int count, float& top, float& sum) {
-    float new_top = top;
-    for (int j = 0; j < count; ++j) new_top = scores[j] > new_top ? scores[j] : new_top;
-    for (int j = count; j < kTile; ++j) scores[j] = new_top;
-    const Lanes tops = Lanes::set(new_top);
-    float fade[16];
-    exp(Lanes::set(top) - tops).store(fade);
-    for (int j = 0; j < kTile; j += 16) exp(Lanes::load(scores + j) - tops).store(scores + j);
-    for (int j = count; j < kTile; ++j) scores[j] = 0.0f;
-    sum = sum * fade[0] + (Lanes::load(scores) + Lanes::load(scores + 16)).sum();
-    top = new_top;
-    return fade[0];
-}
-
-template <class T, int G>
-void attend_group(const float* q, const typename T::Element* k, const typename T::Element* v, int64_t dim,
-                  int64_t n_positions, float scale, float* out) {
-    float scores[G][kTile], top[G], sum[G], fade[G];
-    for (int g = 0; g < G; ++g) top[g] = -3.0e38f, sum[g] = 0.0f;
-    std::memset(out, 0, size_t(G * dim) * 4);
-    for (int64_t j = 0; j < n_positions; j += kTile) {
-        const int count = n_positions - j < kTile ? int(n_positions - j) : kTile;
-        score_tile<T, G>(q, k + j * dim, dim, count, scale, scores);
-        for (int g = 0; g < G; ++g) fade[g] = soften(scores[g], count, top[g], sum[g]);
-        add_values<T, G>(v + j * dim, dim, count, scores, fade, out);
-    }
-    for (int g = 0; g < G; ++g) {
-        for (int64_t c = 0; c < dim; ++c) out[g * dim + c] /= sum[g];
-    }
-}
-
-template <class T>
-void attend_heads(const float* q, const Cache& cache, int64_t kv_head, int64_t group, int64_t n_positions, float scale,
-                  float* out) {
-    const int64_t dim = cache.head_dim, offset = kv_head * cache.capacity * dim;
-    const auto* k = (const typename T::Element*)cache.k + offset;
-    const auto* v = (const typename T::Element*)cache.v + offset;
-    for (; group >= 4; group -= 4, q += 4 * dim, out += 4 * dim) {
-        attend_group<T, 4>(q, k, v, dim, n_positions, scale, out);
-    }
-    if (group == 3) attend_group<T, 3>(q, k, v, dim, n_positions, scale, out);
-    if (group == 2) attend_group<T, 2>(q, k, v, dim, n_positions, scale, out);
-    if (group == 1) attend_group<T, 1>(q, k, v, dim, n_positions, scale, out);
-}
-
-void attend(const float* q, const Cache& cache, int64_t kv_head, int64_t group, int64_t n_positions, float scale,
-            float* out) {
-    const auto heads = cache.is_half ? attend_heads<F16Type> : attend_heads<F32Type>;
-    heads(q, cache, kv_head, group, n_positions, scale, out);
-}
+#include "attention.inl"
 
 constexpr Table make_table(const char* name, const Matrices& matrices) {
     return {name,
@@ -364,9 +288,10 @@ constexpr Table make_table(const char* name, const Matrices& matrices) {
             quantize_8,
             rms_norm,
             rope,
-            swiglu,
+            gated<silu>,
+            gated<gelu>,
             add,
             attend,
-            to_half,
+            store_row,
             read};
 }

@@ -70,14 +70,30 @@ struct Matrices {
     MatrixKernels of[kTypes];
 };
 
-// K and V of one layer and sequence: [n_kv_heads, capacity, head_dim], f16 or f32.
-struct Cache {
-    const void* k = nullptr;
-    const void* v = nullptr;
-    bool is_half = true;
+// What K and V are kept in. Q8_0: blocks of 32 as in a GGUF file.
+enum class KvType { F32, F16, Q8_0 };
+constexpr int kQ8Bytes = 34;  // of a block of Q8_0: d f16, 32 int8
+
+// [n_kv_heads, capacity] rows of head_dim values, each in row_bytes bytes: K or V of one layer and sequence.
+struct CacheShape {
+    KvType type = KvType::F16;
     int64_t n_kv_heads = 0;
     int64_t capacity = 0;
     int64_t head_dim = 0;
+    int64_t row_bytes = 0;
+};
+
+struct Cache {
+    const uint8_t* k = nullptr;
+    const uint8_t* v = nullptr;
+    CacheShape shape;
+};
+
+// `AttentionRule` of prima_core/arch/ops.py. softcap 0: none; window 0: all positions so far.
+struct AttentionRule {
+    float scale = 1.0f;
+    float softcap = 0.0f;
+    int64_t window = 0;
 };
 
 struct Table {
@@ -90,11 +106,14 @@ struct Table {
     void (*rope)(float* x, const float* cos, const float* sin, int64_t n_heads, int64_t head_dim, int64_t half,
                  bool neox);  // one row
     void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);
+    void (*geglu)(const float* gate, const float* up, int64_t n, float* out);
     void (*add)(const float* x, const float* y, int64_t n, float* out);
-    // One row and K/V head: `group` query heads of head_dim at q, attending to positions 0..n_positions.
-    void (*attend)(const float* q, const Cache& cache, int64_t kv_head, int64_t group, int64_t n_positions, float scale,
-                   float* out);
-    void (*to_half)(const float* x, int64_t n, uint16_t* out);
+    // One row and K/V head: `group` query heads of head_dim at q, attending to those of positions 0..n_positions that
+    // the rule lets the last one see.
+    void (*attend)(const float* q, const Cache& cache, int64_t kv_head, int64_t group, int64_t n_positions,
+                   const AttentionRule& rule, float* out);
+    // x [n] as a row of K or V.
+    void (*store_row)(KvType type, const float* x, int64_t n, uint8_t* out);
     // Reads lines of 64 bytes in the way dot_rows does, four distant streams; the sum is there to be used.
     uint64_t (*read)(const uint8_t* data, int64_t n_lines);
 };

@@ -16,6 +16,14 @@ struct Lanes {
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
     }
     static Lanes load_bf16(const uint16_t* p) { return {widen_bf16(p), widen_bf16(p + 8)}; }
+    static __m256 widen_int8(const int8_t* p) {
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+    }
+    static Lanes load_int8(const int8_t* p) { return {widen_int8(p), widen_int8(p + 8)}; }
+    static Lanes set_half(uint16_t h) {
+        const __m256 all = _mm256_cvtph_ps(_mm_set1_epi16(short(h)));
+        return {all, all};
+    }
     void store(float* p) const {
         _mm256_storeu_ps(p, lo);
         _mm256_storeu_ps(p + 8, hi);

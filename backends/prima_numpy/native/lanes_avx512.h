@@ -12,6 +12,10 @@ struct Lanes {
         const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
         return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
     }
+    static Lanes load_int8(const int8_t* p) {
+        return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+    }
+    static Lanes set_half(uint16_t h) { return {_mm512_cvtph_ps(_mm256_set1_epi16(short(h)))}; }
     void store(float* p) const { _mm512_storeu_ps(p, v); }
     void store_half(uint16_t* p) const {
         _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));

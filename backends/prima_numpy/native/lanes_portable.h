@@ -26,6 +26,12 @@ struct Lanes {
         for (int i = 0; i < 16; ++i) r.v[i] = float_of_bits(uint32_t(p[i]) << 16);
         return r;
     }
+    static Lanes load_int8(const int8_t* p) {
+        Lanes r;
+        for (int i = 0; i < 16; ++i) r.v[i] = float(p[i]);
+        return r;
+    }
+    static Lanes set_half(uint16_t h) { return set(half_to_float(h)); }
     void store(float* p) const { std::memcpy(p, v, 64); }
     void store_half(uint16_t* p) const {
         for (int i = 0; i < 16; ++i) p[i] = float_to_half(v[i]);

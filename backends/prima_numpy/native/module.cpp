@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstring>
 #include <initializer_list>
 #include <string>
@@ -86,10 +87,34 @@ float* output(const Out& array, const char* name, std::initializer_list<int64_t>
 }
 
 template <class Array>
-bool is_half(const Array& array, const char* name) {
-    const bool half = array.dtype() == nb::dlpack::dtype{uint8_t(nb::dlpack::dtype_code::Float), 16, 1};
-    if (!half && array.dtype() != nb::dtype<float>()) refuse(std::string(name) + ": neither float16 nor float32");
-    return half;
+KvType kv_type(const Array& array, const char* name) {
+    if (array.dtype() == nb::dlpack::dtype{uint8_t(nb::dlpack::dtype_code::Float), 16, 1}) return KvType::F16;
+    if (array.dtype() == nb::dtype<float>()) return KvType::F32;
+    if (array.dtype() == nb::dtype<uint8_t>()) return KvType::Q8_0;
+    refuse(std::string(name) + ": neither float16 nor float32 nor uint8 (blocks of Q8_0)");
+}
+
+// A cache [n_kv_heads, capacity, values], or of the bytes of their blocks, for heads of head_dim.
+template <class Array>
+CacheShape cache_shape(const Array& array, const char* name, int64_t head_dim) {
+    check_layout(array, name, 3);
+    const KvType type = kv_type(array, name);
+    int64_t width = head_dim;
+    if (type == KvType::Q8_0) {
+        if (head_dim % kQ8Block != 0) refuse(std::string(name) + ": heads of " + std::to_string(head_dim));
+        width = head_dim / kQ8Block * kQ8Bytes;
+    }
+    const CacheShape shape{type, int64_t(array.shape(0)), int64_t(array.shape(1)), head_dim,
+                           width * int64_t(array.itemsize())};
+    check_shape(array, name, {shape.n_kv_heads, shape.capacity, width});
+    return shape;
+}
+
+void check_start(int64_t start, int64_t n, int64_t capacity) {
+    if (start < 0 || start > capacity || n > capacity - start) {
+        refuse("start: rows at " + std::to_string(start) + " + " + std::to_string(n) + " leave a cache of " +
+               std::to_string(capacity));
+    }
 }
 
 struct Matrix {
@@ -140,6 +165,29 @@ Matrix job(const Engine& engine, nb::handle item, int64_t n) {
     return m;
 }
 
+struct Stack {
+    Product product;  // of all experts' rows
+    int64_t n_experts;
+    int64_t cols;
+};
+
+Stack expert_stack(const Engine& engine, nb::handle item, int64_t n) {
+    if (!nb::isinstance<nb::tuple>(item) || nb::len(item) != 6) {
+        refuse("stacks: each is (type, data, experts, rows, cols, out)");
+    }
+    const auto fields = nb::borrow<nb::tuple>(item);
+    const int64_t n_experts = field<int64_t>(fields[2], "experts", "an integer");
+    const int64_t rows = field<int64_t>(fields[3], "rows", "an integer");
+    if (n_experts < 1 || rows < 0 || n_experts > kMaxSize || rows > kMaxSize / n_experts) {
+        refuse("a stack of " + std::to_string(n_experts) + " x " + std::to_string(rows) + " rows");
+    }
+    Matrix m = matrix(engine, field<int>(fields[0], "type", "an integer"), field<In>(fields[1], "data", "an array"),
+                      n_experts * rows, field<int64_t>(fields[4], "cols", "an integer"));
+    m.product.rows = rows;
+    m.product.out = output(field<Out>(fields[5], "out", "a writable array"), "out", {n, rows});
+    return {m.product, n_experts, m.cols};
+}
+
 // `jobs` holds references to every array until the call returns.
 void linear(Engine& engine, nb::tuple jobs, const In& x) {
     check_float(x, "x", 2);
@@ -155,6 +203,50 @@ void linear(Engine& engine, nb::tuple jobs, const In& x) {
     }
     GilRelease release;
     engine.linear(products, static_cast<const float*>(x.data()), n, cols);
+}
+
+// Groups of rows of x [n, cols], each for an expert: starts[i] to starts[i + 1] for experts[i].
+std::vector<Group> row_groups(const In& experts, const In& starts, int64_t n, int64_t n_experts) {
+    if (experts.dtype() != nb::dtype<int64_t>() || starts.dtype() != nb::dtype<int64_t>()) {
+        refuse("experts and starts: not int64");
+    }
+    check_layout(experts, "experts", 1);
+    check_layout(starts, "starts", 1);
+    const int64_t n_groups = int64_t(experts.shape(0));
+    check_shape(starts, "starts", {n_groups + 1});
+    const auto* expert = static_cast<const int64_t*>(experts.data());
+    const auto* start = static_cast<const int64_t*>(starts.data());
+    if (start[0] != 0 || start[n_groups] != n) refuse("starts: not from 0 to " + std::to_string(n));
+    std::vector<Group> groups;
+    groups.reserve(size_t(n_groups));
+    for (int64_t i = 0; i < n_groups; ++i) {
+        if (expert[i] < 0 || expert[i] >= n_experts) {
+            refuse("experts: " + std::to_string(expert[i]) + " of " + std::to_string(n_experts));
+        }
+        if (start[i + 1] < start[i]) refuse("starts: not in order");
+        groups.push_back({expert[i], start[i], start[i + 1] - start[i]});
+    }
+    return groups;
+}
+
+// Stacks are (type, data, experts, rows, cols, out).
+void linear_experts(Engine& engine, nb::tuple stacks, const In& x, const In& experts, const In& starts) {
+    check_float(x, "x", 2);
+    const int64_t n = int64_t(x.shape(0)), cols = int64_t(x.shape(1));
+    std::vector<Product> products;
+    products.reserve(stacks.size());
+    int64_t n_experts = kMaxSize;
+    for (nb::handle item : stacks) {
+        const Stack stack = expert_stack(engine, item, n);
+        if (stack.cols != cols) {
+            refuse("x: " + std::to_string(cols) + " columns where " + std::to_string(stack.cols) + " are expected");
+        }
+        n_experts = std::min(n_experts, stack.n_experts);
+        products.push_back(stack.product);
+    }
+    const std::vector<Group> groups = row_groups(experts, starts, n, n_experts);
+    GilRelease release;
+    engine.linear_experts(products, groups, static_cast<const float*>(x.data()), n, cols);
 }
 
 void rms_norm(Engine& engine, const In& x, const In& gain, float eps, const Out& out) {
@@ -179,13 +271,14 @@ void rope(Engine& engine, const Out& x, const In& cos, const In& sin, bool neox)
     engine.rope(static_cast<float*>(x.data()), cosines, sines, n, n_heads, head_dim, half, neox);
 }
 
-void swiglu(Engine& engine, const In& gate, const In& up, const Out& out) {
+template <void (Engine::*kernel)(const float*, const float*, int64_t, float*)>
+void gated(Engine& engine, const In& gate, const In& up, const Out& out) {
     check_float(gate, "gate", 2);
     const int64_t n = int64_t(gate.shape(0)), dim = int64_t(gate.shape(1));
     const float* ups = input(up, "up", {n, dim});
     float* result = output(out, "out", {n, dim});
     GilRelease release;
-    engine.swiglu(static_cast<const float*>(gate.data()), ups, n * dim, result);
+    (engine.*kernel)(static_cast<const float*>(gate.data()), ups, n * dim, result);
 }
 
 void add(Engine& engine, const In& x, const In& y, const Out& out) {
@@ -197,43 +290,40 @@ void add(Engine& engine, const In& x, const In& y, const Out& out) {
     engine.add(static_cast<const float*>(x.data()), ys, n * dim, result);
 }
 
-void attention(Engine& engine, const In& q, const In& k, const In& v, int64_t start, float scale, const Out& out) {
+void attention(Engine& engine, const In& q, const In& k, const In& v, int64_t start, float scale, float softcap,
+               int64_t window, const Out& out) {
     check_float(q, "q", 3);
-    check_layout(k, "k_cache", 3);
-    check_layout(v, "v_cache", 3);
     const int64_t n = int64_t(q.shape(0)), n_heads = int64_t(q.shape(1)), head_dim = int64_t(q.shape(2));
-    Cache cache{k.data(), v.data(), is_half(k, "k_cache"), int64_t(k.shape(0)), int64_t(k.shape(1)), head_dim};
-    check_shape(k, "k_cache", {cache.n_kv_heads, cache.capacity, head_dim});
-    check_shape(v, "v_cache", {cache.n_kv_heads, cache.capacity, head_dim});
-    if (is_half(v, "v_cache") != cache.is_half) refuse("k_cache and v_cache: different types");
-    if (cache.n_kv_heads == 0 || n_heads % cache.n_kv_heads != 0) {
-        refuse("q: " + std::to_string(n_heads) + " heads cannot share " + std::to_string(cache.n_kv_heads) +
+    const CacheShape shape = cache_shape(k, "k_cache", head_dim), other = cache_shape(v, "v_cache", head_dim);
+    if (shape.type != other.type) refuse("k_cache and v_cache: different types");
+    if (shape.n_kv_heads != other.n_kv_heads || shape.capacity != other.capacity) {
+        refuse("k_cache and v_cache: different shapes");
+    }
+    if (shape.n_kv_heads == 0 || n_heads % shape.n_kv_heads != 0) {
+        refuse("q: " + std::to_string(n_heads) + " heads cannot share " + std::to_string(shape.n_kv_heads) +
                " K/V heads");
     }
-    if (start < 0 || start > cache.capacity || n > cache.capacity - start) {
-        refuse("start: rows at " + std::to_string(start) + " + " + std::to_string(n) + " leave a cache of " +
-               std::to_string(cache.capacity));
-    }
+    check_start(start, n, shape.capacity);
+    if (!(softcap >= 0)) refuse("softcap: " + std::to_string(softcap));
+    if (window < 0) refuse("window: " + std::to_string(window));
     float* result = output(out, "out", {n, n_heads, head_dim});
+    const Cache cache{static_cast<const uint8_t*>(k.data()), static_cast<const uint8_t*>(v.data()), shape};
     GilRelease release;
-    engine.attention(static_cast<const float*>(q.data()), cache, n, n_heads, start, scale, result);
+    engine.attention(static_cast<const float*>(q.data()), cache, n, n_heads, start, {scale, softcap, window}, result);
 }
 
 void kv_write(Engine& engine, const In& k, const Out& cache, int64_t start) {
     check_float(k, "k", 3);
-    check_layout(cache, "cache", 3);
-    const int64_t n = int64_t(k.shape(0)), n_kv_heads = int64_t(k.shape(1)), head_dim = int64_t(k.shape(2));
-    const int64_t capacity = int64_t(cache.shape(1));
-    const bool half = is_half(cache, "cache");
-    check_shape(cache, "cache", {n_kv_heads, capacity, head_dim});
-    if (start < 0 || start > capacity || n > capacity - start) {
-        refuse("start: rows at " + std::to_string(start) + " + " + std::to_string(n) + " leave a cache of " +
-               std::to_string(capacity));
+    const int64_t n = int64_t(k.shape(0)), n_kv_heads = int64_t(k.shape(1));
+    const CacheShape shape = cache_shape(cache, "cache", int64_t(k.shape(2)));
+    if (shape.n_kv_heads != n_kv_heads) {
+        refuse("k: " + std::to_string(n_kv_heads) + " heads for a cache of " + std::to_string(shape.n_kv_heads));
     }
-    void* to = cache.data();
+    check_start(start, n, shape.capacity);
+    auto* to = static_cast<uint8_t*>(cache.data());
     const auto* from = static_cast<const float*>(k.data());
     GilRelease release;
-    engine.kv_write(from, n, start, n_kv_heads, capacity, head_dim, half, to);
+    engine.kv_write(from, n, start, shape, to);
 }
 
 uint64_t read_bytes(Engine& engine, const In& data) {
@@ -298,11 +388,14 @@ NB_MODULE(_kernels, m) {
         .def_prop_ro("threads", &Engine::n_threads)
         .def_prop_ro("variant", &Engine::variant)
         .def("linear", &linear, "products"_a, "x"_a)
+        .def("linear_experts", &linear_experts, "stacks"_a, "x"_a, "experts"_a, "starts"_a)
         .def("rms_norm", &rms_norm, "x"_a, "gain"_a, "eps"_a, "out"_a)
         .def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "neox"_a)
-        .def("swiglu", &swiglu, "gate"_a, "up"_a, "out"_a)
+        .def("swiglu", &gated<&Engine::swiglu>, "gate"_a, "up"_a, "out"_a)
+        .def("geglu", &gated<&Engine::geglu>, "gate"_a, "up"_a, "out"_a)
         .def("add", &add, "x"_a, "y"_a, "out"_a)
-        .def("attention", &attention, "q"_a, "k_cache"_a, "v_cache"_a, "start"_a, "scale"_a, "out"_a)
+        .def("attention", &attention, "q"_a, "k_cache"_a, "v_cache"_a, "start"_a, "scale"_a, "softcap"_a,
+             "window"_a, "out"_a)
         .def("kv_write", &kv_write, "k"_a, "cache"_a, "start"_a)
         .def("read", &read_bytes, "data"_a);
 }
