@@ -2,16 +2,16 @@ import numpy as np
 
 from prima_core.arch.rope import rope_angles, rope_frequencies
 from prima_core.interfaces import Chunk
-from prima_core.model.spec import RopeKind, RopeSpec
+from prima_core.model.rope import RopeSpec
 
 
 def test_frequencies_fall_from_one_to_nearly_one_over_theta() -> None:
-    frequencies = rope_frequencies(RopeSpec(RopeKind.NEOX, 4, theta=10000.0), None)
+    frequencies = rope_frequencies(RopeSpec(4, theta=10000.0), None)
     np.testing.assert_allclose(frequencies, [1, 0.01])
 
 
 def test_scaling_divides_frequencies() -> None:
-    rope = RopeSpec(RopeKind.NEOX, 4, theta=10000.0, linear_factor=2.0)
+    rope = RopeSpec(4, theta=10000.0, factor=2.0)
     np.testing.assert_allclose(rope_frequencies(rope, np.array([1, 8], np.float32)), [1 / 2, 0.01 / 2 / 8])
 
 
