@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from prima_core.arch.family import Family
+from prima_core.arch.gemma import GEMMA2, GEMMA3
 from prima_core.arch.llama import LLAMA, MISTRAL3
+from prima_core.arch.phi3 import PHI3
 from prima_core.arch.qwen2 import QWEN2
 from prima_core.arch.qwen3 import QWEN3, QWEN3MOE
 from prima_core.errors import ModelError
@@ -16,7 +18,7 @@ from prima_core.model.spec import ModelSpec, read_arch
 from prima_core.model.weights import Model, open_file
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {family.name: family for family in (LLAMA, MISTRAL3, QWEN2, QWEN3, QWEN3MOE)}
+    {family.name: family for family in (LLAMA, MISTRAL3, QWEN2, QWEN3, QWEN3MOE, GEMMA2, GEMMA3, PHI3)}
 )
 
 
