@@ -10,9 +10,10 @@ import pytest
 
 from prima_core.arch.families import read_spec
 from prima_core.errors import ModelError
+from prima_core.model.facts import Scalar
 from prima_core.model.header import Header, parse_header
 from prima_core.model.rope import RopeSpec
-from prima_core.model.spec import ModelSpec
+from prima_core.model.spec import Experts, ModelSpec
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 from tests.model.gguf_builder import (
     ARRAY,
@@ -187,6 +188,23 @@ def test_a_float_of_no_sense_is_refused_by_its_key(key: str, kind: int, value: o
         (Key("llama.rope.scaling.factor", F32, -2.0), "llama.rope.scaling.factor"),
         (Key("llama.rope.scaling.attn_factor", F32, -0.5), "llama.rope.scaling.attn_factor"),
         (Key("llama.expert_count", U32, 8), "llama.expert_count"),
+        (Key("llama.expert_count", U32, 0xFFFFFFFF), "llama.expert_count"),
+        *(
+            (Key(f"llama.{key}", kind, value), f"llama.{key}")
+            for key, kind, value in [
+                ("attention.causal", BOOL, 0),
+                ("attention.scale", F32, 0.5),
+                ("attention.sliding_window", U32, 1024),
+                ("attention.temperature_scale", F32, 0.1),
+                ("attn_logit_softcapping", F32, 50.0),
+                ("expert_gating_func", U32, 2),
+                ("expert_weights_scale", F32, 2.5),
+                ("final_logit_softcapping", F32, 30.0),
+                ("rope.dimension_sections", ARRAY, ["1"]),
+                ("rope.scaling.yarn_ext_factor", F32, 0.5),
+                ("use_parallel_residual", BOOL, 1),
+            ]
+        ),
     ],
 )
 def test_numbers_that_do_not_go_together_and_unknown_variants_are_refused(key: Key, field: str) -> None:
@@ -250,3 +268,71 @@ def test_a_name_of_the_model_is_fit_to_print() -> None:
     name = spec_of(with_key(model_keys(), Key("general.name", STRING, b"\x1b[2J\xff" + b"x" * 500))).name
     assert name.isprintable()
     assert len(name) < 100
+
+
+# ---------------------------------------------------------------- what only some families have
+
+
+def spec_with(defaults: dict[str, Scalar], *keys: Key, n_layers: int = 4) -> ModelSpec:
+    given = with_key(model_keys(), Key("llama.block_count", U32, n_layers))
+    parsed = header([*given, *keys], model_tensors())
+    return ModelSpec.from_metadata(parsed.metadata, parsed.tensors, defaults)
+
+
+WINDOW = "attention.sliding_window"
+
+
+@pytest.mark.parametrize(
+    ("defaults", "windows"),
+    [
+        ({WINDOW: 0}, ()),
+        ({WINDOW: 9}, (9, 9, 9, 9)),
+        ({WINDOW: 9, f"{WINDOW}_pattern": 2}, (9, 0, 9, 0)),
+        ({WINDOW: 9, f"{WINDOW}_pattern": 3}, (9, 9, 0, 9)),
+        ({WINDOW: 9, f"{WINDOW}_pattern": 1}, (0, 0, 0, 0)),
+    ],
+)
+def test_in_a_pattern_of_n_every_nth_layer_sees_everything(
+    defaults: dict[str, Scalar], windows: tuple[int, ...]
+) -> None:
+    spec = spec_with(defaults)
+    assert spec.windows == windows
+    assert [spec.window(layer) for layer in range(4)] == list(windows or (0, 0, 0, 0))
+
+
+def test_the_file_counts_more_than_the_family() -> None:
+    keys = Key(f"llama.{WINDOW}", U32, 5), Key(f"llama.{WINDOW}_pattern", U32, 4)
+    assert spec_with({WINDOW: 9, f"{WINDOW}_pattern": 2}, *keys).windows == (5, 5, 5, 0)
+
+
+def test_a_pattern_may_have_a_truth_value_for_each_layer() -> None:
+    pattern = Key(f"llama.{WINDOW}_pattern", ARRAY, [1, 0, 0, 1], of=BOOL)
+    assert spec_with({WINDOW: 9}, pattern).windows == (9, 0, 0, 9)
+
+
+@pytest.mark.parametrize("pattern", [[1, 0, 1], [1, 0, 2, 0]])
+def test_a_pattern_of_no_sense_is_refused(pattern: list[int]) -> None:
+    with pytest.raises(ModelError, match="no array of 4 truth values"):
+        spec_with({WINDOW: 9}, Key(f"llama.{WINDOW}_pattern", ARRAY, pattern, of=U32))
+
+
+def test_layers_with_a_window_may_rotate_by_a_base_of_their_own() -> None:
+    spec = spec_with({WINDOW: 9, f"{WINDOW}_pattern": 2, "rope.freq_base_swa": 500.0})
+    assert [spec.layer_rope(layer).theta for layer in range(4)] == [500.0, 10000.0, 500.0, 10000.0]
+    assert spec_with({WINDOW: 0, "rope.freq_base_swa": 500.0}).local_rope is None
+
+
+def test_experts_are_read() -> None:
+    keys = Key("llama.expert_count", U32, 8), Key("llama.expert_used_count", U32, 2)
+    assert spec_with({"expert_count": 0}, *keys).experts == Experts(8, 2, d_ff=256)
+    wide = Key("llama.expert_feed_forward_length", U32, 96)
+    assert spec_with({"expert_count": 0}, *keys, wide).experts == Experts(8, 2, d_ff=96)
+    assert spec_with({"expert_count": 0}).experts is None
+
+
+@pytest.mark.parametrize("n_used", [0, 9])
+def test_more_experts_than_there_are_cannot_be_used(n_used: int) -> None:
+    keys = Key("llama.expert_count", U32, 8), Key("llama.expert_used_count", U32, n_used)
+    with pytest.raises(ModelError) as caught:
+        spec_with({"expert_count": 0}, *keys)
+    assert caught.value.field == "llama.expert_used_count"
