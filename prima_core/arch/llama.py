@@ -1,7 +1,7 @@
 """Llama (Touvron et al. 2023): RMSNorm, rotary grouped-query attention, SwiGLU, and a residual around each half.
 
 Mistral 7B (Jiang et al. 2023) is one, and so is Mixtral (Jiang et al. 2024), with experts for SwiGLU: their files say
-`llama`. Models that the Mistral company released since the end of 2025 say `mistral3`.
+`llama`. Newer checkpoints of that house become files that say `mistral3`.
 """
 
 from __future__ import annotations

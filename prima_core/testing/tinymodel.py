@@ -179,7 +179,8 @@ def _add_metadata(writer: GGUFWriter, model: TinyModel) -> None:
     import gguf
 
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(f"tiny {model.arch} {model.types}")
+    # llama.cpp would ask a model called phi3 for tokens that only the real vocabulary has.
+    writer.add_name(f"tiny {model.arch.replace('phi3', 'phi 3')} {model.types}")
     writer.add_file_type(_FILE_TYPES[model.types])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_metadata(writer, model)

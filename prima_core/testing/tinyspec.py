@@ -9,7 +9,7 @@ from prima_core.errors import ConfigError
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_core.testing.tinyvocab import TinyVocab, tiny_vocab
 
-Arch = Literal["llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3"]
+Arch = Literal["llama", "mistral", "mistral3", "mixtral", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3"]
 MatrixType = Literal[
     "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S",
     "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "MXFP4",
@@ -17,7 +17,7 @@ MatrixType = Literal[
 Types = Literal[MatrixType, "Q4_K_M"]
 RopeScaling = Literal["linear", "llama3", "yarn", "longrope"]
 
-_LLAMAS = ("llama", "mistral", "mixtral")
+_LLAMAS = ("llama", "mistral", "mistral3", "mixtral")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +87,13 @@ class TinyModel:
 
     @property
     def is_llama(self) -> bool:
-        """Whether the file calls it a llama."""
+        """Whether it is laid out as a llama is."""
         return self.arch in _LLAMAS
 
     @property
     def gguf_arch(self) -> str:
         """`general.architecture`."""
-        return "llama" if self.is_llama else self.arch
+        return "llama" if self.arch in ("mistral", "mixtral") else self.arch
 
     @property
     def is_gemma(self) -> bool:

@@ -40,6 +40,7 @@ CASES: dict[str, TinyModel] = {
     "qwen2-tied-f16": replace(_QWEN2, tied_output=True, types="F16"),
     "qwen2-q4_k": replace(_LONG_ROWS, arch="qwen2", types="Q4_K"),
     "mistral-8-heads-share-2": replace(_LLAMA, arch="mistral", n_heads=8, n_kv_heads=2, n_layers=3),
+    "mistral3-yarn": replace(_LLAMA, arch="mistral3", **_YARN),
     "mixtral-2-of-8": replace(_MIXTURE, arch="mixtral"),
     "mixtral-3-of-4-6-heads-share-1": replace(
         _MIXTURE, arch="mixtral", d_model=144, n_heads=6, n_kv_heads=1, n_experts=4, n_experts_used=3
@@ -61,6 +62,7 @@ CASES: dict[str, TinyModel] = {
     "phi3-8-heads-share-2-window": replace(_PHI3, n_heads=8, n_kv_heads=2, window=9),
     "phi3-three-quarters-rotated": replace(_PHI3, rotated=0.75),
     "phi3-long-rope": replace(_PHI3, **_LONGROPE),
+    "phi3-short-rope": replace(_PHI3, **_LONGROPE | {"rope_original_context": 128}),
     "phi3-long-rope-three-quarters-tied": replace(_PHI3, **_LONGROPE, rotated=0.75, tied_output=True),
     "llama-yarn": replace(_LLAMA, **_YARN),
     "qwen2-yarn": replace(_QWEN2, **_YARN),

@@ -20,6 +20,7 @@ from prima_core.testing.tinymodel import TinyModel, hf_weights
 _NAMES = {
     "llama": "Llama",
     "mistral": "Mistral",
+    "mistral3": "Mistral",
     "mixtral": "Mixtral",
     "qwen2": "Qwen2",
     "qwen3": "Qwen3",
@@ -97,7 +98,7 @@ def _own_parameters(model: TinyModel) -> dict[str, Any]:
     own: dict[str, Any] = {}
     if model.head_dim or model.arch not in ("qwen2", "phi3"):
         own["head_dim"] = model.dim_of_head
-    if model.arch in ("mistral", "mixtral", "phi3") or model.is_gemma:
+    if model.arch in ("mistral", "mistral3", "mixtral", "phi3") or model.is_gemma:
         own["sliding_window"] = model.window or None
     if model.arch == "phi3":
         own["original_max_position_embeddings"] = model.rope_original_context

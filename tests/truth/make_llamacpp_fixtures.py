@@ -65,11 +65,14 @@ GREEDY: dict[str, TinyModel] = {
     "gemma3-linear-f32": replace(_GEMMA, arch="gemma3", n_layers=8, rope_theta=1e6, rope_scaling="linear", seed=18),
     "gemma3-untied-f32": replace(_GEMMA, arch="gemma3", n_layers=6, rope_local_theta=100.0, tied_output=False, seed=19),
     "phi3-f32": replace(_LLAMA, arch="phi3", n_layers=3, seed=20),
-    "phi3-short-rope-f32": replace(_LLAMA, arch="phi3", rope_scaling="longrope", seed=21),
+    "phi3-short-rope-f32": replace(
+        _LLAMA, arch="phi3", rope_scaling="longrope", context_length=512, rope_original_context=512, seed=21
+    ),
     "phi3-long-rope-partial-f32": replace(
         _LLAMA, arch="phi3", rope_scaling="longrope", rope_original_context=16, rotated=0.75, seed=22
     ),
     "llama-yarn-f32": replace(_LLAMA, **_YARN, seed=23),
+    "mistral3-yarn-f32": replace(_LLAMA, arch="mistral3", n_heads=8, n_kv_heads=2, **_YARN, seed=25),
     "qwen3-yarn-f32": replace(_QWEN3, **_YARN, seed=24),
 }
 CONVERTED: dict[str, TinyModel] = {
