@@ -101,8 +101,8 @@ def _yarn(facts: Facts, original_context: int) -> Yarn:
 def _yarn_amplitude(facts: Facts, factor: float) -> float:
     """As `transformers` has it: an attention factor that the file states, else 0.1 ln(factor) + 1.
 
-    llama.cpp agrees but where the attention factor is stated, which its versions of 2026 read for no family of ours.
-    `yarn_log_multiplier` is `mscale_all_dim`, with an `mscale` of 1.
+    llama.cpp agrees, but does not look at a stated factor in any of the families here. `yarn_log_multiplier` is
+    `mscale_all_dim`, with an `mscale` of 1.
     """
     if facts.get("rope.scaling.yarn_attn_factor") is not None:
         return facts.number("rope.scaling.yarn_attn_factor", 0.0, 1e3)

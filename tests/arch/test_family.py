@@ -9,12 +9,13 @@ import gguf
 import numpy as np
 import pytest
 
-from prima_core.arch.families import FAMILIES, family, open_model, read_spec
+from prima_core.arch.families import FAMILIES, open_model, read_spec
 from prima_core.arch.gemma import attention_scale
 from prima_core.errors import ModelError
 from prima_core.model.header import Header, TensorInfo, parse_header
 from prima_core.model.quant import GGUFType
-from prima_core.model.rope import RopeKind
+from prima_core.model.rope import RopeKind, RopeSpec
+from prima_core.model.spec import ModelSpec
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 
 _TINY = TinyModel(n_layers=2, d_model=64, d_ff=96, vocab_size=280, context_length=64)
@@ -28,10 +29,6 @@ MODELS = {
     "gemma2": replace(_TINY, arch="gemma2", tied_output=True),
     "gemma3": replace(_TINY, arch="gemma3", tied_output=True),
     "phi3": replace(_TINY, arch="phi3", rope_scaling="longrope", rope_original_context=16),
-}
-FEATURES = {
-    "gemma2": {"attention.sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-    "gemma3": {"attention.sliding_window": 0, "rope.freq_base_swa": 10000.0},
 }
 
 
@@ -105,10 +102,27 @@ def test_an_unknown_family_is_refused_before_its_keys_are_looked_at(tmp_path: Pa
         assert name in caught.value.hint
 
 
-@pytest.mark.parametrize("arch", FEATURES)
-def test_a_file_without_the_keys_is_read_as_llama_cpp_reads_it(arch: str) -> None:
-    for key, value in FEATURES[arch].items():
-        assert family(arch).defaults[key] == value
+def spec_without(path: Path, arch: str, *keys: str) -> ModelSpec:
+    model = replace(MODELS[arch], n_layers=7, window=9)
+    header = parse_header(memoryview(write_tiny_model(path, model).read_bytes()))
+    left_out = {f"{arch}.{key}" for key in keys}
+    assert left_out <= header.metadata.keys()
+    kept = {key: value for key, value in header.metadata.items() if key not in left_out}
+    return read_spec(kept, header.tensors)
+
+
+def test_a_gemma2_without_the_keys_is_read_as_llama_cpp_reads_it(tmp_path: Path) -> None:
+    keys = "attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"
+    spec = spec_without(tmp_path / "tiny.gguf", "gemma2", *keys)
+    assert spec.windows == (4096, 0, 4096, 0, 4096, 0, 4096)
+    assert (spec.attention_softcap, spec.logit_softcap) == (50.0, 30.0)
+
+
+def test_a_gemma3_without_the_keys_is_read_as_llama_cpp_reads_it(tmp_path: Path) -> None:
+    spec = spec_without(tmp_path / "tiny.gguf", "gemma3", "rope.freq_base_swa")
+    assert spec.windows == (9, 9, 9, 9, 9, 0, 9)
+    assert spec.local_rope == RopeSpec(16, 10000.0)
+    assert spec_without(tmp_path / "tiny.gguf", "gemma3", "attention.sliding_window").windows == ()
 
 
 def test_only_llamas_rotate_neighbours() -> None:
