@@ -160,7 +160,7 @@ def test_the_served_context_chooses_the_factors_of_longrope(context: int, factor
     expected = replace(plain, shared={**plain.shared, ROPE_FREQS: tensors[factors]})
     logits = []
     for model, part in ((long, Slice((Layers(0, 3),), True, True, context=context)), (expected, None)):
-        ops = ReferenceOps(exact_product, np.float32)
+        ops = ReferenceOps(exact_product, KvType.F32)
         one = OpsShard(ops, model.spec, part or Slice((Layers(0, 3),), True, True), model.store())
         logits.append(logits_of_all([(one, Layers(0, 3))], step_of(0, IDS, kv=[opened(0)])))
     np.testing.assert_array_equal(logits[0], logits[1])
