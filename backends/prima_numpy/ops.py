@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from prima_core.arch.ops import AttentionRule, RoutingRule
 from prima_core.arch.rope import Rope
 from prima_core.interfaces import KvType, Layers, Weight
-from prima_core.model.spec import RopeKind
+from prima_core.model.rope import RopeKind
 from prima_numpy.kernels import Kernels
 from prima_numpy.kv import NumpyKv, Pass, Room, read, write
 from prima_numpy.quant import dequantize, dequantize_rows

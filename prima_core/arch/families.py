@@ -1,38 +1,46 @@
-"""The model families that prima runs, by the name that GGUF files use (`general.architecture`)."""
+"""The model families that prima runs, and opening a file as one of them. A new family is a file and a line here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Protocol
 
-from prima_core.arch.llama import LlamaBlock
-from prima_core.arch.ops import A, K, Ops, W
-from prima_core.arch.qwen2 import Qwen2Block
-from prima_core.arch.rope import Rope
+from prima_core.arch.family import Family
+from prima_core.arch.gemma import GEMMA2, GEMMA3
+from prima_core.arch.llama import LLAMA, MISTRAL3
+from prima_core.arch.phi3 import PHI3
+from prima_core.arch.qwen2 import QWEN2
+from prima_core.arch.qwen3 import QWEN3, QWEN3MOE
 from prima_core.errors import ModelError
-from prima_core.interfaces import Weight
-from prima_core.model.spec import ModelSpec
+from prima_core.model.header import TensorInfo, Value, printable
+from prima_core.model.spec import ModelSpec, read_arch
+from prima_core.model.weights import Model, open_file
 
-# A layer with its weights bound: writes the pass's K and V, gives the activation [n_tokens, d_model] after the layer.
-Block = Callable[[A, Rope[A], K], A]
-
-
-class Family(Protocol):
-    """Binds a layer's weights (by name without the `blk.N.` prefix) to ops."""
-
-    def __call__(
-        self, ops: Ops[A, W, K], model: ModelSpec, layer: int, weights: Mapping[str, Weight]
-    ) -> Block[A, K]: ...
-
-
-FAMILIES: Mapping[str, Family] = MappingProxyType({"llama": LlamaBlock, "qwen2": Qwen2Block})
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {family.name: family for family in (LLAMA, MISTRAL3, QWEN2, QWEN3, QWEN3MOE, GEMMA2, GEMMA3, PHI3)}
+)
 
 
 def family(arch: str) -> Family:
     """Raises ModelError for an architecture that nobody has written yet."""
     if arch not in FAMILIES:
         raise ModelError(
-            f"{arch!r} is not supported", field="general.architecture", hint=f"supported: {', '.join(sorted(FAMILIES))}"
+            f"model family '{printable(arch)}' is not supported",
+            field="general.architecture",
+            hint=f"supported in this version: {', '.join(sorted(FAMILIES))}",
         )
     return FAMILIES[arch]
+
+
+def read_spec(metadata: Mapping[str, Value], tensors: Mapping[str, TensorInfo]) -> ModelSpec:
+    """The numbers of a model with weights and fitting tensors. Raises ModelError, whose `field` names the culprit."""
+    own = family(read_arch(metadata))
+    spec = ModelSpec.from_metadata(metadata, tensors, own.defaults)
+    own.check(spec, tensors)
+    return spec
+
+
+def open_model(path: str | os.PathLike[str]) -> Model:
+    """Open a model with weights of a supported family. Raises ModelError, whose `field` names the culprit."""
+    return open_file(path, read_spec)

@@ -1,36 +1,67 @@
-"""Llama (Touvron et al. 2023): RMSNorm, rotary grouped-query attention, SwiGLU, and a residual around each half."""
+"""Llama (Touvron et al. 2023): RMSNorm, rotary grouped-query attention, SwiGLU, and a residual around each half.
+
+Mistral 7B (Jiang et al. 2023) is one, and so is Mixtral (Jiang et al. 2024), with experts for SwiGLU: their files say
+`llama`. Newer checkpoints of that house become files that say `mistral3`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Generic
 
-from prima_core.arch.ops import A, AttentionRule, K, Ops, W
+from prima_core.arch.family import Family, Shapes
+from prima_core.arch.ops import A, K, Ops, W
+from prima_core.arch.parts import (
+    Attention,
+    Mixture,
+    SwiGlu,
+    attention_biases,
+    attention_shapes,
+    gated_shapes,
+    mixture_shapes,
+    norms,
+)
 from prima_core.arch.rope import Rope
 from prima_core.interfaces import Weight
+from prima_core.model.rope import RopeKind
 from prima_core.model.spec import ModelSpec
 
 
 class LlamaBlock(Generic[A, W, K]):
-    """One layer: x [n_tokens, d_model] -> [n_tokens, d_model]. `check_tensors` has seen the shapes."""
+    """One layer: x [n_tokens, d_model] -> [n_tokens, d_model]."""
 
     def __init__(self, ops: Ops[A, W, K], model: ModelSpec, layer: int, weights: Mapping[str, Weight]) -> None:
-        self.ops, self.eps, self.layer = ops, model.norm_eps, layer
-        self.rule = AttentionRule(model.head_dim**-0.5)
+        self.ops, self.eps = ops, model.norm_eps
         self.attn_norm = ops.vector(weights["attn_norm.weight"])
-        self.qkv = self.bind_qkv(weights)
-        self.output = ops.matrix(weights["attn_output.weight"])
+        self.attention = Attention(ops, model, layer, weights)
         self.ffn_norm = ops.vector(weights["ffn_norm.weight"])
-        self.gate_up = ops.matrix(weights["ffn_gate.weight"]), ops.matrix(weights["ffn_up.weight"])
-        self.down = ops.matrix(weights["ffn_down.weight"])
-
-    def bind_qkv(self, weights: Mapping[str, Weight]) -> Sequence[W]:
-        return [self.ops.matrix(weights[f"attn_{name}.weight"]) for name in "qkv"]
+        self.feed_forward = Mixture(ops, model, weights) if model.experts else SwiGlu(ops, weights)
 
     def __call__(self, x: A, rope: Rope[A], kv: K) -> A:
         ops = self.ops
-        q, k, v = ops.linears(ops.rms_norm(x, self.attn_norm, self.eps), self.qkv)
-        heads = ops.attention(ops.rope(q, rope), ops.rope(k, rope), v, self.layer, kv, self.rule)
-        x = ops.add(x, ops.linear(heads, self.output))
-        gate, up = ops.linears(ops.rms_norm(x, self.ffn_norm, self.eps), self.gate_up)
-        return ops.add(x, ops.linear(ops.swiglu(gate, up), self.down))
+        x = ops.add(x, self.attention(ops.rms_norm(x, self.attn_norm, self.eps), rope, kv))
+        return ops.add(x, self.feed_forward(ops.rms_norm(x, self.ffn_norm, self.eps)))
+
+
+def llama_shapes(model: ModelSpec) -> Shapes:
+    feed_forward = mixture_shapes(model) if model.experts else gated_shapes(model)
+    return norms(model, "attn_norm", "ffn_norm") | attention_shapes(model) | feed_forward
+
+
+def _biases(model: ModelSpec) -> Shapes:
+    d, d_ff = model.d_model, model.d_ff
+    dense = {"ffn_gate.bias": (d_ff,), "ffn_up.bias": (d_ff,), "ffn_down.bias": (d,)}
+    return attention_biases(model) | {"attn_output.bias": (d,)} | ({} if model.experts else dense)
+
+
+LLAMA = Family(
+    "llama",
+    RopeKind.NORM,
+    llama_shapes,
+    LlamaBlock,
+    optional=_biases,
+    defaults=MappingProxyType({"expert_count": 0}),
+)
+MISTRAL3 = replace(LLAMA, name="mistral3")

@@ -1,14 +1,16 @@
-"""Qwen2 (Yang et al. 2024): a Llama whose q, k and v maps have biases. Other pairs rotate too; the spec says which."""
+"""Qwen2 (Yang et al. 2024): a Llama whose q, k and v maps have biases, and whose heads rotate in halves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from prima_core.arch.family import Family, Shapes
+from prima_core.arch.llama import LlamaBlock, llama_shapes
+from prima_core.arch.parts import attention_biases
+from prima_core.model.rope import RopeKind
+from prima_core.model.spec import ModelSpec
 
-from prima_core.arch.llama import LlamaBlock
-from prima_core.arch.ops import A, K, W
-from prima_core.interfaces import Weight
+
+def _shapes(model: ModelSpec) -> Shapes:
+    return llama_shapes(model) | attention_biases(model)
 
 
-class Qwen2Block(LlamaBlock[A, W, K]):
-    def bind_qkv(self, weights: Mapping[str, Weight]) -> Sequence[W]:
-        return [self.ops.matrix(weights[f"attn_{name}.weight"], weights[f"attn_{name}.bias"]) for name in "qkv"]
+QWEN2 = Family("qwen2", RopeKind.NEOX, _shapes, LlamaBlock)

@@ -8,12 +8,14 @@ from typing import Generic
 import numpy as np
 from numpy.typing import NDArray
 
-from prima_core.arch.families import Block, family
+from prima_core.arch.families import family
+from prima_core.arch.family import Block
 from prima_core.arch.ops import A, K, Ops, W
-from prima_core.arch.rope import Rope, rope_angles, rope_frequencies
-from prima_core.errors import FrameError, ModelError, PlanError
+from prima_core.arch.rope import Rope, rope_angles, rope_factors, rope_frequencies
+from prima_core.errors import FrameError, PlanError
 from prima_core.interfaces import Layers, Slice, Step, Store, Weight
-from prima_core.model.names import OUTPUT, OUTPUT_NORM, ROPE_FREQS, TOKEN_EMBD
+from prima_core.model.names import OUTPUT, OUTPUT_NORM, TOKEN_EMBD
+from prima_core.model.rope import RopeSpec
 from prima_core.model.spec import ModelSpec
 
 FloatArray = NDArray[np.float32]
@@ -30,7 +32,10 @@ class OpsShard(Generic[A, W, K]):
         self._ops, self._model, self._part, self._store = ops, model, part, store
         self._family = family(model.arch)
         shared = store.shared()
-        self._frequencies = rope_frequencies(model.rope, _rope_factors(shared.get(ROPE_FREQS)))
+        factors = rope_factors(model.rope, shared, part.context or model.context_length)
+        self._frequencies = {model.rope: rope_frequencies(model.rope, factors)}
+        if model.local_rope is not None:
+            self._frequencies[model.local_rope] = rope_frequencies(model.local_rope, None)
         self._embedding = ops.matrix(shared[TOKEN_EMBD]) if part.has_input else None
         self._output = self._bind_output(shared) if part.has_output else None
         self._blocks: dict[int, tuple[Mapping[str, Weight], Block[A, K]]] = {}
@@ -53,7 +58,8 @@ class OpsShard(Generic[A, W, K]):
             raise FrameError(f"token id {wrong[0]} is outside the vocabulary of {self._model.vocab_size}")
         if not step.tokens:  # a step that only changes KV
             return np.empty((0, self._model.d_model), np.float32)
-        return self._ops.to_host(self._ops.embedding(self._embedding, step.tokens))
+        rows = self._ops.to_host(self._ops.embedding(self._embedding, step.tokens))
+        return rows * np.float32(self._model.d_model**0.5) if self._family.scaled_embedding else rows
 
     def run(self, layers: Layers, activation: FloatArray, step: Step) -> FloatArray:
         """The activation after `layers`, [n_tokens, d_model] f32.
@@ -66,12 +72,12 @@ class OpsShard(Generic[A, W, K]):
         if not step.chunks:
             return activation
         ops = self._ops
-        rope = self._rope(step)
+        ropes = {rope: self._rope(rope, step) for rope in self._frequencies}
         x = ops.from_host(activation)
         for layer in layers:
             weights = self._store.acquire(layer)
             try:
-                x = self._block(layer, weights)(x, rope, kv)
+                x = self._block(layer, weights)(x, ropes[self._model.layer_rope(layer)], kv)
             finally:
                 self._store.release(layer)
         return ops.to_host(x)
@@ -85,7 +91,9 @@ class OpsShard(Generic[A, W, K]):
             raise FrameError(f"logits are asked for rows {list(rows)} of {len(activation)}")
         ops, (norm, matrix) = self._ops, self._output
         x = ops.from_host(activation[list(rows)])
-        return ops.to_host(ops.linear(ops.rms_norm(x, norm, self._model.norm_eps), matrix))
+        logits = ops.to_host(ops.linear(ops.rms_norm(x, norm, self._model.norm_eps), matrix))
+        cap = np.float32(self._model.logit_softcap)
+        return np.tanh(logits / cap) * cap if cap else logits
 
     def close(self) -> None:
         """Lets weights and KV go; every later call raises PlanError. Idempotent."""
@@ -99,7 +107,7 @@ class OpsShard(Generic[A, W, K]):
         bound = self._blocks.get(layer)
         if bound is not None and bound[0] is weights:
             return bound[1]
-        block = self._family(self._ops, self._model, layer, weights)
+        block = self._family.block(self._ops, self._model, layer, weights)
         self._blocks[layer] = weights, block
         return block
 
@@ -110,11 +118,11 @@ class OpsShard(Generic[A, W, K]):
         # A tied matrix is bound once: a device that uploads would hold it twice.
         return norm, self._ops.matrix(shared[TOKEN_EMBD]) if self._embedding is None else self._embedding
 
-    def _rope(self, step: Step) -> Rope[A]:
-        angles = rope_angles(self._frequencies, step.chunks)
-        cos = self._ops.from_host(np.cos(angles).astype(np.float32))
-        sin = self._ops.from_host(np.sin(angles).astype(np.float32))
-        return Rope(self._model.rope.kind, self._model.head_dim, cos, sin)
+    def _rope(self, rope: RopeSpec, step: Step) -> Rope[A]:
+        angles = rope_angles(self._frequencies[rope], step.chunks)
+        cos = self._ops.from_host((np.cos(angles) * rope.amplitude).astype(np.float32))
+        sin = self._ops.from_host((np.sin(angles) * rope.amplitude).astype(np.float32))
+        return Rope(self._family.rope, self._model.head_dim, cos, sin)
 
     def _check_layers(self, layers: Layers) -> None:
         if not any(own.start <= layers.start <= layers.stop <= own.stop for own in self._part.layers):
@@ -129,12 +137,3 @@ class OpsShard(Generic[A, W, K]):
             raise FrameError(
                 f"an activation is {activation.dtype} {list(activation.shape)}, expected float32 {list(expected)}"
             )
-
-
-def _rope_factors(weight: Weight | None) -> FloatArray | None:
-    if weight is None:
-        return None
-    factors: FloatArray = np.frombuffer(weight.data, "<f4")
-    if not np.all(np.isfinite(factors) & (factors > 0)):
-        raise ModelError("rope factors must be positive numbers", field=weight.name)
-    return factors

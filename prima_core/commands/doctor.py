@@ -13,11 +13,11 @@ import rich_click as click
 from rich.markup import escape
 from rich.table import Table
 
+from prima_core.arch.families import open_model
 from prima_core.commands.setup import model_path, token_path
 from prima_core.commands.table import wide_console
 from prima_core.errors import ModelError, PrimaError
 from prima_core.interfaces import BackendOptions
-from prima_core.model.weights import open_model
 from prima_core.plugins import PluginState, Registry
 
 

@@ -16,13 +16,14 @@ import rich_click as click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from prima_core.arch.families import open_model
 from prima_core.config import CLUSTER_PORT, SETTINGS
 from prima_core.engine.request import Sampling
 from prima_core.errors import ConfigError
 from prima_core.interfaces import KvType
 from prima_core.library.folder import find_model, models_folder
 from prima_core.model.vocabulary import DEFAULT_TEMPLATE
-from prima_core.model.weights import Model, open_model
+from prima_core.model.weights import Model
 from prima_core.node.driver import State, Status
 from prima_core.node.head import Head, HeadOptions
 from prima_core.node.network import cluster_address

@@ -6,10 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from math import prod
 
+from prima_core.arch.families import read_spec
 from prima_core.errors import ModelError
 from prima_core.library.folder import Entry
 from prima_core.model.gguf import GGUFFile
-from prima_core.model.spec import ModelSpec, check_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,7 @@ def describe(entry: Entry, name: str) -> Description:
 
 def _context_and_fault(file: GGUFFile) -> tuple[int | None, str | None]:
     try:
-        spec = ModelSpec.from_metadata(file.metadata, file.tensors)
-        check_tensors(spec, file.tensors)
+        spec = read_spec(file.metadata, file.tensors)
     except ModelError as error:
         return None, error.message
     return spec.context_length, None

@@ -20,8 +20,9 @@ from prima_core.errors import ModelError
 from prima_core.interfaces import Weight
 from prima_core.model.fingerprint import ModelId, fingerprint
 from prima_core.model.gguf import GGUFFile
+from prima_core.model.header import TensorInfo, Value
 from prima_core.model.names import OUTPUT, OUTPUT_NORM, TOKEN_EMBD, layer_tensor, split_layer
-from prima_core.model.spec import ModelSpec, check_tensors
+from prima_core.model.spec import ModelSpec
 from prima_core.model.split import model_name
 
 _PIECE_BYTES = 4 * 1024 * 1024
@@ -95,13 +96,18 @@ class Model:
         self.close()
 
 
-def open_model(path: str | os.PathLike[str]) -> Model:
-    """Open a model with weights of a supported family. Raises ModelError, whose `field` names the culprit."""
+ReadSpec = Callable[[Mapping[str, Value], Mapping[str, TensorInfo]], ModelSpec]
+
+
+def open_file(path: str | os.PathLike[str], read_spec: ReadSpec) -> Model:
+    """Open a model with weights whose metadata and tensors `read_spec` accepts: `arch.families.open_model` says whose.
+
+    Raises ModelError, whose `field` names the culprit.
+    """
     with ExitStack() as on_error:
         file = on_error.enter_context(GGUFFile.open(path))
         _refuse_other_content(file)
-        spec = ModelSpec.from_metadata(file.metadata, file.tensors)
-        check_tensors(spec, file.tensors)
+        spec = read_spec(file.metadata, file.tensors)
         model = Model(file, spec, fingerprint(file))
         on_error.pop_all()
     return model

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from prima_core.arch.families import open_model
 from prima_core.errors import AuthError, FrameError, LinkError, LinkTimeout, ModelError, PrimaError
 from prima_core.interfaces import Credentials, Limits, ReceiveLink, SendLink
 from prima_core.model.fingerprint import ModelId, find_by_fingerprint
-from prima_core.model.weights import Model, open_model
+from prima_core.model.weights import Model
 from prima_core.node.network import with_port
 from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions
 from prima_core.node.watch import CHECK_FILES_EVERY_S

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from prima_core.arch.families import open_model
 from prima_core.interfaces import BackendOptions, Chunk, KvKind, KvOp, Layers, Shard, Slice, Step
-from prima_core.model.weights import open_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

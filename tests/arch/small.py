@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from prima_core.arch.families import family
 from prima_core.interfaces import Weight
 from prima_core.model.quant import GGUFType
-from prima_core.model.spec import ModelSpec, RopeKind, RopeSpec
+from prima_core.model.rope import RopeKind, RopeSpec
+from prima_core.model.spec import ModelSpec
 
 Arrays = dict[str, NDArray[np.float32]]
 Double = NDArray[np.float64]
@@ -62,11 +64,10 @@ def small_spec(
     n_kv_heads: int = 2,
     head_dim: int = 8,
     rope_dim: int | None = None,
-    linear_factor: float = 1.0,
+    factor: float = 1.0,
     tied_output: bool = False,
 ) -> ModelSpec:
-    kind = RopeKind.NORM if arch == "llama" else RopeKind.NEOX
-    rope = RopeSpec(kind, rope_dim or head_dim, theta=100.0, linear_factor=linear_factor)
+    rope = RopeSpec(rope_dim or head_dim, theta=100.0, factor=factor)
     return ModelSpec(
         arch, "small", n_layers, 24, n_heads, n_kv_heads, head_dim, 40, 50, 128, 1e-5, rope, tied_output
     )  # fmt: skip
@@ -146,11 +147,13 @@ def _attention(spec: ModelSpec, shared: Mapping[str, Double], layer: Mapping[str
 def _rotated(spec: ModelSpec, x: Double, factors: Double) -> Double:
     """Each pair is a complex number, multiplied by e^(i * position * frequency)."""
     dim = spec.rope.dim
-    pairs = [(2 * i, 2 * i + 1) if spec.rope.kind == RopeKind.NORM else (i, i + dim // 2) for i in range(dim // 2)]
+    pairs = [
+        (2 * i, 2 * i + 1) if family(spec.arch).rope == RopeKind.NORM else (i, i + dim // 2) for i in range(dim // 2)
+    ]
     out = x.copy()
     for position in range(len(x)):
         for i, (real, imaginary) in enumerate(pairs):
-            angle = position / spec.rope.linear_factor * spec.rope.theta ** (-2 * i / dim) / factors[i]
+            angle = position / spec.rope.factor * spec.rope.theta ** (-2 * i / dim) / factors[i]
             turned = (x[position, :, real] + 1j * x[position, :, imaginary]) * np.exp(1j * angle)
             out[position, :, real], out[position, :, imaginary] = turned.real, turned.imag
     return out

@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from prima_core.arch.shard import OpsShard
 from prima_core.errors import FrameError, PlanError
 from prima_core.interfaces import Chunk, KvKind, KvOp, KvType, Layers, Shard, Slice, Step, Weight
+from prima_core.model.names import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
 from prima_numpy.ops import ReferenceOps, exact_product
 from tests.arch.drive import FloatArray, Visit, chunked, logits_of_all, opened, pass_through, step_of
 from tests.arch.small import ArrayStore, SmallModel, small_model, small_spec
@@ -144,6 +146,24 @@ def test_weights_that_stay_are_bound_once() -> None:
     assert after_load == 1 + 3 * 7  # the tied table once
     logits_of_all([(one, Layers(0, 3))], step_of(0, IDS, kv=[opened(0)]))
     assert ops.bound == after_load
+
+
+@pytest.mark.parametrize(("context", "factors"), [(8, ROPE_SHORT), (16, ROPE_SHORT), (17, ROPE_LONG), (0, ROPE_LONG)])
+def test_the_served_context_chooses_the_factors_of_longrope(context: int, factors: str) -> None:
+    """0: the model's own, 128. Not the length of the sequence: all of these have 13 positions."""
+    spec = small_spec()
+    plain = small_model(spec)
+    tensors = {name: np.linspace(1, top, 4, dtype=np.float32) for name, top in ((ROPE_SHORT, 2), (ROPE_LONG, 9))}
+    long = replace(
+        plain, spec=replace(spec, rope=replace(spec.rope, original_context=16)), shared={**plain.shared, **tensors}
+    )
+    expected = replace(plain, shared={**plain.shared, ROPE_FREQS: tensors[factors]})
+    logits = []
+    for model, part in ((long, Slice((Layers(0, 3),), True, True, context=context)), (expected, None)):
+        ops = ReferenceOps(exact_product, KvType.F32)
+        one = OpsShard(ops, model.spec, part or Slice((Layers(0, 3),), True, True), model.store())
+        logits.append(logits_of_all([(one, Layers(0, 3))], step_of(0, IDS, kv=[opened(0)])))
+    np.testing.assert_array_equal(logits[0], logits[1])
 
 
 def test_logits_are_of_the_rows_that_are_asked_for() -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from prima_core.arch.families import open_model
 from prima_core.engine.request import Request
 from prima_core.model.tokenizer import Tokenizer
-from prima_core.model.weights import open_model
 from prima_core.node.head import HeadOptions
 from tests.builtin.rewordings import NEEDED_SHARE, Message, load_cases, score
 from tests.node.cluster import Cluster

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from prima_core.arch.families import open_model
 from prima_core.model.fingerprint import ModelId, find_by_fingerprint, fingerprint
 from prima_core.model.gguf import GGUFFile
-from prima_core.model.weights import open_model
 from tests.model.gguf_builder import STRING, Key, build, model_keys, model_tensors, small_model, with_key
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from prima_core.arch.families import open_model
 from prima_core.errors import ModelError
 from prima_core.model import header
 from prima_core.model.gguf import GGUFFile, StringArray
 from prima_core.model.header import MAX_TEXT_BYTES, parse_header
-from prima_core.model.weights import open_model
 from tests.model.gguf_builder import (
     ARRAY,
     BOOL,

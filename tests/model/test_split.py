@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prima_core.arch.families import open_model
 from prima_core.errors import ModelError
 from prima_core.model import split
 from prima_core.model.fingerprint import find_by_fingerprint
 from prima_core.model.gguf import GGUFFile
-from prima_core.model.weights import input_bytes, layer_bytes, open_model, output_bytes
+from prima_core.model.weights import input_bytes, layer_bytes, output_bytes
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 from tests.model.gguf_builder import (
     BOOL,

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from prima_core.arch.families import open_model
 from prima_core.errors import ModelError
 from prima_core.interfaces import Store
 from prima_core.model import weights
-from prima_core.model.weights import input_bytes, layer_bytes, open_model, output_bytes, populate
+from prima_core.model.weights import input_bytes, layer_bytes, output_bytes, populate
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 from tests.model.gguf_builder import ARRAY, STRING, U8, Key, build, model_keys, model_tensors, small_model, with_key
 

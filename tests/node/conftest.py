@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from prima_core.arch.families import open_model
 from prima_core.engine.request import GREEDY, Sampling
-from prima_core.model.weights import Model, open_model
+from prima_core.model.weights import Model
 from prima_core.node.head import HeadOptions
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 from tests.node.cluster import NODE, Cluster, free_port, worker_process

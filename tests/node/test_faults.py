@@ -16,9 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from prima_core.arch.families import open_model
 from prima_core.errors import ClusterError, LinkTimeout
 from prima_core.interfaces import Buffer
-from prima_core.model.weights import Model, open_model
+from prima_core.model.weights import Model
 from prima_core.node import driver, join, local, watch
 from prima_core.node.driver import State
 from prima_core.node.local import ProcessNode

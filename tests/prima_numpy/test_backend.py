@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from prima_core.arch.families import open_model
 from prima_core.errors import ConfigError, DeviceMemoryError, PluginError
 from prima_core.interfaces import BackendOptions, Chunk, KvType, Layers, Shard, Slice, Step
 from prima_core.model.quant import BLOCKS, GGUFType
-from prima_core.model.weights import open_model
 from prima_core.testing.reference import exact_logits, greedy_ids
 from prima_core.testing.tinymodel import Arch, MatrixType, TinyModel, Types, write_tiny_model
 from prima_numpy import backend as backend_module

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from prima_core.arch.ops import AttentionRule, RoutingRule
 from prima_core.arch.rope import Rope
 from prima_core.interfaces import BackendOptions, Chunk, KvKind, KvOp, KvType, Layers, Step
-from prima_core.model.spec import RopeKind
+from prima_core.model.rope import RopeKind
 from prima_numpy import ops as ops_module
 from prima_numpy.backend import DEVICE, NumpyBackend
 from prima_numpy.ops import Matrix, ReferenceOps

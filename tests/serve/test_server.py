@@ -17,9 +17,9 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from prima_core.arch.families import open_model
 from prima_core.commands.serve import bound, make_server, url_of
 from prima_core.engine.request import Event, Failed, Finished, FinishReason, Piece, Request
-from prima_core.model.weights import open_model
 from prima_core.node.head import Head, HeadOptions
 from prima_core.plugins import Registry
 from prima_core.ring.security import new_secret

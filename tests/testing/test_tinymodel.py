@@ -115,7 +115,7 @@ def test_big_shape_writes_the_planned_tensors_with_the_planned_spread(tmp_path: 
 
 @pytest.mark.parametrize(("arch", "size"), [("llama", 260), ("llama", 512), ("qwen2", 3000)])
 def test_vocabulary_writes_any_text_and_every_merge_has_its_parts(arch: Arch, size: int) -> None:
-    vocab = tiny_vocab(arch, size)
+    vocab = TinyModel(arch=arch, vocab_size=size).vocabulary
     assert len(set(vocab.tokens)) == size
     ids = {token: i for i, token in enumerate(vocab.tokens[: -vocab.n_specials])}
     merges = [(left, right) for left, right in (merge.split(" ") for merge in vocab.merges)]

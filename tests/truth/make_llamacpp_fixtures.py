@@ -3,10 +3,12 @@
     pip install llama-cpp-python==0.3.36 transformers torch gguf sentencepiece
     pip download --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36
     tar xzf llama_cpp_python-0.3.36.tar.gz
-    python -m tests.truth.make_llamacpp_fixtures llama_cpp_python-0.3.36/vendor/llama.cpp
+    python -m tests.truth.make_llamacpp_fixtures llama_cpp_python-0.3.36/vendor/llama.cpp [NAME...]
 
 llama.cpp runs on the CPU with one thread, float32 KV, no flash attention and no repacked weights. For each model the
-prompt is searched whose 24 greedy tokens are the clearest: the least margin of all steps is the largest.
+prompt is searched whose 24 greedy tokens are the clearest: the least margin of all steps is the largest. Windows and
+original contexts are shorter than prompt and answer together. llama.cpp computes phi3 without its window, so its models
+here have none.
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
-from prima_core.testing.tinyvocab import tiny_vocab
 from tests.truth import golden
 from tests.truth.hf import build_hf, hf_logits
 
@@ -40,6 +41,10 @@ MIN_MARGIN = 0.01  # of the largest logit; the exact twin is held to 1e-4
 
 _LLAMA = TinyModel(d_model=128, d_ff=256, vocab_size=384, context_length=128)  # rows too short for K types
 _QWEN2 = replace(_LLAMA, arch="qwen2")
+_QWEN3 = replace(_LLAMA, arch="qwen3", n_layers=3, norm_eps=1e-6)
+_MIXTURE = replace(_LLAMA, n_layers=3, n_experts=8, n_experts_used=2)
+_GEMMA = replace(_LLAMA, n_layers=4, head_dim=48, window=6, tied_output=True, norm_eps=1e-6)
+_YARN: dict[str, Any] = {"rope_scaling": "yarn", "rope_original_context": 16, "rope_theta": 1000.0}
 GREEDY: dict[str, TinyModel] = {
     "llama-mha-f32": replace(_LLAMA, n_heads=4, n_kv_heads=4, n_layers=3, seed=1),
     "llama-gqa-f16": replace(_LLAMA, n_heads=8, n_kv_heads=2, types="F16", seed=2),
@@ -52,19 +57,47 @@ GREEDY: dict[str, TinyModel] = {
     "llama-gqa-q4_k": TinyModel(types="Q4_K", seed=9),
     "qwen2-gqa-q6_k": TinyModel(arch="qwen2", types="Q6_K", seed=10),
     "llama-tied-q4_k_m": TinyModel(types="Q4_K_M", tied_output=True, rope_scaling="llama3", n_layers=4, seed=11),
+    "mistral-f32": replace(_LLAMA, arch="mistral", n_heads=8, n_kv_heads=2, seed=12),
+    "mixtral-f32": replace(_MIXTURE, arch="mixtral", seed=13),
+    "qwen3-headdim-f32": replace(_QWEN3, head_dim=48, seed=15),
+    "qwen3moe-f32": replace(_MIXTURE, arch="qwen3moe", n_experts=6, n_experts_used=3, seed=16),
+    "gemma2-f32": replace(_GEMMA, arch="gemma2", attention_softcap=2.0, logit_softcap=30.0, seed=17),
+    "gemma3-linear-f32": replace(_GEMMA, arch="gemma3", n_layers=8, rope_theta=1e6, rope_scaling="linear", seed=18),
+    "gemma3-untied-f32": replace(_GEMMA, arch="gemma3", n_layers=6, rope_local_theta=100.0, tied_output=False, seed=19),
+    "phi3-f32": replace(_LLAMA, arch="phi3", n_layers=3, seed=20),
+    "phi3-short-rope-f32": replace(
+        _LLAMA, arch="phi3", rope_scaling="longrope", context_length=512, rope_original_context=512, seed=21
+    ),
+    "phi3-long-rope-partial-f32": replace(
+        _LLAMA, arch="phi3", rope_scaling="longrope", rope_original_context=16, rotated=0.75, seed=22
+    ),
+    "llama-yarn-f32": replace(_LLAMA, **_YARN, seed=23),
+    "mistral3-yarn-f32": replace(_LLAMA, arch="mistral3", n_heads=8, n_kv_heads=2, **_YARN, seed=25),
+    "qwen3-yarn-f32": replace(_QWEN3, **_YARN, seed=24),
 }
 CONVERTED: dict[str, TinyModel] = {
     "llama": replace(_LLAMA, rope_scaling="llama3", rope_theta=500000.0, seed=21),
     "qwen2": replace(_QWEN2, tied_output=True, seed=22),
+    "mistral": replace(_LLAMA, arch="mistral", seed=23),
+    "mixtral": replace(_MIXTURE, arch="mixtral", seed=24),
+    "qwen3-yarn": replace(_QWEN3, **_YARN, rope_attention_factor=1.25, seed=25),
+    "qwen3moe": replace(_MIXTURE, arch="qwen3moe", seed=26),
+    "gemma2": replace(_GEMMA, arch="gemma2", seed=27),
+    "gemma3": replace(_GEMMA, arch="gemma3", rope_scaling="linear", rope_local_theta=5000.0, seed=28),
+    "phi3-longrope": replace(_LLAMA, arch="phi3", rope_scaling="longrope", rotated=0.75, window=24, seed=29),
 }
 
 
 def main() -> None:
-    llama_cpp_folder = Path(sys.argv[1]).resolve()
+    llama_cpp_folder, wanted = Path(sys.argv[1]).resolve(), sys.argv[2:]
     for name, model in CONVERTED.items():
+        if wanted and f"converted-{name}" not in wanted:
+            continue
         with TemporaryDirectory() as folder:
             _save(f"converted-{name}", _converted(model, Path(folder), llama_cpp_folder))
     for name, model in GREEDY.items():
+        if wanted and f"greedy-{name}" not in wanted:
+            continue
         with TemporaryDirectory() as folder:
             _save(f"greedy-{name}", _greedy(model, write_tiny_model(Path(folder) / "tiny.gguf", model)))
 
@@ -154,7 +187,7 @@ def _converted(model: TinyModel, folder: Path, llama_cpp_folder: Path) -> dict[s
     build_hf(model).save_pretrained(folder)
     _hf_tokenizer(model).save_pretrained(folder)
     path = folder / "converted.gguf"
-    _run_converter(llama_cpp_folder, tiny_vocab(model.arch, model.vocab_size).pre, folder, path)
+    _run_converter(llama_cpp_folder, model.vocabulary.pre, folder, path)
     digests = golden.tensor_digests(path)
     rope_freqs = [t.data.tolist() for t in gguf.GGUFReader(path).tensors if t.name == "rope_freqs.weight"]
     return {
@@ -172,6 +205,8 @@ def _run_converter(llama_cpp_folder: Path, pre: str, source: Path, target: Path)
         f"import sys, runpy; sys.path.insert(0, {str(llama_cpp_folder)!r})\n"
         f"sys.path.insert(0, {str(llama_cpp_folder / 'gguf-py')!r})\n"
         f"from conversion.base import TextModel; TextModel.get_vocab_base_pre = lambda self, tokenizer: {pre!r}\n"
+        "from conversion import gemma, phi  # whose real vocabularies are SentencePiece's\n"
+        "gemma.Gemma2Model.set_vocab = phi.Phi3MiniModel.set_vocab = TextModel._set_vocab_gpt2\n"
         f"sys.argv = ['convert_hf_to_gguf.py', {str(source)!r}, '--outtype', 'f32', '--outfile', {str(target)!r}]\n"
         f"runpy.run_path({str(llama_cpp_folder / 'convert_hf_to_gguf.py')!r}, run_name='__main__')\n"
     )
@@ -179,7 +214,7 @@ def _run_converter(llama_cpp_folder: Path, pre: str, source: Path, target: Path)
 
 
 def _hf_tokenizer(model: TinyModel) -> PreTrainedTokenizerFast:
-    vocab = tiny_vocab(model.arch, model.vocab_size)
+    vocab = model.vocabulary
     normal, specials = vocab.tokens[: -vocab.n_specials], vocab.tokens[-vocab.n_specials :]
     merges = [(left, right) for left, right in (merge.split(" ") for merge in vocab.merges)]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(normal)}, merges))

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from prima_core.testing.tinymodel import llama3_rope_factors, write_tiny_model
+from prima_core.arch.families import FAMILIES
+from prima_core.testing.tinymodel import Arch, llama3_rope_factors, write_tiny_model
+from prima_core.testing.tinyspec import RopeScaling
 from tests.truth import golden
 from tests.truth.hf import build_hf, hf_logits
 
 
-def test_fixtures_cover_both_families_and_every_kind_of_weight() -> None:
+def test_fixtures_cover_all_families_and_the_common_kinds_of_weight() -> None:
     models = [golden.load_greedy(name).model for name in golden.greedy_names()]
-    assert {model.arch for model in models} == {"llama", "qwen2"}
+    assert {model.arch for model in models} == set(get_args(Arch))
+    assert {model.gguf_arch for model in models} == set(FAMILIES)
+    assert {model.rope_scaling for model in models} == {None, *get_args(RopeScaling)}
     assert {model.types for model in models} == {"F32", "F16", "Q8_0", "Q4_K", "Q6_K", "Q4_K_M"}
-    assert {golden.load_converted(name).model.arch for name in golden.converted_names()} == {"llama", "qwen2"}
+    converted = {golden.load_converted(name).model.arch for name in golden.converted_names()}
+    assert converted == set(get_args(Arch)) - {"mistral3"}  # which the converter writes for models with images only
 
 
 @pytest.mark.parametrize("name", golden.greedy_names())

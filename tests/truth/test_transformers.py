@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from prima_core.testing.tinymodel import write_tiny_model
-from tests.truth.cases import CASES, PROMPT_IDS
+from tests.truth.cases import CASES, PROMPT_IDS, READ_FROM_GGUF
 from tests.truth.hf import build_hf, hf_logits, read_hf, relative_error
 
+LLAMA_AND_QWEN2 = {name for name, model in CASES.items() if model.arch in ("llama", "qwen2")}
 
-@pytest.mark.parametrize("name", CASES)
+
+@pytest.mark.parametrize("name", sorted(LLAMA_AND_QWEN2 | set(READ_FROM_GGUF.values())))
 def test_gguf_read_by_transformers_gives_the_logits_of_the_weights(name: str, tmp_path: Path) -> None:
     model = CASES[name]
     from_file = read_hf(write_tiny_model(tmp_path / "tiny.gguf", model), model)

@@ -1,0 +1,124 @@
+"""Halves of a block that families share: rotary attention, gated feed-forward maps, mixtures of experts.
+
+Each takes the normed activation [n_tokens, d_model] and gives what is added to the residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Generic
+
+from prima_core.arch.family import Shapes
+from prima_core.arch.ops import A, AttentionRule, K, Ops, RoutingRule, W
+from prima_core.arch.rope import Rope
+from prima_core.errors import ModelError
+from prima_core.interfaces import Weight
+from prima_core.model.spec import ModelSpec
+
+
+def attention_shapes(model: ModelSpec) -> Shapes:
+    """Separate maps for q, k and v."""
+    d, d_q, d_kv = model.d_model, model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    return {
+        "attn_q.weight": (d_q, d),
+        "attn_k.weight": (d_kv, d),
+        "attn_v.weight": (d_kv, d),
+        "attn_output.weight": (d, d_q),
+    }
+
+
+def attention_biases(model: ModelSpec) -> Shapes:
+    """Of q, k and v."""
+    d_q, d_kv = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    return {"attn_q.bias": (d_q,), "attn_k.bias": (d_kv,), "attn_v.bias": (d_kv,)}
+
+
+def head_norms(model: ModelSpec) -> Shapes:
+    """Each head of q and of k is normed before it rotates."""
+    return {"attn_q_norm.weight": (model.head_dim,), "attn_k_norm.weight": (model.head_dim,)}
+
+
+def norms(model: ModelSpec, *names: str) -> Shapes:
+    return {f"{name}.weight": (model.d_model,) for name in names}
+
+
+def gated_shapes(model: ModelSpec) -> Shapes:
+    d, d_ff = model.d_model, model.d_ff
+    return {"ffn_gate.weight": (d_ff, d), "ffn_up.weight": (d_ff, d), "ffn_down.weight": (d, d_ff)}
+
+
+def mixture_shapes(model: ModelSpec) -> Shapes:
+    """Raises ModelError for a model without experts."""
+    if model.experts is None:
+        raise ModelError(f"is 0 or missing; {model.arch} models have experts", field=f"{model.arch}.expert_count")
+    d, d_ff, n = model.d_model, model.experts.d_ff, model.experts.count
+    return {
+        "ffn_gate_inp.weight": (n, d),
+        "ffn_gate_exps.weight": (n, d_ff, d),
+        "ffn_up_exps.weight": (n, d_ff, d),
+        "ffn_down_exps.weight": (n, d, d_ff),
+    }
+
+
+def bind_linear(ops: Ops[A, W, K], weights: Mapping[str, Weight], name: str) -> W:
+    """The map `name`, with its bias where the layer has one."""
+    return ops.matrix(weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+
+class Attention(Generic[A, W, K]):
+    """Rotary grouped-query attention, with biases and norms of heads where the layer has them."""
+
+    def __init__(
+        self, ops: Ops[A, W, K], model: ModelSpec, layer: int, weights: Mapping[str, Weight], scale: float = 0.0
+    ) -> None:
+        self.ops, self.eps, self.layer = ops, model.norm_eps, layer
+        self.rule = AttentionRule(scale or model.head_dim**-0.5, model.attention_softcap, model.window(layer))
+        self.qkv = [bind_linear(ops, weights, f"attn_{name}") for name in "qkv"]
+        has_norms = "attn_q_norm.weight" in weights
+        self.norms = [ops.vector(weights[f"attn_{name}_norm.weight"]) for name in "qk"] if has_norms else None
+        self.output = bind_linear(ops, weights, "attn_output")
+
+    def __call__(self, x: A, rope: Rope[A], kv: K) -> A:
+        ops = self.ops
+        q, k, v = ops.linears(x, self.qkv)
+        if self.norms is not None:
+            q, k = (ops.rms_norm(heads, gain, self.eps) for heads, gain in zip((q, k), self.norms, strict=True))
+        heads = ops.attention(ops.rope(q, rope), ops.rope(k, rope), v, self.layer, kv, self.rule)
+        return ops.linear(heads, self.output)
+
+
+class SwiGlu(Generic[A, W, K]):
+    """down(silu(gate(x)) * up(x)); Shazeer 2020."""
+
+    def __init__(self, ops: Ops[A, W, K], weights: Mapping[str, Weight]) -> None:
+        self.ops = ops
+        self.gate_up = [bind_linear(ops, weights, name) for name in ("ffn_gate", "ffn_up")]
+        self.down = bind_linear(ops, weights, "ffn_down")
+
+    def __call__(self, x: A) -> A:
+        gate, up = self.ops.linears(x, self.gate_up)
+        return self.ops.linear(self.product(gate, up), self.down)
+
+    def product(self, gate: A, up: A) -> A:
+        return self.ops.swiglu(gate, up)
+
+
+class GeGlu(SwiGlu[A, W, K]):
+    """down(gelu(gate(x)) * up(x))."""
+
+    def product(self, gate: A, up: A) -> A:
+        return self.ops.geglu(gate, up)
+
+
+class Mixture(Generic[A, W, K]):
+    """A router and the answers of the experts that it chooses, whose weights add up to 1."""
+
+    def __init__(self, ops: Ops[A, W, K], model: ModelSpec, weights: Mapping[str, Weight]) -> None:
+        self.ops = ops
+        self.rule = RoutingRule(model.experts.n_used if model.experts else 0)
+        self.router = ops.matrix(weights["ffn_gate_inp.weight"])
+        self.experts = [ops.matrix(weights[f"ffn_{name}_exps.weight"]) for name in ("gate", "up", "down")]
+
+    def __call__(self, x: A) -> A:
+        gate, up, down = self.experts
+        return self.ops.mixture(x, self.ops.linear(x, self.router), gate, up, down, self.rule)
