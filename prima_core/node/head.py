@@ -229,7 +229,7 @@ class Head:
         if status.progress:
             facts["progress"] = {name: round(share, 3) for name, share in status.progress.items()}
         facts["nodes"] = [member.name for member in status.members]
-        facts["running"], facts["waiting"] = status.n_running, status.n_waiting
+        facts["running"], facts["waiting"] = len(status.engine.running), status.engine.n_waiting
         return status.state is State.SERVING, facts
 
     def view(self) -> ServerView:
@@ -243,10 +243,10 @@ class Head:
             status.state,
             status.reason,
             self.context_length,
-            status.n_running,
-            status.n_waiting,
-            status.kv_tokens_used,
-            status.kv_tokens,
+            len(status.engine.running),
+            status.engine.n_waiting,
+            status.engine.kv_running,
+            status.engine.kv_tokens,
             tuple(node_view(member, own, status, times.get(member.name, NodeTimes())) for member in members),
         )
 

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prima_core.engine.request import Event, Failed, Finished, Piece, Request, Sampling
-from prima_core.errors import ClusterError, PrimaError, RequestError, TemplateError
+from prima_core.errors import Busy, ClusterError, PrimaError, RequestError, TemplateError
 from prima_core.model.chat import ChatPrompt, Message
 from prima_core.serve import metrics, openai
 from prima_core.serve.guard import Guard, Refusal, read_json_body
@@ -260,6 +260,8 @@ def _error_fields(error: Exception) -> tuple[int, dict[str, object]]:
             return 400, openai.error_body(str(error), "invalid_request_error", "messages", "template_failed")
         case ClientGone() | ClientDisconnect():
             return 499, openai.error_body("the client has gone", "invalid_request_error", code="client_gone")
+        case Busy():
+            return 503, openai.error_body(str(error), "service_unavailable", code="server_busy")
         case ClusterError():
             return 503, openai.error_body(str(error), "service_unavailable", code="cluster_not_ready")
         case PrimaError():
