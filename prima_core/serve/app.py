@@ -36,9 +36,11 @@ class Service(metrics.Viewed, Protocol):
     model_name: str
     created: int
     context_length: int
+    context_shift: bool
     sampling: Sampling
 
     def encode_chat(self, messages: Sequence[Message]) -> ChatPrompt: ...
+    def n_keep(self, messages: Sequence[Message], ids: Sequence[int]) -> int: ...
     def submit(self, request: Request, deliver: Callable[[Event], None]) -> int: ...
     def cancel(self, number: int) -> None: ...
     def health(self) -> tuple[bool, dict[str, object]]: ...
@@ -112,8 +114,12 @@ class Endpoints:
     async def chat(self, request: HttpRequest) -> Response:
         service = self._service
         body = openai.chat_body(await read_json_body(request))
-        prompt = await run_in_threadpool(service.encode_chat, [message.plain() for message in body.messages])
-        wanted = openai.to_request(body, prompt.ids, service.context_length, service.sampling)
+        messages = [message.plain() for message in body.messages]
+        prompt = await run_in_threadpool(service.encode_chat, messages)
+        n_keep = await run_in_threadpool(service.n_keep, messages, prompt.ids)
+        wanted = openai.to_request(
+            body, prompt.ids, service.context_length, service.sampling, service.context_shift, n_keep
+        )
         reply = openai.Reply.new(service.model_name)
         events = _events(service, wanted)
         if not body.stream:

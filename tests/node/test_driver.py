@@ -171,7 +171,7 @@ def test_what_the_engine_does_can_be_read_from_outside() -> None:
     assert (facts.kv_tokens, facts.kv_running, facts.kv_kept, facts.kv_free) == (100, 8, 0, 92)
     rig.collect_all()
     facts = rig.driver.counts().engine
-    assert (facts.running, facts.kv_running, facts.kv_kept, facts.kv_free) == ((), 0, 8, 92)
+    assert (facts.running, facts.kv_running, facts.kv_kept, facts.kv_free) == ((), 0, 4, 96), "both said the same"
 
 
 def test_when_too_many_wait_the_next_one_is_told_so() -> None:
