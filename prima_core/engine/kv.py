@@ -59,6 +59,7 @@ class KvBook:
         self._open: dict[int, KvSequence] = {}
         self._kept: dict[int, KvSequence] = {}  # the one that ended first comes first
         self._operations: list[KvOp] = []  # to travel in the next step
+        self._can_wait = False  # until it has tokens
         self._n_numbers = 0
         self._last_collected = 0
 
@@ -75,12 +76,13 @@ class KvBook:
         return _total(self._kept.values())
 
     @property
-    def has_operations(self) -> bool:
-        return bool(self._operations)
+    def wants_step(self) -> bool:
+        """There is room to give back, also where nothing is to be computed."""
+        return bool(self._operations) and not self._can_wait
 
     def take_operations(self) -> tuple[KvOp, ...]:
         """For the step that is made now."""
-        taken, self._operations = tuple(self._operations), []
+        taken, self._operations, self._can_wait = tuple(self._operations), [], False
         return taken
 
     # ------------------------------------------------------------ open and close
@@ -141,10 +143,8 @@ class KvBook:
 
     def step_failed(self, step: Step) -> None:
         """Not every node has seen the step. What it opened fails with its requests; what else it changed, or wrote to
-        and is kept by now, is dropped everywhere. A step without tokens is not repeated: where it fails once it fails
-        for ever."""
-        if not step.chunks:
-            return
+        and is kept by now, is dropped everywhere. After a step without tokens that waits for one that has some: where
+        it fails once it may fail for ever."""
         for operation in step.kv:
             if operation.kind is KvKind.DROP:
                 self._forget(operation.sequence)
@@ -153,6 +153,7 @@ class KvBook:
         for chunk in step.chunks:
             if chunk.sequence in self._kept:
                 self._forget(chunk.sequence)
+        self._can_wait = not step.chunks
 
     def reset(self, room: Room) -> None:
         """A new epoch: nothing is anywhere, and the room may be another."""

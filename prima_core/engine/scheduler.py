@@ -33,8 +33,8 @@ class Room:
 
 @dataclass(slots=True)
 class Sequence:
-    """A request on its way. `ids` is the prompt and what was generated; `kv` holds them, or their end and what is kept
-    of their begin, from when it is let in. `capacity`: KV positions that it may come to need. `end_ids` are the tokens
+    """A request on its way. `ids` is the prompt and what was generated. `kv` is there from when it is let in, with
+    the same ids until the context shifts. `capacity`: KV positions that it may come to need. `end_ids` are the tokens
     that end a generation."""
 
     number: int
@@ -64,9 +64,15 @@ class Sequence:
 
     def facts(self, kv: KvSequence) -> SequenceFacts:
         return SequenceFacts(
-            self.number, kv.is_prefilling, self.n_prompt, self.n_generated, self.n_cached, kv.length, self.n_shifted,
-            kv.capacity,
-        )  # fmt: skip
+            number=self.number,
+            is_prefilling=kv.is_prefilling,
+            n_prompt=self.n_prompt,
+            n_generated=self.n_generated,
+            n_cached=self.n_cached,
+            n_computed=kv.length,
+            n_shifted=self.n_shifted,
+            capacity=kv.capacity,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +163,7 @@ class Scheduler:
         self._last_was_prefill = False
         if decoding:
             return self._plan([(sequence, kv, 1) for sequence, kv in decoding])
-        return self.empty_step() if self._kv.has_operations else None  # nothing to compute: only give room back
+        return self.empty_step() if self._kv.wants_step else None  # nothing to compute: only give room back
 
     def empty_step(self) -> PlannedStep:
         """A step without tokens: it gives back room, and proves that what went before it is through."""
