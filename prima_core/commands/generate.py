@@ -79,7 +79,7 @@ def _next(inbox: queue.SimpleQueue[Event]) -> Event:
             return inbox.get(timeout=0.2)  # a wait without end is deaf to Ctrl-C on Windows
 
 
-def make_request(head: Head, prompt: list[int], settings: Settings, n_keep: int = 0) -> Request:
+def make_request(head: Head, prompt: list[int], settings: Settings) -> Request:
     """As many tokens as asked for, cut to what the context has left unless it shifts."""
     n_tokens = answer_tokens(settings.get("max_tokens"), len(prompt), head.context_length, head.context_shift)
     if n_tokens < 1 or len(prompt) > head.context_length:
@@ -89,7 +89,7 @@ def make_request(head: Head, prompt: list[int], settings: Settings, n_keep: int 
         )
     seed = settings.get("seed")
     sampling = replace(head.sampling, seed=secrets.randbits(63) if seed is None else seed)
-    return Request(tuple(prompt), n_tokens, sampling, n_keep=n_keep)
+    return Request(tuple(prompt), n_tokens, sampling)
 
 
 # ---------------------------------------------------------------- prima run
