@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Self
 
-from prima_core.engine.engine import Deliver, Engine
+from prima_core.engine.engine import MAX_WAITING, Deliver, Engine
 from prima_core.engine.reasoning import ReasoningStream
 from prima_core.engine.request import Event, Finished, Piece, Request, Sampling
 from prima_core.engine.scheduler import PlannedStep, Room
-from prima_core.errors import ClusterError, ModelError
+from prima_core.errors import ClusterError, ModelError, TemplateError
 from prima_core.events import RequestDone
 from prima_core.interfaces import Credentials, KvType
 from prima_core.model.chat import ChatPrompt, ChatTemplate, Message, encode_chat
@@ -58,8 +58,10 @@ class HeadOptions:
     solver: str = "even"
     plan: Plan | None = None
     context: int | None = None
+    context_shift: bool = False
     kv_type: KvType | None = None
     parallel: int = 4
+    queue: int = MAX_WAITING
     chunk: int = 64
     wire: WirePolicy = WirePolicy.AUTO
     sampling: Sampling = field(default_factory=Sampling)
@@ -82,6 +84,7 @@ class Head:
         self.model_name = model.name
         self.created = int(time.time())
         self.sampling = options.sampling
+        self.context_shift = options.context_shift
         self._facts = model_facts(model, options.context, options.kv_type, options.plan)
         self.context_length = self._facts.context_length
         self.tokenizer = Tokenizer.from_metadata(model.file.metadata)
@@ -113,7 +116,8 @@ class Head:
             options.plan,
         )
         chunk = min(options.chunk, longest_chunk(self.model.spec.d_model))
-        engine = Engine(self.tokenizer, self.context_length, Room(0, chunk, 0))
+        room = Room(0, chunk, 0)  # nothing, until there is a plan
+        engine = Engine(self.tokenizer, self.context_length, room, options.context_shift, options.queue)
         return Driver(
             engine,
             self,
@@ -209,6 +213,30 @@ class Head:
         tags = self.tokenizer.reasoning_tags
         return ReasoningStream(tags, starts_inside=tags is not None and tags.are_open_after(prompt.text))
 
+    def n_keep(
+        self,
+        messages: Sequence[Message],
+        ids: Sequence[int],
+        *,
+        tools: Sequence[Message] | None = None,
+        variables: Mapping[str, Any] | None = None,  # Any: JSON
+    ) -> int:
+        """`Request.n_keep` of a conversation that was encoded to `ids`: the system's messages at its begin.
+
+        0 where there are none, where the template wants more than them, and where the context does not shift.
+        """
+        system = list(itertools.takewhile(lambda message: message.get("role") == "system", messages))
+        if not system or not self.context_shift:
+            return 0
+        try:
+            alone = encode_chat(
+                self.tokenizer, self._template, system, add_generation_prompt=False, tools=tools, variables=variables
+            )
+        except TemplateError:
+            return 0
+        pairs = zip(alone.ids, ids, strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
     def submit(self, request: Request, deliver: Deliver) -> int:
         """Queue a request; events come to `deliver` on the driver's thread, Finished or Failed last."""
         number = next(self._numbers)
@@ -229,7 +257,7 @@ class Head:
         if status.progress:
             facts["progress"] = {name: round(share, 3) for name, share in status.progress.items()}
         facts["nodes"] = [member.name for member in status.members]
-        facts["running"], facts["waiting"] = status.n_running, status.n_waiting
+        facts["running"], facts["waiting"] = len(status.engine.running), status.engine.n_waiting
         return status.state is State.SERVING, facts
 
     def view(self) -> ServerView:
@@ -243,10 +271,10 @@ class Head:
             status.state,
             status.reason,
             self.context_length,
-            status.n_running,
-            status.n_waiting,
-            status.kv_tokens_used,
-            status.kv_tokens,
+            len(status.engine.running),
+            status.engine.n_waiting,
+            status.engine.kv_running,
+            status.engine.kv_tokens,
             tuple(node_view(member, own, status, times.get(member.name, NodeTimes())) for member in members),
         )
 

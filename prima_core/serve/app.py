@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prima_core.engine.request import Event, Failed, Finished, Piece, Request, Sampling
-from prima_core.errors import ClusterError, PrimaError, RequestError, TemplateError
+from prima_core.errors import Busy, ClusterError, PrimaError, RequestError, TemplateError
 from prima_core.model.chat import ChatPrompt, Message
 from prima_core.serve import metrics, openai
 from prima_core.serve.guard import Guard, Refusal, read_json_body
@@ -36,9 +36,11 @@ class Service(metrics.Viewed, Protocol):
     model_name: str
     created: int
     context_length: int
+    context_shift: bool
     sampling: Sampling
 
     def encode_chat(self, messages: Sequence[Message]) -> ChatPrompt: ...
+    def n_keep(self, messages: Sequence[Message], ids: Sequence[int]) -> int: ...
     def submit(self, request: Request, deliver: Callable[[Event], None]) -> int: ...
     def cancel(self, number: int) -> None: ...
     def health(self) -> tuple[bool, dict[str, object]]: ...
@@ -112,8 +114,12 @@ class Endpoints:
     async def chat(self, request: HttpRequest) -> Response:
         service = self._service
         body = openai.chat_body(await read_json_body(request))
-        prompt = await run_in_threadpool(service.encode_chat, [message.plain() for message in body.messages])
-        wanted = openai.to_request(body, prompt.ids, service.context_length, service.sampling)
+        messages = [message.plain() for message in body.messages]
+        prompt = await run_in_threadpool(service.encode_chat, messages)
+        n_keep = await run_in_threadpool(service.n_keep, messages, prompt.ids)
+        wanted = openai.to_request(
+            body, prompt.ids, service.context_length, service.sampling, service.context_shift, n_keep
+        )
         reply = openai.Reply.new(service.model_name)
         events = _events(service, wanted)
         if not body.stream:
@@ -260,6 +266,8 @@ def _error_fields(error: Exception) -> tuple[int, dict[str, object]]:
             return 400, openai.error_body(str(error), "invalid_request_error", "messages", "template_failed")
         case ClientGone() | ClientDisconnect():
             return 499, openai.error_body("the client has gone", "invalid_request_error", code="client_gone")
+        case Busy():
+            return 503, openai.error_body(str(error), "service_unavailable", code="server_busy")
         case ClusterError():
             return 503, openai.error_body(str(error), "service_unavailable", code="cluster_not_ready")
         case PrimaError():

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from prima_core.engine.request import Finished, Request, Sampling
+from prima_core.engine.request import Finished, Request, Sampling, answer_tokens
 from prima_core.errors import RequestError
 
 MAX_STOPS = 16
@@ -169,27 +169,34 @@ def _stops(body: ChatBody) -> tuple[str, ...]:
     return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
 
 
-def to_request(body: ChatBody, prompt: list[int], context_length: int, defaults: Sampling) -> Request:
-    """The engine's request; wanted tokens are cut to the room that the context has left.
+def to_request(
+    body: ChatBody,
+    prompt: list[int],
+    context_length: int,
+    defaults: Sampling,
+    context_shift: bool = False,
+    n_keep: int = 0,
+) -> Request:
+    """The engine's request; wanted tokens are cut to the room that the context has left, unless it shifts.
 
     Raises RequestError for a prompt longer than the context.
     """
-    room = context_length - len(prompt) + 1
-    if room < 1:
+    wanted = body.max_completion_tokens or body.max_tokens
+    n_tokens = answer_tokens(wanted, len(prompt), context_length, context_shift)
+    if n_tokens < 1 or len(prompt) > context_length:
         raise RequestError(
             f"the prompt has {len(prompt)} tokens, the context has {context_length}",
             param="messages",
             code="context_length_exceeded",
             hint="shorten the messages, or serve with a longer context (-c)",
         )
-    wanted = body.max_completion_tokens or body.max_tokens or room
     sampling = Sampling(
         temperature=defaults.temperature if body.temperature is None else body.temperature,
         top_k=defaults.top_k if body.top_k is None else body.top_k,
         top_p=defaults.top_p if body.top_p is None else body.top_p,
         seed=secrets.randbits(63) if body.seed is None else body.seed,
     )
-    return Request(tuple(prompt), min(wanted, room), sampling, _stops(body))
+    return Request(tuple(prompt), n_tokens, sampling, _stops(body), n_keep=n_keep)
 
 
 @dataclass(frozen=True, slots=True)

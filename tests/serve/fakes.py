@@ -27,6 +27,7 @@ class FakeService:
     model_name = "fake"
     created = 1_700_000_000
     context_length = 10
+    context_shift = False
     sampling = Sampling(temperature=0.5, top_k=7, top_p=0.9)
     totals = RequestTotals()
 
@@ -41,6 +42,9 @@ class FakeService:
         self.conversations.append(messages)
         words = " ".join(message["content"] for message in messages)
         return ChatPrompt(list(range(len(words.split()))), words)
+
+    def n_keep(self, messages: Sequence[Message], ids: Sequence[int]) -> int:
+        return 0
 
     def submit(self, request: Request, deliver: Callable[[Event], None]) -> int:
         self.requests.append(request)

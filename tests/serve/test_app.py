@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Message, Scope
 
 from prima_core.engine.request import Event, Failed, Finished, FinishReason, Request
-from prima_core.errors import ClusterError, ModelError, PrimaError, RequestError, TemplateError
+from prima_core.errors import Busy, ClusterError, ModelError, PrimaError, RequestError, TemplateError
 from prima_core.model.chat import ChatPrompt
 from prima_core.model.chat import Message as ChatMessage
 from prima_core.serve.app import make_app
@@ -157,6 +157,7 @@ FAULTS = [
     (RequestError("no", param="seed", code="odd", hint="yes"), 400, "invalid_request_error", "seed", "odd"),
     (TemplateError("no", hint="yes"), 400, "invalid_request_error", "messages", "template_failed"),
     (ClusterError("no", hint="yes"), 503, "service_unavailable", None, "cluster_not_ready"),
+    (Busy("no", hint="yes"), 503, "service_unavailable", None, "server_busy"),
     (ModelError("no", hint="yes"), 500, "server_error", None, None),
 ]
 
