@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import secrets
 import threading
 import time
@@ -14,6 +15,7 @@ from importlib.metadata import version
 from typing import Any, Self
 
 from prima_core.engine.engine import MAX_WAITING, Deliver, Engine
+from prima_core.engine.facts import EngineFacts
 from prima_core.engine.reasoning import ReasoningStream
 from prima_core.engine.request import Event, Finished, Piece, Request, Sampling
 from prima_core.engine.scheduler import PlannedStep, Room
@@ -82,6 +84,7 @@ class Head:
     ) -> None:
         self.model = model
         self.model_name = model.name
+        self.model_file = model.path.name
         self.created = int(time.time())
         self.sampling = options.sampling
         self.context_shift = options.context_shift
@@ -195,6 +198,32 @@ class Head:
 
     # ------------------------------------------------------------ what clients use (any thread)
 
+    @property
+    def fingerprint(self) -> str:
+        """A short name of what makes the answers: another file, another name."""
+        return f"fp_{self.model.fingerprint[:12]}"
+
+    @property
+    def model_facts(self) -> Mapping[str, int]:
+        """Sizes of the model as llama-server tells them: `size` in bytes of its weights."""
+        tensors, spec = self.model.file.tensors.values(), self.model.spec
+        return {
+            "n_vocab": spec.vocab_size,
+            "n_ctx_train": spec.context_length,
+            "n_embd": spec.d_model,
+            "n_params": sum(math.prod(info.shape) for info in tensors),
+            "size": sum(info.n_bytes for info in tensors),
+        }
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source that conversations are rendered with."""
+        return self._template.source
+
+    def engine_facts(self) -> EngineFacts:
+        """What the engine is doing now."""
+        return self.driver.counts().engine
+
     def encode_chat(
         self,
         messages: Sequence[Message],
@@ -225,7 +254,7 @@ class Head:
 
         0 where there are none, where the template wants more than them, and where the context does not shift.
         """
-        system = list(itertools.takewhile(lambda message: message.get("role") == "system", messages))
+        system = list(itertools.takewhile(lambda message: message.get("role") in ("system", "developer"), messages))
         if not system or not self.context_shift:
             return 0
         try:

@@ -267,6 +267,7 @@ def test_the_system_message_stays_when_the_context_shifts(cluster: Start, open_m
     assert "pirate" in head.tokenizer.decode(ids[:n_keep])
     assert "hello" not in head.tokenizer.decode(ids[:n_keep])
     assert ids[:n_keep] == other[:n_keep]
+    assert head.n_keep([{**SYSTEM, "role": "developer"}, HELLO], ids) == n_keep
 
 
 def test_without_a_system_message_or_a_shift_nothing_special_stays(
