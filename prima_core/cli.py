@@ -62,7 +62,9 @@ def cli() -> None:
 
 @cli.command()
 @model_argument
-@options("models", "host", "port", "api_key", *CONTEXT, "parallel", "chat_template", *SAMPLING)
+@options(
+    "models", "host", "port", "api_key", *CONTEXT, "context_shift", "parallel", "queue", "chat_template", *SAMPLING
+)
 @options(*NODE, *RING, "wait", "listen", "advertise", "token_file", "name", "log_level")
 @click.pass_obj
 def serve(registry: Registry, /, model: str | None, **settings: Any) -> None:  # Any: the values of config.TABLE
@@ -90,7 +92,8 @@ def join(registry: Registry, /, head: str, until_stdin_closes: bool, **settings:
 @model_argument
 @click.option("-p", "--prompt", required=True, help="What to ask; - reads standard input.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
-@options("models", "max_tokens", "chat_template", *SAMPLING, "seed", *NODE, *RING, *CONTEXT, "log_level")
+@options("models", "max_tokens", "chat_template", *SAMPLING, "seed")
+@options(*NODE, *RING, *CONTEXT, "context_shift", "log_level")
 @as_json
 @click.pass_obj
 def run(registry: Registry, /, model: str | None, prompt: str, raw: bool, as_json: bool, **settings: Any) -> None:
@@ -103,7 +106,8 @@ def run(registry: Registry, /, model: str | None, prompt: str, raw: bool, as_jso
 
 @cli.command()
 @model_argument
-@options("models", "max_tokens", "chat_template", *SAMPLING, "seed", *NODE, *RING, *CONTEXT, "log_level")
+@options("models", "max_tokens", "chat_template", *SAMPLING, "seed")
+@options(*NODE, *RING, *CONTEXT, "context_shift", "log_level")
 @click.pass_obj
 def chat(registry: Registry, /, model: str | None, **settings: Any) -> None:
     """Talk to MODEL in the terminal."""

@@ -71,6 +71,10 @@ class ClusterError(PrimaError):
     """The cluster cannot serve now: a node was lost, or not enough nodes are there."""
 
 
+class Busy(ClusterError):
+    """More requests are waiting than may wait."""
+
+
 class DeviceMemoryError(PrimaError):
     """A device has not enough memory for what it was asked to hold."""
 

@@ -16,7 +16,7 @@ COMMANDS = sorted(cli.commands)
 ISSUE = {
     "serve": [
         "--backend", "--nodes", "--wait", "--plan", "--solver", "--transport", "--listen", "--advertise", "-c", "-t",
-        "--host", "--port", "--api-key", "--wire", "--token-file", "--kv-type",
+        "--host", "--port", "--api-key", "--wire", "--token-file", "--kv-type", "--context-shift", "--queue",
     ],
     "join": ["--model", "--models", "--listen", "--advertise", "--token-file"],
     "run": ["-p", "-n", "--temp", "--nodes", "--raw", "--json", "--kv-type"],
@@ -84,6 +84,13 @@ def test_the_help_tells_the_defaults() -> None:
 def test_the_environment_twin_is_read_and_the_flag_wins(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     command = next(command for command in COMMANDS if setting in settings_of(command))
     arguments = {"join": ["head"], "run": ["-p", "x"]}.get(command, [])
+    if setting.kind is click.BOOL:
+        monkeypatch.setenv(setting.env, "true")
+        assert parsed(command, *arguments)[setting.name] is True
+        monkeypatch.setenv(setting.env, "0")
+        assert parsed(command, *arguments)[setting.name] is False
+        assert parsed(command, *arguments, setting.flags[-1])[setting.name] is True
+        return
     if isinstance(setting.kind, click.Choice):
         first, second = setting.kind.choices[:2]
     else:

@@ -6,7 +6,7 @@ Rooms are made at their full size by `np.empty`, which the OS backs with memory 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -78,33 +78,31 @@ class NumpyKv:
         for layer in layers:
             _check_step(step, self._rooms[layer])
         if step.kv:
-            self._change({layer: self._rooms[layer] for layer in layers}, step.kv)
+            self._change(layers, step.kv)
         return Pass(tuple(_spans(step.chunks)), self._rooms, self._head_dim)
 
     def close(self) -> None:
         for rooms in self._rooms.values():
             rooms.clear()
 
-    def _change(self, before: Mapping[int, Rooms], operations: Sequence[KvOp]) -> None:
-        """Apply checked operations to copies, then put the copies in place: a failed allocation changes nothing."""
-        after = {layer: dict(rooms) for layer, rooms in before.items()}
-        for operation in operations:
-            for rooms in after.values():
-                self._apply(operation, rooms)
-        self._rooms.update(after)
+    def _change(self, layers: Layers, operations: Sequence[KvOp]) -> None:
+        """Apply checked operations. All memory is taken first, so that a failed allocation changes nothing; then one
+        layer after the other changes, so that what is copied is there twice in one layer only."""
+        taken = {layer: list(self._take(operations, self._rooms[layer])) for layer in layers}
+        for layer in layers:
+            for operation, room in zip(operations, taken.pop(layer), strict=True):
+                _apply(operation, self._rooms[layer], room)
 
-    def _apply(self, operation: KvOp, rooms: Rooms) -> None:
-        match operation.kind:
-            case KvKind.OPEN:
-                rooms[operation.sequence] = self._room(operation)
-            case KvKind.FORK:
-                rooms[operation.sequence] = self._forked(rooms[operation.source], operation)
-            case KvKind.TRUNCATE:
-                # A new Room over the same arrays, so that the old one stays as it was until all went well.
-                room = rooms[operation.sequence]
-                rooms[operation.sequence] = Room(room.k, room.v, min(room.length, operation.length))
-            case KvKind.DROP:
-                rooms.pop(operation.sequence, None)
+    def _take(self, operations: Iterable[KvOp], rooms: Rooms) -> Iterator[Room | None]:
+        """For each operation the new room that it needs, if it does."""
+        capacities = {sequence: room.capacity for sequence, room in rooms.items()}
+        for operation in operations:
+            if operation.kind in (KvKind.TRUNCATE, KvKind.DROP):
+                yield None
+                continue
+            stays = operation.kind is KvKind.MOVE and capacities[operation.source] == operation.capacity
+            yield None if stays else self._room(operation)
+            capacities[operation.sequence] = operation.capacity
 
     def _room(self, operation: KvOp) -> Room:
         shape = self._n_kv_heads, operation.capacity, self._row_bytes // self._dtype.itemsize
@@ -115,12 +113,31 @@ class NumpyKv:
                 f"no memory for the KV of {operation.capacity} positions", hint="use a smaller context (-c)"
             ) from error
 
-    def _forked(self, source: Room, operation: KvOp) -> Room:
-        room, length = self._room(operation), operation.length
-        room.k[:, :length] = source.k[:, :length]
-        room.v[:, :length] = source.v[:, :length]
-        room.length = length
-        return room
+
+def _apply(operation: KvOp, rooms: Rooms, new: Room | None) -> None:
+    """`new` is the room that was taken for the operation; a move without one stays where it is."""
+    match operation.kind:
+        case KvKind.TRUNCATE:
+            room = rooms[operation.sequence]
+            room.length = min(room.length, operation.length)
+        case KvKind.DROP:
+            rooms.pop(operation.sequence, None)
+        case KvKind.MOVE if new is None:
+            room = rooms[operation.sequence] = rooms.pop(operation.source)
+            room.length = operation.length
+        case _ if new is not None:
+            if operation.kind is not KvKind.OPEN:
+                _copy(rooms[operation.source], new, operation.length)
+            if operation.kind is KvKind.MOVE:
+                del rooms[operation.source]
+            rooms[operation.sequence] = new
+
+
+def _copy(source: Room, room: Room, length: int) -> None:
+    """The first `length` positions."""
+    room.k[:, :length] = source.k[:, :length]
+    room.v[:, :length] = source.v[:, :length]
+    room.length = length
 
 
 def write(room: Room, chunk: Chunk, k: FloatArray, v: FloatArray) -> None:
@@ -175,18 +192,21 @@ def _check_operation(operation: KvOp, sizes: dict[int, tuple[int, int]]) -> None
     if kind == KvKind.DROP:
         sizes.pop(sequence, None)
         return
-    _require((sequence in sizes) == (kind == KvKind.TRUNCATE), operation, "the sequence is unknown or open already")
+    is_its_own = kind == KvKind.TRUNCATE or (kind == KvKind.MOVE and operation.source == sequence)
+    _require((sequence in sizes) == is_its_own, operation, "the sequence is unknown or open already")
     if kind == KvKind.TRUNCATE:
         length, capacity = sizes[sequence]
         _require(operation.length >= 0, operation, "a length is not negative")
         sizes[sequence] = min(length, operation.length), capacity
         return
     _require(operation.capacity >= 1, operation, "a sequence needs room for one position at least")
-    if kind == KvKind.FORK:
+    if kind != KvKind.OPEN:
         _require(operation.source in sizes, operation, "the source is unknown")
         written = min(sizes[operation.source][0], operation.capacity)
         _require(0 <= operation.length <= written, operation, f"only {written} positions can be copied")
-    sizes[sequence] = (operation.length if kind == KvKind.FORK else 0), operation.capacity
+    if kind == KvKind.MOVE:
+        del sizes[operation.source]
+    sizes[sequence] = (0 if kind == KvKind.OPEN else operation.length), operation.capacity
 
 
 def _require(holds: bool, operation: KvOp, otherwise: str) -> None:

@@ -16,7 +16,7 @@ import psutil
 import rich_click as click
 
 from prima_core.commands.setup import Settings, say, serving_head
-from prima_core.engine.request import GREEDY, Event, Failed, Finished, Piece, Request
+from prima_core.engine.request import GREEDY, Event, Failed, Finished, Piece, Request, answer_tokens
 from prima_core.errors import ClusterError, RequestError
 from prima_core.node.head import Head
 from prima_core.plugins import Registry
@@ -80,16 +80,16 @@ def _next(inbox: queue.SimpleQueue[Event]) -> Event:
 
 
 def make_request(head: Head, prompt: list[int], settings: Settings) -> Request:
-    """As many tokens as asked for, cut to what the context has left."""
-    room = head.context_length - len(prompt) + 1
-    if room < 1:
+    """As many tokens as asked for, cut to what the context has left unless it shifts."""
+    n_tokens = answer_tokens(settings.get("max_tokens"), len(prompt), head.context_length, head.context_shift)
+    if n_tokens < 1 or len(prompt) > head.context_length:
         raise RequestError(
             f"the prompt has {len(prompt)} tokens, the context has {head.context_length}",
             hint="shorten the prompt, or use a longer context (-c)",
         )
     seed = settings.get("seed")
     sampling = replace(head.sampling, seed=secrets.randbits(63) if seed is None else seed)
-    return Request(tuple(prompt), min(settings.get("max_tokens") or room, room), sampling)
+    return Request(tuple(prompt), n_tokens, sampling)
 
 
 # ---------------------------------------------------------------- prima run
@@ -193,7 +193,7 @@ def bench(model: str | None, n_prompt: int, n_gen: int, as_json: bool, settings:
 def _timed(head: Head, n_prompt: int, n_gen: int) -> Timings:
     prompt = tuple(index % min(256, head.tokenizer.vocab_size) for index in range(n_prompt))
     timings = Timings(n_prompt)
-    for event in events(head, Request(prompt, n_gen, GREEDY, ignore_eos=True)):
+    for event in events(head, Request(prompt, n_gen, GREEDY, ignore_eos=True, reuse_prefix=False)):
         if isinstance(event, Piece):
             timings.token()
     return timings

@@ -173,7 +173,8 @@ def describe_plan(status: Status) -> Iterator[str]:
 def bound(host: str, port: int) -> Iterator[socket.socket]:
     """The HTTP socket, open before anything is loaded, so that a taken port is told at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    # asyncio turns Nagle's algorithm off only where the protocol is named: without that every answer takes 40 ms more.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         if sys.platform != "win32":  # there it would let two servers have the same port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from prima_core.arch.families import open_model
 from prima_core.config import CLUSTER_PORT, SETTINGS
+from prima_core.engine.engine import MAX_WAITING
 from prima_core.engine.request import Sampling
 from prima_core.errors import ConfigError
 from prima_core.interfaces import KvType
@@ -112,7 +113,9 @@ def head_options(settings: Settings, metadata: Mapping[str, object]) -> HeadOpti
         plan=_plan(settings.get("plan")),
         context=settings.get("context"),
         kv_type=KvType(settings["kv_type"]) if settings.get("kv_type") else None,
+        context_shift=settings.get("context_shift", False),
         parallel=settings.get("parallel", 1),
+        queue=settings.get("queue", MAX_WAITING),
         chunk=settings.get("chunk", 64),
         wire=WirePolicy(settings.get("wire", "auto")),
         sampling=sampling(settings, metadata),

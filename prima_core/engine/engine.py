@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prima_core.engine.facts import EngineFacts
+from prima_core.engine.kv import MAX_TOKEN
 from prima_core.engine.request import Event, Failed, Finished, FinishReason, Piece, Request, Sampled, Sampling
 from prima_core.engine.scheduler import PlannedStep, Room, Scheduler, Sequence
 from prima_core.engine.text import TextStream
-from prima_core.errors import ClusterError, PrimaError, RequestError
+from prima_core.errors import Busy, ClusterError, PrimaError, RequestError
 
 if TYPE_CHECKING:
     from prima_core.model.tokenizer import Tokenizer
 
 Deliver = Callable[[Event], None]
 
+MAX_WAITING = 512
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
 _RANGES = (
@@ -52,13 +55,26 @@ class _Stream:
 
 
 class Engine:
-    """Owned by one thread. `deliver` callbacks are called from that thread and must not block."""
+    """Owned by one thread. `deliver` callbacks are called from that thread and must not block.
 
-    def __init__(self, tokenizer: Tokenizer, context_length: int, room: Room) -> None:
+    `context_shift`: a sequence that reaches the context goes on, and forgets its older part. `max_waiting`: requests
+    beyond it are refused.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        context_length: int,
+        room: Room,
+        context_shift: bool = False,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
         self._tokenizer = tokenizer
         self._scheduler = Scheduler(room)
         self._streams: dict[int, _Stream] = {}
         self._in_flight: dict[int, PlannedStep] = {}
+        self._context_shift = context_shift
+        self._max_waiting = max_waiting
         self.context_length = context_length
 
     @property
@@ -71,26 +87,22 @@ class Engine:
         return not self._scheduler.running and not self._in_flight
 
     @property
-    def n_running(self) -> int:
-        return len(self._scheduler.running)
-
-    @property
-    def n_waiting(self) -> int:
-        return len(self._scheduler.waiting)
-
-    @property
-    def kv_tokens_used(self) -> int:
-        """KV positions that are reserved, of `room.kv_tokens`."""
-        return self._scheduler.kv_tokens_used
-
-    @property
     def n_in_flight(self) -> int:
         return len(self._in_flight)
 
+    def facts(self) -> EngineFacts:
+        """What runs, waits and is kept now; to be called from the owning thread, and read from any."""
+        return self._scheduler.facts()
+
     def submit(self, number: int, request: Request, deliver: Deliver) -> None:
-        """Queue a request under a fresh number; its events go to `deliver`. Raises RequestError if it can never run."""
+        """Queue a request under a fresh number; its events go to `deliver`.
+
+        Raises RequestError if it can never run, Busy when too many are waiting.
+        """
         self._check(request)
-        sequence = Sequence(number, request, tuple(sorted(self._tokenizer.eos_ids)))
+        if len(self._scheduler.waiting) >= self._max_waiting:
+            raise Busy(f"{self._max_waiting} requests are waiting already", hint="ask again later, or see --queue")
+        sequence = Sequence(number, request, self._capacity(request), tuple(sorted(self._tokenizer.eos_ids)))
         self._streams[number] = _Stream(sequence, TextStream(self._tokenizer, request.stop), deliver)
         self._scheduler.add(sequence)
 
@@ -122,6 +134,7 @@ class Engine:
             return  # a step of an epoch that was given up
         for number in [number for number in self._in_flight if number < result.number]:
             self._fail_step(self._in_flight.pop(number), _lost())
+        self._scheduler.collected(result.number)
         if result.error is not None:
             self._fail_step(planned, result.error)
         for number, sampled in result.tokens:
@@ -132,15 +145,14 @@ class Engine:
                 self._grow(stream, sampled)
 
     def _fail_step(self, planned: PlannedStep, error: PrimaError) -> None:
-        self._scheduler.repeat_drops(planned.step)
-        self.fail([chunk.sequence for chunk in planned.step.chunks], error)
+        self.fail(self._scheduler.step_failed(planned.step), error)
 
     def fail(self, numbers: Iterable[int], error: PrimaError) -> None:
         """End these requests with an error."""
         for number in numbers:
             stream = self._streams.pop(number, None)
             if stream is not None:
-                self._scheduler.remove(stream.sequence)
+                self._scheduler.remove(stream.sequence, keep=False)
                 stream.deliver(Failed(error))
 
     def restart(self, room: Room, error: PrimaError) -> None:
@@ -158,11 +170,16 @@ class Engine:
         """End everything, also what waits."""
         self.fail(tuple(self._streams), error)
 
+    def _capacity(self, request: Request) -> int:
+        """KV positions that it may come to need: the last generated token never enters the cache."""
+        n_positions = len(request.prompt) + request.max_tokens - 1
+        return min(n_positions, self.context_length) if self._context_shift else n_positions
+
     def _check(self, request: Request) -> None:
         _check_values(request)
         _check_sampling(request.sampling, self._tokenizer.vocab_size)
-        n_prompt = len(request.prompt)
-        if n_prompt + request.max_tokens - 1 > self.context_length:
+        n_prompt, capacity = len(request.prompt), self._capacity(request)
+        if max(n_prompt, capacity) > self.context_length:
             raise RequestError(
                 f"the prompt has {n_prompt} tokens and {request.max_tokens} are wanted,"
                 f" the context has {self.context_length}",
@@ -170,10 +187,9 @@ class Engine:
                 code="context_length_exceeded",
                 hint="shorten the prompt, lower max_tokens, or serve with a longer context (-c)",
             )
-        if n_prompt + request.max_tokens - 1 > self._scheduler.room.kv_tokens:
+        if capacity > self._scheduler.room.kv_tokens:
             raise RequestError(
-                f"the request needs {n_prompt + request.max_tokens - 1} KV positions,"
-                f" the cluster has memory for {self._scheduler.room.kv_tokens}",
+                f"the request needs {capacity} KV positions, the cluster has memory for {self.room.kv_tokens}",
                 param="max_tokens",
                 code="context_length_exceeded",
                 hint="lower max_tokens, or add memory or nodes",
@@ -181,7 +197,7 @@ class Engine:
 
     def _grow(self, stream: _Stream, sampled: Sampled) -> None:
         sequence, token = stream.sequence, sampled.token
-        sequence.ids.append(token)
+        sequence.append(token)
         if token in self._tokenizer.eos_ids and not sequence.request.ignore_eos:
             self._finish(stream, FinishReason.STOP)
             return
@@ -195,9 +211,10 @@ class Engine:
     def _finish(self, stream: _Stream, reason: FinishReason) -> None:
         sequence = stream.sequence
         del self._streams[sequence.number]
-        self._scheduler.remove(sequence)
+        self._scheduler.remove(sequence, keep=True)
         held = "" if stream.text.stopped else stream.text.flush()
-        stream.deliver(Finished(reason, held, sequence.n_prompt, sequence.n_generated))
+        counts = sequence.n_prompt, sequence.n_generated, sequence.n_cached, sequence.n_shifted
+        stream.deliver(Finished(reason, held, *counts))
 
 
 def _lost() -> ClusterError:
@@ -207,6 +224,9 @@ def _lost() -> ClusterError:
 def _check_values(request: Request) -> None:
     if not request.prompt:
         raise RequestError("the prompt is empty", param="messages", hint="send at least one token")
+    for token in (min(request.prompt), max(request.prompt)):
+        if not 0 <= token <= MAX_TOKEN:
+            raise RequestError(f"token id {token} is outside the vocabulary", param="messages")
     for name, value, is_right in (
         ("max_tokens", request.max_tokens, request.max_tokens >= 1),
         ("min_tokens", request.min_tokens, 0 <= request.min_tokens <= request.max_tokens),

@@ -45,6 +45,9 @@ class Request:
 
     `ignore_eos`: go on past tokens that end the generation (as vLLM; llama.cpp bans them).
     `min_tokens`: so many are generated before such a token can be drawn or a stop string is looked for (as vLLM).
+    `reuse_prefix`: the part that an earlier sequence began with need not be computed again.
+    `n_keep`: tokens of the prompt's begin that stay when the context shifts, at most half a context; the first stays
+    always.
     """
 
     prompt: tuple[int, ...]
@@ -53,6 +56,8 @@ class Request:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
+    reuse_prefix: bool = True
+    n_keep: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,8 @@ class Piece:
 class Finished:
     """The last event of a request that went well or was cancelled; `text` is what was still held back.
 
-    `n_cached` tokens of the prompt were not computed again, because an earlier sequence began with them.
+    `n_cached` tokens of the prompt were not computed again, because an earlier sequence began with them. `n_shifted`
+    tokens of prompt and answer were forgotten on the way, because the context was full and shifts.
     """
 
     reason: FinishReason
@@ -96,6 +102,7 @@ class Finished:
     n_prompt: int
     n_generated: int
     n_cached: int = 0
+    n_shifted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +113,15 @@ class Failed:
 
 
 Event = Piece | Finished | Failed
+
+
+def answer_tokens(wanted: int | None, n_prompt: int, context_length: int, context_shift: bool = False) -> int:
+    """`Request.max_tokens` of an answer for which `wanted` tokens are asked for (None: nothing is said).
+
+    Where the context shifts: as many as wanted, else as many as a context has. Otherwise never more than the room that
+    the prompt leaves (the last token needs none): below 1 where the prompt is too long.
+    """
+    if context_shift:
+        return wanted or context_length
+    room = context_length - n_prompt + 1
+    return min(wanted or room, room)

@@ -2,16 +2,24 @@
 
 A step is either one prefill chunk of one sequence or one token of every sequence that is ready to decode; the two
 take turns, so that neither starves. Chunks of a prompt do not wait for each other: they fill the ring.
+
+First come, first served: a request is let in when the prompts before it are launched as a whole, and there is room for
+all that it may come to need. So one that begins as they do finds that part there.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from prima_core.engine.facts import EngineFacts, SequenceFacts
+from prima_core.engine.kv import KvBook, KvSequence
 from prima_core.engine.request import Request, Sampling
-from prima_core.interfaces import Chunk, KvKind, KvOp, Step
+from prima_core.interfaces import Chunk, Step
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +33,18 @@ class Room:
 
 @dataclass(slots=True)
 class Sequence:
-    """A request on its way. `ids` is the prompt and what was generated; positions below `n_launched` are in a step.
-
-    `end_ids` are the tokens that end a generation."""
+    """A request on its way. `ids` is the prompt and what was generated. `kv` is there from when it is let in, with
+    the same ids until the context shifts. `capacity`: KV positions that it may come to need. `end_ids` are the tokens
+    that end a generation."""
 
     number: int
     request: Request
+    capacity: int
     end_ids: tuple[int, ...] = ()
     ids: list[int] = field(default_factory=list)
-    n_launched: int = 0
+    kv: KvSequence | None = None
+    n_cached: int = 0
+    n_shifted: int = 0
 
     def __post_init__(self) -> None:
         self.ids.extend(self.request.prompt)
@@ -46,19 +57,22 @@ class Sequence:
     def n_generated(self) -> int:
         return len(self.ids) - self.n_prompt
 
-    @property
-    def capacity(self) -> int:
-        """KV positions that it may come to need: the last generated token never enters the cache."""
-        return self.n_prompt + self.request.max_tokens - 1
+    def append(self, token: int) -> None:
+        self.ids.append(token)
+        if self.kv is not None:
+            self.kv.ids.append(token)
 
-    @property
-    def n_pending(self) -> int:
-        """Tokens that are known and not yet in a step."""
-        return len(self.ids) - self.n_launched
-
-    @property
-    def is_prefilling(self) -> bool:
-        return self.n_launched < self.n_prompt
+    def facts(self, kv: KvSequence) -> SequenceFacts:
+        return SequenceFacts(
+            number=self.number,
+            is_prefilling=kv.is_prefilling,
+            n_prompt=self.n_prompt,
+            n_generated=self.n_generated,
+            n_cached=self.n_cached,
+            n_computed=kv.length,
+            n_shifted=self.n_shifted,
+            capacity=kv.capacity,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,84 +108,111 @@ class Scheduler:
         self.room = room
         self.waiting: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}
-        self._free_tokens = room.kv_tokens
-        self._drops: list[KvOp] = []  # to travel in the next step
+        self._kv = KvBook(room)
         self._n_steps = 0
         self._last_was_prefill = False
-
-    @property
-    def kv_tokens_used(self) -> int:
-        """KV positions that are reserved."""
-        return self.room.kv_tokens - self._free_tokens
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
-    def remove(self, sequence: Sequence) -> None:
-        """The sequence is done, cancelled or failed; its room is given back with the next step."""
+    def remove(self, sequence: Sequence, keep: bool) -> None:
+        """The sequence is done or cancelled (`keep` its KV for others), or failed."""
         if self.running.pop(sequence.number, None) is None:
             self.waiting = deque(other for other in self.waiting if other is not sequence)
-            return
-        self._free_tokens += sequence.capacity
-        if sequence.n_launched:
-            self._drops.append(KvOp(KvKind.DROP, sequence.number))
+        elif sequence.kv is not None:
+            self._kv.close(sequence.kv, keep)
 
-    def repeat_drops(self, step: Step) -> None:
-        """The step failed on its way, so that not every node has seen its drops. What it opened fails with it."""
-        if step.chunks:  # a step that only drops is not repeated: where it fails once it fails for ever
-            self._drops.extend(op for op in step.kv if op.kind is KvKind.DROP)
+    def collected(self, number: int) -> None:
+        """Step `number` and all before it are through, or have failed."""
+        self._kv.collected(number)
+
+    def step_failed(self, step: Step) -> list[int]:
+        """The step failed on its way; the running requests whose tokens were in it."""
+        self._kv.step_failed(step)
+        written = {chunk.sequence for chunk in step.chunks}
+        return [s.number for s in self.running.values() if s.kv is not None and s.kv.number in written]
 
     def reset(self, room: Room) -> None:
         """A new epoch: nothing runs, nothing is cached, the room may be another. Waiting sequences stay."""
         self.room = room
         self.running.clear()
-        self._free_tokens = room.kv_tokens
-        self._drops.clear()
+        self._kv.reset(room)
+
+    def facts(self) -> EngineFacts:
+        return EngineFacts(
+            running=tuple(s.facts(s.kv) for s in self.running.values() if s.kv is not None),
+            n_waiting=len(self.waiting),
+            n_kept=self._kv.n_kept,
+            kv_tokens=self.room.kv_tokens,
+            kv_running=self._kv.tokens_open,
+            kv_kept=self._kv.tokens_kept,
+            max_sequences=self.room.max_sequences,
+        )
+
+    # ------------------------------------------------------------ steps
 
     def next_step(self) -> PlannedStep | None:
         """The next step to launch, or None while there is nothing to do until a result comes."""
-        self._admit()
-        prefilling = next((s for s in self.running.values() if s.is_prefilling), None)
-        decoding = [s for s in self.running.values() if not s.is_prefilling and s.n_pending]
-        if prefilling is not None and not (self._last_was_prefill and decoding):
-            self._last_was_prefill = True
-            return self._plan([(prefilling, min(self.room.chunk_tokens, prefilling.n_prompt - prefilling.n_launched))])
+        decoding = [(s, s.kv) for s in self.running.values() if s.kv is not None and s.kv.is_decoding]
+        if not (self._last_was_prefill and decoding):
+            prefilling = self._next_prefill()
+            if prefilling is not None:
+                self._last_was_prefill = True
+                sequence, kv = prefilling
+                return self._plan([(sequence, kv, min(self.room.chunk_tokens, kv.n_prefill - kv.length))])
         self._last_was_prefill = False
         if decoding:
-            return self._plan([(sequence, 1) for sequence in decoding])
-        return self.empty_step() if self._drops else None  # nothing to compute: only give room back
+            return self._plan([(sequence, kv, 1) for sequence, kv in decoding])
+        return self.empty_step() if self._kv.wants_step else None  # nothing to compute: only give room back
 
     def empty_step(self) -> PlannedStep:
         """A step without tokens: it gives back room, and proves that what went before it is through."""
         return self._plan([])
 
-    def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.room.max_sequences:
-            sequence = self.waiting[0]
-            if sequence.capacity > self._free_tokens:
-                return  # first come, first served: nobody overtakes a long one
-            self.waiting.popleft()
-            self.running[sequence.number] = sequence
-            self._free_tokens -= sequence.capacity
+    def _next_prefill(self) -> tuple[Sequence, KvSequence] | None:
+        for sequence in self.running.values():
+            if sequence.kv is not None and sequence.kv.is_full:
+                return sequence, self._shift(sequence, sequence.kv)
+            if sequence.kv is not None and sequence.kv.is_prefilling:
+                return sequence, sequence.kv
+        return self._admit()
 
-    def _plan(self, parts: Iterable[tuple[Sequence, int]]) -> PlannedStep:
-        """A step of the next `count` tokens of these sequences. One is opened in the step of its first tokens, so that
-        it fails with that step and with no other one."""
+    def _admit(self) -> tuple[Sequence, KvSequence] | None:
+        """Let the first that waits in: nobody overtakes a long one."""
+        if not self.waiting:
+            return None
+        sequence = self.waiting[0]
+        kv = self._kv.open(sequence.ids, sequence.capacity, sequence.request.reuse_prefix)
+        if kv is None:
+            return None
+        self.running[sequence.number] = self.waiting.popleft()
+        sequence.kv, sequence.n_cached = kv, kv.length
+        return sequence, kv
+
+    def _shift(self, sequence: Sequence, kv: KvSequence) -> KvSequence:
+        """No position is left for the last token: of what need not be kept forget the older half. The rest stands at
+        other positions from now on, so it is computed anew; its beginning is not."""
+        n_keep = min(max(1, sequence.request.n_keep), kv.capacity // 2)
+        n_gone = (len(kv.ids) - n_keep) // 2
+        sequence.kv = self._kv.replace(kv, kv.ids[:n_keep] + kv.ids[n_keep + n_gone :], n_keep)
+        sequence.n_shifted += n_gone
+        log.info("request %d: its context is full, %d tokens after the first %d go", sequence.number, n_gone, n_keep)
+        return sequence.kv
+
+    def _plan(self, parts: Iterable[tuple[Sequence, KvSequence, int]]) -> PlannedStep:
+        """A step of the next `count` tokens of these sequences."""
+        self._n_steps += 1
         chunks: list[Chunk] = []
         tokens: list[int] = []
         wanted: list[Wanted] = []
-        ops, self._drops = self._drops, []
-        for sequence, count in parts:
-            start, stop = sequence.n_launched, sequence.n_launched + count
-            if start == 0:
-                ops.append(KvOp(KvKind.OPEN, sequence.number, capacity=sequence.capacity))
-            chunks.append(Chunk(sequence.number, start, count))
-            tokens.extend(sequence.ids[start:stop])
-            sequence.n_launched = stop
-            if stop == len(sequence.ids):
+        for sequence, kv, count in parts:
+            start, stop = kv.length, kv.length + count
+            chunks.append(Chunk(kv.number, start, count))
+            tokens.extend(kv.ids[start:stop])
+            kv.length, kv.last_step = stop, self._n_steps
+            if stop == len(kv.ids):
                 wanted.append(_wanted(len(tokens) - 1, sequence))
-        self._n_steps += 1
-        return PlannedStep(self._n_steps, Step(tuple(chunks), tuple(ops), tuple(tokens)), tuple(wanted))
+        return PlannedStep(self._n_steps, Step(tuple(chunks), self._kv.take_operations(), tuple(tokens)), tuple(wanted))
 
 
 def _wanted(row: int, sequence: Sequence) -> Wanted:

@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from prima_core.engine.engine import Deliver, Engine
+from prima_core.engine.facts import NOTHING, EngineFacts
 from prima_core.engine.request import Failed, Request
 from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError, PrimaError
@@ -58,10 +59,7 @@ class Status:
     plan: Plan | None = None
     members: tuple[Member, ...] = ()
     progress: Mapping[str, float] = field(default_factory=dict)  # loaded share of each node that still loads
-    n_running: int = 0
-    n_waiting: int = 0
-    kv_tokens_used: int = 0
-    kv_tokens: int = 0
+    engine: EngineFacts = NOTHING  # as `Driver.counts` fills it in
 
 
 class Nodes(Protocol):
@@ -140,6 +138,7 @@ class Driver:
     ) -> None:
         self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()  # None ends the thread
         self.status = Status(State.WAITING, "starting")
+        self._facts = engine.facts()
         self._engine = engine
         self._nodes = nodes
         self._planner = planner
@@ -208,6 +207,7 @@ class Driver:
             case Stop(error):
                 self._stop(error)
         self._pump()
+        self._facts = self._engine.facts()
 
     def tick(self) -> None:
         """Notice that nothing comes back any more; to be called now and then."""
@@ -351,15 +351,8 @@ class Driver:
         )
 
     def counts(self) -> Status:
-        """The status with the present numbers of requests (read from another thread: they may be a step old)."""
-        engine = self._engine
-        return replace(
-            self.status,
-            n_running=engine.n_running,
-            n_waiting=engine.n_waiting,
-            kv_tokens_used=engine.kv_tokens_used,
-            kv_tokens=engine.room.kv_tokens,
-        )
+        """The status with what the engine does; from any thread."""
+        return replace(self.status, engine=self._facts)
 
 
 def _ended(why: str) -> ClusterError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import secrets
 import threading
 import time
@@ -13,11 +14,12 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Self
 
-from prima_core.engine.engine import Deliver, Engine
+from prima_core.engine.engine import MAX_WAITING, Deliver, Engine
+from prima_core.engine.facts import EngineFacts
 from prima_core.engine.reasoning import ReasoningStream
 from prima_core.engine.request import Event, Finished, Piece, Request, Sampling
 from prima_core.engine.scheduler import PlannedStep, Room
-from prima_core.errors import ClusterError, ModelError
+from prima_core.errors import ClusterError, ModelError, TemplateError
 from prima_core.events import RequestDone
 from prima_core.interfaces import Credentials, KvType
 from prima_core.model.chat import ChatPrompt, ChatTemplate, Message, encode_chat
@@ -58,8 +60,10 @@ class HeadOptions:
     solver: str = "even"
     plan: Plan | None = None
     context: int | None = None
+    context_shift: bool = False
     kv_type: KvType | None = None
     parallel: int = 4
+    queue: int = MAX_WAITING
     chunk: int = 64
     wire: WirePolicy = WirePolicy.AUTO
     sampling: Sampling = field(default_factory=Sampling)
@@ -80,8 +84,10 @@ class Head:
     ) -> None:
         self.model = model
         self.model_name = model.name
+        self.model_file = model.path.name
         self.created = int(time.time())
         self.sampling = options.sampling
+        self.context_shift = options.context_shift
         self._facts = model_facts(model, options.context, options.kv_type, options.plan)
         self.context_length = self._facts.context_length
         self.tokenizer = Tokenizer.from_metadata(model.file.metadata)
@@ -113,7 +119,8 @@ class Head:
             options.plan,
         )
         chunk = min(options.chunk, longest_chunk(self.model.spec.d_model))
-        engine = Engine(self.tokenizer, self.context_length, Room(0, chunk, 0))
+        room = Room(0, chunk, 0)  # nothing, until there is a plan
+        engine = Engine(self.tokenizer, self.context_length, room, options.context_shift, options.queue)
         return Driver(
             engine,
             self,
@@ -191,6 +198,32 @@ class Head:
 
     # ------------------------------------------------------------ what clients use (any thread)
 
+    @property
+    def fingerprint(self) -> str:
+        """A short name of what makes the answers: another file, another name."""
+        return f"fp_{self.model.fingerprint[:12]}"
+
+    @property
+    def model_facts(self) -> Mapping[str, int]:
+        """Sizes of the model as llama-server tells them: `size` in bytes of its weights."""
+        tensors, spec = self.model.file.tensors.values(), self.model.spec
+        return {
+            "n_vocab": spec.vocab_size,
+            "n_ctx_train": spec.context_length,
+            "n_embd": spec.d_model,
+            "n_params": sum(math.prod(info.shape) for info in tensors),
+            "size": sum(info.n_bytes for info in tensors),
+        }
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source that conversations are rendered with."""
+        return self._template.source
+
+    def engine_facts(self) -> EngineFacts:
+        """What the engine is doing now."""
+        return self.driver.counts().engine
+
     def encode_chat(
         self,
         messages: Sequence[Message],
@@ -208,6 +241,30 @@ class Head:
         """What cuts the text of the answer to `prompt` into reasoning and content."""
         tags = self.tokenizer.reasoning_tags
         return ReasoningStream(tags, starts_inside=tags is not None and tags.are_open_after(prompt.text))
+
+    def n_keep(
+        self,
+        messages: Sequence[Message],
+        ids: Sequence[int],
+        *,
+        tools: Sequence[Message] | None = None,
+        variables: Mapping[str, Any] | None = None,  # Any: JSON
+    ) -> int:
+        """`Request.n_keep` of a conversation that was encoded to `ids`: the system's messages at its begin.
+
+        0 where there are none, where the template wants more than them, and where the context does not shift.
+        """
+        system = list(itertools.takewhile(lambda message: message.get("role") in ("system", "developer"), messages))
+        if not system or not self.context_shift:
+            return 0
+        try:
+            alone = encode_chat(
+                self.tokenizer, self._template, system, add_generation_prompt=False, tools=tools, variables=variables
+            )
+        except TemplateError:
+            return 0
+        pairs = zip(alone.ids, ids, strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def submit(self, request: Request, deliver: Deliver) -> int:
         """Queue a request; events come to `deliver` on the driver's thread, Finished or Failed last."""
@@ -229,7 +286,7 @@ class Head:
         if status.progress:
             facts["progress"] = {name: round(share, 3) for name, share in status.progress.items()}
         facts["nodes"] = [member.name for member in status.members]
-        facts["running"], facts["waiting"] = status.n_running, status.n_waiting
+        facts["running"], facts["waiting"] = len(status.engine.running), status.engine.n_waiting
         return status.state is State.SERVING, facts
 
     def view(self) -> ServerView:
@@ -243,10 +300,10 @@ class Head:
             status.state,
             status.reason,
             self.context_length,
-            status.n_running,
-            status.n_waiting,
-            status.kv_tokens_used,
-            status.kv_tokens,
+            len(status.engine.running),
+            status.engine.n_waiting,
+            status.engine.kv_running,
+            status.engine.kv_tokens,
             tuple(node_view(member, own, status, times.get(member.name, NodeTimes())) for member in members),
         )
 

@@ -39,7 +39,7 @@ _HEADER = struct.Struct("<4sBBBx QI QI IIII Q 8x")
 _CHUNK = struct.Struct("<QII")
 _KV_OP = struct.Struct("<IIIIQQ")
 
-_KV_CODES = {KvKind.OPEN: 1, KvKind.FORK: 2, KvKind.TRUNCATE: 3, KvKind.DROP: 4}
+_KV_CODES = {KvKind.OPEN: 1, KvKind.FORK: 2, KvKind.TRUNCATE: 3, KvKind.DROP: 4, KvKind.MOVE: 5}
 _KV_KINDS = {code: kind for kind, code in _KV_CODES.items()}
 
 
@@ -306,7 +306,7 @@ def _kv_op(row: tuple[int, int, int, int, int, int], limits: FrameLimits) -> KvO
     kind = _KV_KINDS.get(code)
     if kind is None:
         raise FrameError(f"unknown KV change {code}")
-    if max(length, capacity) > limits.max_tokens or (kind is KvKind.FORK and length > capacity):
+    if max(length, capacity) > limits.max_tokens or (kind in (KvKind.FORK, KvKind.MOVE) and length > capacity):
         raise FrameError(
             f"{kind} of sequence {sequence}: length {length}, capacity {capacity}, "
             f"the plan has room for {limits.max_tokens} positions"

@@ -1,12 +1,13 @@
-"""The HTTP server: OpenAI's chat completions over an engine. Knows HTTP; the format is `openai.py`'s."""
+"""The HTTP server: OpenAI's API and some of llama-server's over an engine. Knows HTTP; the formats are others'."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, suppress
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from importlib.metadata import version
+from typing import Any, Protocol
 
 import msgspec
 from starlette.applications import Starlette
@@ -15,30 +16,50 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from prima_core.engine.request import Event, Failed, Finished, Piece, Request, Sampling
-from prima_core.errors import ClusterError, PrimaError, RequestError, TemplateError
+from prima_core.engine.reasoning import ReasoningStream
+from prima_core.engine.request import Event, Request
+from prima_core.errors import Busy, PrimaError
 from prima_core.model.chat import ChatPrompt, Message
-from prima_core.serve import metrics, openai
+from prima_core.serve import llama_server, metrics
+from prima_core.serve.answers import Asked, Reply, answer
+from prima_core.serve.chat import ChatReply, chat_body
+from prima_core.serve.completions import CompletionReply, completion_body, encode_prompts
+from prima_core.serve.errors import error_body, error_fields
+from prima_core.serve.generation import GenerationBody, Prompt, Served, to_requests
 from prima_core.serve.guard import Guard, Refusal, read_json_body
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
+from prima_core.serve.replies import Heading
 
 
-class Service(metrics.Viewed, Protocol):
+class Service(llama_server.Served, metrics.Viewed, Protocol):
     """What the server needs of the head: see `prima_core.node.head.Head`."""
 
     model_name: str
     created: int
-    context_length: int
-    sampling: Sampling
+    context_shift: bool
 
-    def encode_chat(self, messages: Sequence[Message]) -> ChatPrompt: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def model_facts(self) -> Mapping[str, int]: ...
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        variables: Mapping[str, Any] | None = None,  # Any: JSON
+    ) -> ChatPrompt: ...
+    def n_keep(
+        self,
+        messages: Sequence[Message],
+        ids: Sequence[int],
+        *,
+        variables: Mapping[str, Any] | None = None,  # Any: JSON
+    ) -> int: ...
+    def reasoning_stream(self, prompt: ChatPrompt) -> ReasoningStream: ...
     def submit(self, request: Request, deliver: Callable[[Event], None]) -> int: ...
     def cancel(self, number: int) -> None: ...
     def health(self) -> tuple[bool, dict[str, object]]: ...
@@ -50,9 +71,14 @@ def make_app(service: Service, guard: Guard) -> Starlette:
     app = Starlette(
         routes=[
             Route("/health", endpoints.health),
-            Route("/v1/models", endpoints.models),
+            *(Route(path, endpoints.models) for path in ("/v1/models", "/models")),
             Route("/v1/models/{name:path}", endpoints.model),
-            Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
+            *(Route(path, endpoints.chat, methods=["POST"]) for path in ("/v1/chat/completions", "/chat/completions")),
+            Route("/v1/completions", endpoints.completions, methods=["POST"]),
+            Route("/props", endpoints.props),
+            Route("/slots", endpoints.slots),
+            Route("/tokenize", endpoints.tokenize, methods=["POST"]),
+            Route("/detokenize", endpoints.detokenize, methods=["POST"]),
             *metrics.routes(service),
         ],
         middleware=[Middleware(Guarded, guard=guard)],
@@ -98,7 +124,7 @@ class Endpoints:
         name = request.path_params["name"]
         if name != self._service.model_name:
             message = f"model {name!r} is not served here, {self._service.model_name!r} is"
-            return _json(openai.error_body(message, "invalid_request_error", "model", "model_not_found"), 404)
+            return _json(error_body(message, "invalid_request_error", "model", "model_not_found"), 404)
         return _json(self._model())
 
     def _model(self) -> dict[str, object]:
@@ -107,123 +133,56 @@ class Endpoints:
             "object": "model",
             "created": self._service.created,
             "owned_by": "prima",
+            "meta": {**self._service.model_facts, "n_ctx": self._service.context_length},
         }
 
     async def chat(self, request: HttpRequest) -> Response:
         service = self._service
-        body = openai.chat_body(await read_json_body(request))
-        prompt = await run_in_threadpool(service.encode_chat, [message.plain() for message in body.messages])
-        wanted = openai.to_request(body, prompt.ids, service.context_length, service.sampling)
-        reply = openai.Reply.new(service.model_name)
-        events = _events(service, wanted)
-        if not body.stream:
-            text, end = await _unless_gone(request, _collect(events))
-            return _json(reply.whole(text, end))
-        # A request that cannot run is an error status, not a broken stream: so the first event is awaited here.
-        first = await _unless_gone(request, anext(events))
-        return EventStream(_chunks(first, events, reply, body), events)
+        body = chat_body(await read_json_body(request))
+        messages = [message.plain() for message in body.messages]
+        variables = body.chat_template_kwargs
+        prompt = await run_in_threadpool(service.encode_chat, messages, variables=variables)
+        n_keep = await run_in_threadpool(service.n_keep, messages, prompt.ids, variables=variables)
+        heading = Heading.new("chatcmpl", service.model_name, service.fingerprint)
+        reply = ChatReply(heading, service.tokenizer, body.n_choices, body.include_usage)
+        reasoning = partial(service.reasoning_stream, prompt)
+        return await answer(request, service, self._asked(body, [Prompt(tuple(prompt.ids), n_keep)], reply, reasoning))
 
+    async def completions(self, request: HttpRequest) -> Response:
+        service = self._service
+        body = completion_body(await read_json_body(request))
+        prompts = [Prompt(ids) for ids in await run_in_threadpool(encode_prompts, body.prompts, service.tokenizer)]
+        heading = Heading.new("cmpl", service.model_name, service.fingerprint)
+        reply = CompletionReply(heading, service.tokenizer, body.include_usage)
+        return await answer(request, service, self._asked(body, prompts, reply, partial(ReasoningStream, None)))
 
-# ---------------------------------------------------------------- a request in the engine, seen from the event loop
+    def _asked(
+        self,
+        body: GenerationBody,
+        prompts: Sequence[Prompt],
+        reply: Reply,
+        reasoning: Callable[[], ReasoningStream],
+    ) -> Asked:
+        service = self._service
+        served = Served(service.context_length, service.context_shift, service.tokenizer.vocab_size, service.sampling)
+        return Asked(to_requests(body, prompts, served), body.n_choices, reply, reasoning, bool(body.stream))
 
+    async def props(self, request: HttpRequest) -> Response:
+        return _json(llama_server.props(self._service, f"prima-{version('prima-llm')}"))
 
-async def _events(service: Service, wanted: Request) -> AsyncGenerator[Piece | Finished]:
-    """The events of a request, Finished last. Raises the error of a failed one; leaving by any way cancels it."""
-    inbox: asyncio.Queue[Event] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
+    async def slots(self, request: HttpRequest) -> Response:
+        made = llama_server.slots(self._service)
+        if request.query_params.get("fail_on_no_slot") and all(slot["is_processing"] for slot in made):
+            return _answer(request, Busy("no slot is free", hint="try again later"))
+        return _json(made)
 
-    def deliver(event: Event) -> None:
-        with suppress(RuntimeError):  # the loop is closed: the server is down, the engine ends its requests
-            loop.call_soon_threadsafe(inbox.put_nowait, event)
+    async def tokenize(self, request: HttpRequest) -> Response:
+        data = await read_json_body(request)
+        return _json(await run_in_threadpool(llama_server.tokenize, data, self._service.tokenizer))
 
-    number = service.submit(wanted, deliver)
-    try:
-        while True:
-            event = await inbox.get()
-            if isinstance(event, Failed):
-                raise event.error
-            yield event
-            if isinstance(event, Finished):
-                return
-    finally:
-        service.cancel(number)
-
-
-async def _collect(events: AsyncGenerator[Piece | Finished]) -> tuple[str, Finished]:
-    text: list[str] = []
-    async with aclosing(events):
-        async for event in events:
-            text.append(event.text)
-            if isinstance(event, Finished):
-                return "".join(text), event
-    raise ClusterError("the answer ended early", hint="ask again")
-
-
-class ClientGone(PrimaError):
-    """Nobody is there to read the answer."""
-
-
-async def _unless_gone(request: HttpRequest, work: Awaitable[T]) -> T:
-    """What `work` gives. Cancels it and raises ClientGone when the client hangs up before that."""
-    job, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((job, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not job.done():
-            raise ClientGone("the client has gone")
-        return job.result()
-    finally:
-        gone.cancel()
-        job.cancel()
-
-
-async def _disconnected(request: HttpRequest) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-# ---------------------------------------------------------------- server-sent events
-
-
-class EventStream(StreamingResponse):
-    """An answer that is sent while it is made. However the sending ends, the request in the engine ends with it."""
-
-    def __init__(self, chunks: AsyncIterator[bytes], events: AsyncGenerator[Piece | Finished]) -> None:
-        super().__init__(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._events = events
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)  # cancels the chunks when the client hangs up
-        finally:
-            await self._events.aclose()
-
-
-async def _chunks(
-    first: Piece | Finished, events: AsyncIterator[Piece | Finished], reply: openai.Reply, body: openai.ChatBody
-) -> AsyncIterator[bytes]:
-    yield _sse(reply.chunk({"role": "assistant", "content": ""}))
-    for data in _chunk_bodies(first, reply, body):
-        yield _sse(data)
-    try:
-        async for event in events:
-            for data in _chunk_bodies(event, reply, body):
-                yield _sse(data)
-    except PrimaError as error:
-        yield _sse(_error_fields(error)[1])
-    yield b"data: [DONE]\n\n"
-
-
-def _chunk_bodies(event: Piece | Finished, reply: openai.Reply, body: openai.ChatBody) -> Iterator[dict[str, object]]:
-    if event.text:
-        yield reply.chunk({"content": event.text})
-    if isinstance(event, Finished):
-        yield reply.chunk({}, event.reason.value)
-        if body.include_usage:
-            yield reply.usage_chunk(event)
-
-
-def _sse(data: object) -> bytes:
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+    async def detokenize(self, request: HttpRequest) -> Response:
+        data = await read_json_body(request)
+        return _json(await run_in_threadpool(llama_server.detokenize, data, self._service.tokenizer))
 
 
 # ---------------------------------------------------------------- answers
@@ -239,31 +198,9 @@ def _answer(request: HttpRequest, error: Exception) -> Response:
         message = f"{request.method} {request.scope['path']} is not known here"
         code = "unknown_url" if error.status_code == 404 else "method_not_allowed"
         headers = dict(error.headers or {})  # Allow
-        return _json(openai.error_body(message, "invalid_request_error", code=code), error.status_code, headers)
-    status, body = _error_fields(error)
+        return _json(error_body(message, "invalid_request_error", code=code), error.status_code, headers)
+    status, body = error_fields(error)
     return _json(body, status, _ERROR_HEADERS.get(status))
 
 
 _ERROR_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "2"}}
-
-
-def _error_fields(error: Exception) -> tuple[int, dict[str, object]]:
-    """Whose fault it is decides the status: the request's 4xx, the cluster's 503, ours 500."""
-    match error:
-        case Refusal(status=401):
-            return 401, openai.error_body(error.message, "authentication_error", code=error.code)
-        case Refusal():
-            return error.status, openai.error_body(error.message, "invalid_request_error", code=error.code)
-        case RequestError():
-            return 400, openai.error_body(str(error), "invalid_request_error", error.param, error.code)
-        case TemplateError():
-            return 400, openai.error_body(str(error), "invalid_request_error", "messages", "template_failed")
-        case ClientGone() | ClientDisconnect():
-            return 499, openai.error_body("the client has gone", "invalid_request_error", code="client_gone")
-        case ClusterError():
-            return 503, openai.error_body(str(error), "service_unavailable", code="cluster_not_ready")
-        case PrimaError():
-            log.error("a request failed: %s", error)
-            return 500, openai.error_body(str(error), "server_error")
-        case _:  # the server logs it with its traceback
-            return 500, openai.error_body(f"the server failed: {type(error).__name__}", "server_error")

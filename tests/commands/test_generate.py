@@ -84,6 +84,16 @@ def test_without_a_limit_a_run_ends_at_the_end_of_the_context(prima: Prima, tiny
     assert cut["generated_ids"] == facts["generated_ids"]
 
 
+def test_where_the_context_shifts_a_run_goes_on(prima: Prima, tiny: Path) -> None:
+    usual = prima("run", tiny, "-p", "hello", "-c", 30, "--json", *GREEDY).json
+    longer = prima("run", tiny, "-p", "hello", "-c", 30, "-n", 100, "--context-shift", "--json", *GREEDY).json
+    n = len(usual["generated_ids"])
+    assert n < 30
+    assert (longer["generated_ids"][:n], len(longer["generated_ids"])) == (usual["generated_ids"], 100)
+    unsaid = prima("run", tiny, "-p", "hello", "-c", 30, "--context-shift", "--json", *GREEDY).json
+    assert len(unsaid["generated_ids"]) == 30
+
+
 @pytest.mark.parametrize("transport", ["inproc", "unix", "ipc", "tcp"])
 def test_a_ring_of_local_nodes_says_the_same(prima: Prima, tiny: Path, transport: str) -> None:
     alone = prima("run", tiny, "-p", "hello", "-n", 8, *GREEDY, "--json").json

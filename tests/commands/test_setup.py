@@ -22,6 +22,7 @@ from prima_core.commands.setup import (
     worker_secret,
 )
 from prima_core.config import LOCAL_TRANSPORT, TABLE
+from prima_core.engine.engine import MAX_WAITING
 from prima_core.engine.request import Sampling
 from prima_core.errors import ConfigError, PluginError
 from prima_core.model.gguf import GGUFFile
@@ -201,3 +202,13 @@ def test_a_worker_looks_into_the_models_folder_unless_another_is_named(
     folder.mkdir(parents=True)
     assert model_places(settings())[0] == folder
     assert model_places(settings(models=str(tmp_path)))[:-1] == (tmp_path,)
+
+
+# ---------------------------------------------------------------- requests
+
+
+def test_what_may_wait_and_whether_the_context_shifts_come_from_the_settings() -> None:
+    options = head_options(settings(queue=7, context_shift=True), {})
+    assert (options.queue, options.context_shift) == (7, True)
+    usual = head_options(settings(), {})
+    assert (usual.queue, usual.context_shift) == (MAX_WAITING, False)

@@ -42,7 +42,7 @@ def plan_for(names: list[str], in_flight: int = 0) -> Plan:
 class Rig:
     """`needs` nodes must be there for a plan; `wait_for` before the first one."""
 
-    def __init__(self, wait_for: int = 1, needs: int = 1, in_flight: int = 0) -> None:
+    def __init__(self, wait_for: int = 1, needs: int = 1, in_flight: int = 0, max_waiting: int = 100) -> None:
         self.nodes = FakeNodes()
         self.emitted: list[ClusterEvent] = []
         self.events: dict[int, list[Event]] = {}
@@ -52,7 +52,7 @@ class Rig:
         self.room = ROOM
         self.now_s = 0.0
         self.driver = Driver(
-            Engine(tokenizer(), 1000, Room(0, 4, 0)),
+            Engine(tokenizer(), 1000, Room(0, 4, 0), max_waiting=max_waiting),
             self.nodes,
             self.plan,
             lambda plan: self.room,

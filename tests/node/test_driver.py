@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from prima_core.engine.engine import StepResult
+from prima_core.engine.facts import SequenceFacts
 from prima_core.engine.request import Failed, Finished, FinishReason
 from prima_core.engine.scheduler import Room
-from prima_core.errors import ClusterError, PluginError, PrimaError, RequestError
+from prima_core.errors import Busy, ClusterError, PluginError, PrimaError, RequestError
 from prima_core.events import NodeJoined, NodeLost, PlanMade
 from prima_core.node.driver import PROBE_AFTER_S, Joined, Lost, Member, State, Submit
 from prima_core.ring.wire import Epoch
@@ -139,22 +140,51 @@ def test_not_more_steps_are_in_flight_than_the_plan_says() -> None:
     assert len(rig.nodes.launched) == 4
 
 
-def test_a_cancelled_request_ends_and_its_room_is_given_back_at_once() -> None:
+def test_a_cancelled_request_ends_and_its_tokens_are_kept() -> None:
     rig = serving("head")
     rig.submit(1, request(4))
     epoch, step = rig.nodes.launched.pop()
     rig.cancel(1)
     rig.collect(epoch, step)
     assert [type(event) for event in rig.events[1]] == [Finished]
-    assert [kv_of(planned) for _, planned in rig.nodes.launched] == [[("drop", 1)]]
+    assert rig.nodes.launched == []
+    facts = rig.driver.counts().engine
+    assert (facts.running, facts.n_kept) == ((), 1)
 
 
-def test_when_all_is_done_room_is_given_back() -> None:
+def test_when_a_step_has_failed_room_is_given_back() -> None:
     rig = serving("head")
-    rig.submit(1, request(1, max_tokens=1))
-    rig.collect(*rig.nodes.launched.pop())
+    rig.submit(1, request())
+    rig.collect(*rig.nodes.launched.pop(), ClusterError("broken"))
     ((_, last),) = rig.nodes.launched
     assert (last.step.chunks, kv_of(last)) == ((), [("drop", 1)])
+
+
+def test_what_the_engine_does_can_be_read_from_outside() -> None:
+    rig = serving("head")
+    rig.submit(1, request(3, max_tokens=2))
+    rig.submit(2, request(3, max_tokens=2))
+    rig.collect(*rig.nodes.launched.pop(0))
+    facts = rig.driver.counts().engine
+    second = SequenceFacts(2, False, n_prompt=3, n_generated=0, n_cached=2, n_computed=3, n_shifted=0, capacity=4)
+    assert (facts.running[1], facts.n_waiting, facts.n_kept) == (second, 0, 0)
+    assert (facts.kv_tokens, facts.kv_running, facts.kv_kept, facts.kv_free) == (100, 8, 0, 92)
+    rig.collect_all()
+    facts = rig.driver.counts().engine
+    assert (facts.running, facts.kv_running, facts.kv_kept, facts.kv_free) == ((), 0, 4, 96), "both said the same"
+
+
+def test_when_too_many_wait_the_next_one_is_told_so() -> None:
+    rig = serving("head", max_waiting=2)
+    rig.room = Room(kv_tokens=5, chunk_tokens=4, max_sequences=1)
+    rig.lose("head")
+    rig.join("head")
+    rig.ready()
+    for number in (1, 2, 3, 4):
+        rig.submit(number, request(2))
+    assert isinstance(rig.failed(4), Busy)
+    rig.collect_all()
+    assert [rig.text(number) for number in (1, 2, 3)] == ["abc"] * 3
 
 
 # ---------------------------------------------------------------- nodes that go

@@ -251,3 +251,29 @@ def test_ids_that_are_no_tokens_end_their_own_request(alone: Cluster) -> None:
     wrong = alone.ask([10**9], 3)
     assert "outside the vocabulary" in str(wrong.error())
     assert len(alone.tokens(PROMPT, 3)) == 3
+
+
+# ---------------------------------------------------------------- a context that shifts
+
+SYSTEM = {"role": "system", "content": "you are a pirate"}
+HELLO = {"role": "user", "content": "hello"}
+
+
+def test_the_system_message_stays_when_the_context_shifts(cluster: Start, open_models: dict[str, Model]) -> None:
+    head = cluster(open_models["builtin"], context_shift=True).head
+    ids = head.encode_chat([SYSTEM, HELLO]).ids
+    other = head.encode_chat([SYSTEM, {"role": "user", "content": "goodbye"}]).ids
+    n_keep = head.n_keep([SYSTEM, HELLO], ids)
+    assert "pirate" in head.tokenizer.decode(ids[:n_keep])
+    assert "hello" not in head.tokenizer.decode(ids[:n_keep])
+    assert ids[:n_keep] == other[:n_keep]
+    assert head.n_keep([{**SYSTEM, "role": "developer"}, HELLO], ids) == n_keep
+
+
+def test_without_a_system_message_or_a_shift_nothing_special_stays(
+    cluster: Start, open_models: dict[str, Model]
+) -> None:
+    shifting = cluster(open_models["builtin"], context_shift=True).head
+    assert shifting.n_keep([HELLO], shifting.encode_chat([HELLO]).ids) == 0
+    usual = cluster(open_models["builtin"]).head
+    assert usual.n_keep([SYSTEM, HELLO], usual.encode_chat([SYSTEM, HELLO]).ids) == 0

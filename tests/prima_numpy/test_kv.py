@@ -30,6 +30,10 @@ def truncate(sequence: int, length: int) -> KvOp:
     return KvOp(KvKind.TRUNCATE, sequence, length)
 
 
+def move(sequence: int, source: int, length: int, capacity: int = 8) -> KvOp:
+    return KvOp(KvKind.MOVE, sequence, length, capacity, source)
+
+
 def drop(sequence: int) -> KvOp:
     return KvOp(KvKind.DROP, sequence)
 
@@ -79,6 +83,42 @@ def test_fork_copies_and_then_lives_alone() -> None:
     np.testing.assert_array_equal(room(kv, 1, layer=2).k[0, :4, 0], [3, 3, 3, 11])
     np.testing.assert_array_equal(room(kv, 0, layer=2).k[0, :4, 0], [3, 3, 3, 3])
     assert room(kv, 1).capacity == 5
+
+
+@pytest.mark.parametrize("capacity", [8, 5, 20], ids=["as large", "smaller", "larger"])
+def test_what_is_moved_is_the_same_under_another_number(capacity: int) -> None:
+    kv = cache()
+    fill(kv, Chunk(0, 0, 6), 1, open_(0))
+    fill(kv, Chunk(1, 4, 1), 9, move(1, 0, length=4, capacity=capacity))
+    assert lengths(kv) == {1: 5}
+    np.testing.assert_array_equal(room(kv, 1, layer=2).k[0, :5, 0], [3, 3, 3, 3, 11])
+    np.testing.assert_array_equal(room(kv, 1, layer=2).v[1, :5, 3], [-3, -3, -3, -3, -11])
+    assert room(kv, 1).capacity == capacity
+
+
+def test_a_move_within_the_same_capacity_takes_no_memory() -> None:
+    kv = cache()
+    fill(kv, Chunk(0, 0, 6), 1, open_(0))
+    before = room(kv, 0).k
+    kv.begin(ALL, Step((), (move(1, 0, 4),)))
+    assert room(kv, 1).k is before
+
+
+def test_a_move_onto_itself_changes_the_capacity() -> None:
+    kv = cache()
+    fill(kv, Chunk(0, 0, 6), 1, open_(0))
+    kv.begin(ALL, Step((), (move(0, 0, 6, capacity=6),)))
+    assert (lengths(kv), room(kv, 0).capacity) == ({0: 6}, 6)
+    assert kv.reserved_bytes == 6 * kv.bytes_per_token
+    np.testing.assert_array_equal(room(kv, 0, layer=1).k[0, :, 0], [2] * 6)
+
+
+def test_operations_of_a_step_may_build_on_each_other() -> None:
+    kv = cache()
+    fill(kv, Chunk(0, 0, 6), 1, open_(0))
+    kv.begin(ALL, Step((), (move(0, 0, 6, capacity=6), fork(1, 0, 3), move(2, 0, 5, capacity=6), move(3, 1, 2, 9))))
+    assert lengths(kv) == {2: 5, 3: 2}
+    assert [room(kv, sequence).capacity for sequence in (2, 3)] == [6, 9]
 
 
 def test_operations_apply_in_their_order_before_the_chunks() -> None:
@@ -208,6 +248,12 @@ GOOD = open_(2)
         (Step((), (GOOD, fork(9, 0, 5))), "only 4 positions"),
         (Step((), (GOOD, fork(9, 0, -1))), "positions can be copied"),
         (Step((), (GOOD, fork(9, 0, 4, capacity=3))), "only 3 positions"),
+        (Step((), (GOOD, move(9, 8, 1))), "source is unknown"),
+        (Step((), (GOOD, move(8, 8, 1))), "unknown or open"),
+        (Step((), (GOOD, move(2, 0, 1))), "open already"),
+        (Step((), (GOOD, move(9, 0, 5))), "only 4 positions"),
+        (Step((), (GOOD, move(0, 0, 4, capacity=3))), "only 3 positions"),
+        (Step((), (GOOD, move(9, 0, 4), truncate(0, 1))), "unknown"),
         (Step((), (GOOD, drop(0), truncate(0, 1))), "unknown"),
         (Step((Chunk(9, 0, 1),), (GOOD,)), "not open"),
         (Step((Chunk(0, 4, 1),), (GOOD, drop(0))), "not open"),
@@ -243,4 +289,9 @@ def test_a_wild_capacity_is_an_error_that_changes_nothing(capacity: int) -> None
     with pytest.raises(DeviceMemoryError, match=str(capacity)):
         kv.begin(ALL, Step((), (open_(0), open_(1, capacity))))
     assert lengths(kv) == {}
+    kv.begin(ALL, Step((), (open_(0),)))
+    with pytest.raises(DeviceMemoryError, match=str(capacity)):
+        kv.begin(ALL, Step((), (move(2, 0, 0), move(1, 2, 0, capacity))))
+    assert lengths(kv) == {0: 0}
+    kv.begin(ALL, Step((), (drop(0),)))
     kv.begin(ALL, Step((), (replace(open_(0), capacity=3),)))

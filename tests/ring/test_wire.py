@@ -25,6 +25,7 @@ STEP = Step(
         KvOp(KvKind.FORK, 2**40, length=10, capacity=32, source=5),
         KvOp(KvKind.TRUNCATE, 5, length=4),
         KvOp(KvKind.DROP, 5),
+        KvOp(KvKind.MOVE, 8, length=30, capacity=32, source=7),
     ),
     tokens=(1, 2, 3, 4, 5),
 )
@@ -221,10 +222,11 @@ def test_a_frame_with_more_than_it_says_is_refused() -> None:
         (64 + 12, "I", 0, "room for 256 positions"),
         (64 + 12, "I", 2, "the chunks have 4 tokens"),
         (96, "I", 0, "KV change 0"),
-        (96, "I", 5, "KV change 5"),
+        (96, "I", 6, "KV change 6"),
         (96 + 8, "I", 257, "capacity 257"),
         (128 + 4, "I", 33, "fork of sequence"),
         (160 + 4, "I", 257, "length 257"),
+        (224 + 4, "I", 33, "move of sequence"),
     ],
 )
 def test_a_wrong_field_is_named(offset: int, format: str, value: int, said: str) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from starlette.testclient import TestClient
 
+from prima_core.engine.facts import EngineFacts
+from prima_core.engine.reasoning import ReasoningStream
 from prima_core.engine.request import Event, Finished, FinishReason, Piece, Request, Sampled, Sampling
 from prima_core.model.chat import ChatPrompt, Message
+from prima_core.model.reasoning import ReasoningTags
 from prima_core.node.driver import State
 from prima_core.node.view import RequestTotals, ServerView
 from prima_core.serve.app import make_app
@@ -21,12 +25,42 @@ HELLO: tuple[Piece | Finished, ...] = (
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "two words"}]}  # Any: JSON
 
 
+class FakeTexts:
+    """A word is a token; token 7 is special, 128 and more are the bytes of their number."""
+
+    vocab_size = 256
+    bos_id = 0
+    eos_id = 7
+
+    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        words = range(1, len(text.split()) + 1)
+        return [*([0] if add_special else []), *words, *([7] if parse_special and "<end>" in text else [])]
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        shown = (id for id in ids if not (skip_special and self.is_silent(id)))
+        return b"".join(map(self.token_bytes, shown)).decode("utf-8", "replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        return bytes([id]) if id >= 128 else b"<end>" if id == 7 else f"w{id}".encode()
+
+    def is_silent(self, id: int) -> bool:
+        return id == 7
+
+
 class FakeService:
-    """Delivers `script` to every request at once; a word is a token."""
+    """Delivers `script` to every request at once."""
 
     model_name = "fake"
     created = 1_700_000_000
+    fingerprint = "fp_1"
+    model_facts = MappingProxyType({"n_params": 5, "size": 6})
+    model_file = "fake.gguf"
+    chat_template = "a template"
+    facts = EngineFacts()
+    reasoning_tags: ReasoningTags | None = None
+    tokenizer = FakeTexts()
     context_length = 10
+    context_shift = False
     sampling = Sampling(temperature=0.5, top_k=7, top_p=0.9)
     totals = RequestTotals()
 
@@ -37,16 +71,33 @@ class FakeService:
         self.cancelled: list[int] = []
         self.ok = True
 
-    def encode_chat(self, messages: Sequence[Message]) -> ChatPrompt:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        variables: Mapping[str, Any] | None = None,  # Any: JSON
+    ) -> ChatPrompt:
         self.conversations.append(messages)
+        self.variables = variables
         words = " ".join(message["content"] for message in messages)
         return ChatPrompt(list(range(len(words.split()))), words)
+
+    def n_keep(
+        self, messages: Sequence[Message], ids: Sequence[int], *, variables: Mapping[str, Any] | None = None
+    ) -> int:
+        return 0
 
     def submit(self, request: Request, deliver: Callable[[Event], None]) -> int:
         self.requests.append(request)
         for event in self.script:
             deliver(event)
         return len(self.requests)
+
+    def reasoning_stream(self, prompt: ChatPrompt) -> ReasoningStream:
+        return ReasoningStream(self.reasoning_tags)
+
+    def engine_facts(self) -> EngineFacts:
+        return self.facts
 
     def cancel(self, number: int) -> None:
         self.cancelled.append(number)

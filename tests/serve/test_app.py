@@ -2,21 +2,31 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 from starlette.types import Message, Scope
 
-from prima_core.engine.request import Event, Failed, Finished, FinishReason, Request
-from prima_core.errors import ClusterError, ModelError, PrimaError, RequestError, TemplateError
+from prima_core.engine.facts import EngineFacts, SequenceFacts
+from prima_core.engine.request import Event, Failed, Finished, FinishReason, Piece, Request, Sampled
+from prima_core.errors import Busy, ClusterError, ModelError, PrimaError, RequestError, TemplateError
 from prima_core.model.chat import ChatPrompt
 from prima_core.model.chat import Message as ChatMessage
+from prima_core.model.reasoning import ReasoningTags
 from prima_core.serve.app import make_app
 from prima_core.serve.guard import Guard
 from tests.serve.fakes import ASK, HELLO, FakeService, client_of
 
 CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+USAGE = {
+    "prompt_tokens": 2,
+    "completion_tokens": 3,
+    "total_tokens": 5,
+    "prompt_tokens_details": {"cached_tokens": 0},
+    "completion_tokens_details": {"reasoning_tokens": 0},
+}
 LOST = ClusterError("node 'desk' was lost", hint="ask again")
 
 
@@ -56,8 +66,8 @@ def test_a_chat_is_answered_as_a_whole() -> None:
             "finish_reason": "stop",
         }
     ]
-    assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
-    assert (body["object"], body["model"]) == ("chat.completion", "fake")
+    assert body["usage"] == USAGE
+    assert (body["object"], body["model"], body["system_fingerprint"]) == ("chat.completion", "fake", "fp_1")
     assert service.conversations == [ASK["messages"]]
     assert service.requests == [
         Request(prompt=(0, 1), max_tokens=9, sampling=service.requests[0].sampling, stop=("x",))
@@ -79,9 +89,10 @@ def test_a_chat_is_streamed() -> None:
 
 def test_a_stream_tells_its_usage_at_the_end_when_asked() -> None:
     asked = {**ASK, "stream": True, "stream_options": {"include_usage": True}}
-    last = events_of(client_of(FakeService()).post(CHAT, json=asked))[-1]
+    *chunks, last = events_of(client_of(FakeService()).post(CHAT, json=asked))
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    assert last["usage"] == USAGE
+    assert [chunk["usage"] for chunk in chunks] == [None] * 5
 
 
 def test_an_answer_may_be_empty() -> None:
@@ -90,11 +101,189 @@ def test_an_answer_may_be_empty() -> None:
     assert len(events_of(client.post(CHAT, json={**ASK, "stream": True}))) == 2
 
 
+class Scripted(FakeService):
+    """Each request gets the next script."""
+
+    def __init__(self, *scripts: Sequence[Event]) -> None:
+        super().__init__()
+        self.scripts = list(scripts)
+
+    def submit(self, request: Request, deliver: Callable[[Event], None]) -> int:
+        self.script = self.scripts.pop(0)
+        return super().submit(request, deliver)
+
+
+def spoken(text: str, n_cached: int, *events: Event) -> list[Event]:
+    return [*events, Finished(FinishReason.LENGTH, text, 2, len(events), n_cached)]
+
+
+TWO = (spoken("one", 1, HELLO[0]), spoken("two", 2, *HELLO[:2]))
+
+
+def test_choices_are_requests_of_their_own_and_come_in_order() -> None:
+    service = Scripted(*TWO)
+    body = client_of(service).post(CHAT, json={**ASK, "n": 2, "seed": 5}).json()
+    assert [(choice["index"], choice["message"]["content"]) for choice in body["choices"]] == [
+        (0, "Helone"),
+        (1, "Heltwo"),
+    ]
+    assert [request.sampling.seed for request in service.requests] == [5, 6]
+    assert service.cancelled == [1, 2]
+    told = body["usage"]
+    assert (told["prompt_tokens"], told["completion_tokens"], told["total_tokens"]) == (2, 3, 5)
+    assert told["prompt_tokens_details"] == {"cached_tokens": 1}  # what was computed for one choice was computed
+
+
+def test_choices_are_streamed_side_by_side() -> None:
+    asked = {**ASK, "n": 2, "stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = events_of(client_of(Scripted(*TWO)).post(CHAT, json=asked))
+    for index, text in enumerate(("Helone", "Heltwo")):
+        choices = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == index]
+        assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+        assert "".join(choice["delta"].get("content", "") for choice in choices) == text
+        assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["length"]
+    assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 3)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_choice_that_fails_ends_all(stream: bool) -> None:
+    service = Scripted([], [Failed(LOST)])
+    answer = client_of(service).post(CHAT, json={**ASK, "n": 2, "stream": stream})
+    assert (answer.status_code, error_of(answer)["code"]) == (503, "cluster_not_ready")
+    assert service.cancelled == [1, 2]
+
+
+def test_logprobs_are_told_with_the_tokens_that_have_no_text_yet() -> None:
+    script: list[Event] = [
+        Piece("", Sampled(1, -1.0)),
+        Piece("w1w2", Sampled(2, -2.0)),
+        Finished(FinishReason.STOP, "", 2, 2),
+    ]
+    service = FakeService(script)
+    asked = {**ASK, "logprobs": True}
+    whole = client_of(service).post(CHAT, json=asked).json()["choices"][0]["logprobs"]["content"]
+    assert [entry["token"] for entry in whole] == ["w1", "w2"]
+    chunks = events_of(client_of(service).post(CHAT, json={**asked, "stream": True}))
+    told = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert [entry["token"] for one in told if one for entry in one["content"]] == ["w1", "w2"]
+
+
+THOUGHTS: list[Event] = [
+    *(Piece(text, Sampled(token)) for token, text in enumerate(("<think>", "\nhm", ", so</think>", "\n\nyes"), 1)),
+    Finished(FinishReason.STOP, ".", 2, 5),
+]
+
+
+def thoughtful() -> FakeService:
+    service = FakeService(THOUGHTS)
+    service.reasoning_tags = ReasoningTags("<think>", "</think>")
+    return service
+
+
+def test_what_a_model_thinks_is_told_apart_from_what_it_says() -> None:
+    body = client_of(thoughtful()).post(CHAT, json=ASK).json()
+    message = body["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("hm, so", "yes.")
+    assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": 3}
+
+
+def test_thoughts_are_streamed_first() -> None:
+    chunks = events_of(client_of(thoughtful()).post(CHAT, json={**ASK, "stream": True}))
+    assert [chunk["choices"][0]["delta"] for chunk in chunks] == [
+        {"role": "assistant", "content": ""},
+        {"reasoning_content": "hm"},
+        {"reasoning_content": ", so"},
+        {"content": "yes"},
+        {"content": "."},
+        {},
+    ]
+
+
+def test_every_token_is_told_its_logprob_once_whatever_becomes_of_its_text() -> None:
+    service = thoughtful()
+    service.script = [
+        Piece(event.text, Sampled(event.token, -1.0)) if isinstance(event, Piece) else event for event in THOUGHTS
+    ]
+    for asked in (ASK, {**ASK, "stream": True}):
+        answer = client_of(service).post(CHAT, json={**asked, "logprobs": True})
+        bodies = [answer.json()] if asked is ASK else events_of(answer)
+        told = [body["choices"][0]["logprobs"] for body in bodies]
+        tokens = [entry["token"] for one in told if one for entry in one["content"]]
+        assert tokens == ["w1", "w2", "w3", "w4"]
+
+
+def test_thoughts_that_never_end_are_no_answer() -> None:
+    service = thoughtful()
+    service.script = [*THOUGHTS[:2], Finished(FinishReason.LENGTH, "", 2, 2)]
+    body = client_of(service).post(CHAT, json=ASK).json()
+    message = body["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("hm", "")
+    assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}
+
+
+def test_a_completion_is_as_the_model_wrote_it() -> None:
+    body = client_of(thoughtful()).post(COMPLETIONS, json={"prompt": "a"}).json()
+    assert body["choices"][0]["text"] == "<think>\nhm, so</think>\n\nyes."
+
+
+def test_variables_of_the_template_are_handed_to_it() -> None:
+    service = FakeService()
+    client_of(service).post(CHAT, json={**ASK, "chat_template_kwargs": {"enable_thinking": False}})
+    assert service.variables == {"enable_thinking": False}
+
+
+def test_a_completion_is_answered_as_a_whole() -> None:
+    service = FakeService()
+    body = client_of(service).post(COMPLETIONS, json={"prompt": ["a b", [5]], "max_tokens": 3}).json()
+    assert body["object"] == "text_completion"
+    assert [(choice["index"], choice["text"], choice["finish_reason"]) for choice in body["choices"]] == [
+        (0, "Hello!", "stop"),
+        (1, "Hello!", "stop"),
+    ]
+    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (4, 6)
+    assert [(request.prompt, request.max_tokens) for request in service.requests] == [((0, 1, 2), 3), ((5,), 3)]
+
+
+def test_a_completion_is_streamed() -> None:
+    chunks = events_of(client_of(FakeService()).post(COMPLETIONS, json={"prompt": "a", "stream": True}))
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [choice["text"] for choice in choices] == ["Hel", "lo", "!", ""]
+    assert [choice["finish_reason"] for choice in choices] == [None, None, None, "stop"]
+
+
+def test_tokens_of_a_text_and_back() -> None:
+    client = client_of(FakeService())
+    assert client.post("/tokenize", json={"content": "a b"}).json() == {"tokens": [1, 2]}
+    assert client.post("/detokenize", json={"tokens": [1, 2]}).json() == {"content": "w1w2"}
+
+
 def test_models_lists_the_one_that_is_served() -> None:
     client = client_of(FakeService())
-    model = {"id": "fake", "object": "model", "created": 1_700_000_000, "owned_by": "prima"}
+    meta = {"n_params": 5, "size": 6, "n_ctx": 10}
+    model = {"id": "fake", "object": "model", "created": 1_700_000_000, "owned_by": "prima", "meta": meta}
     assert client.get("/v1/models").json() == {"object": "list", "data": [model]}
     assert client.get("/v1/models/fake").json() == model
+
+
+def test_a_client_that_leaves_v1_out_is_understood() -> None:
+    client = client_of(FakeService())
+    assert client.get("/models").json() == client.get("/v1/models").json()
+    assert client.post("/chat/completions", json=ASK).json()["object"] == "chat.completion"
+
+
+def test_properties_and_slots_are_told() -> None:
+    client = client_of(FakeService())
+    assert client.get("/props").json()["build_info"].startswith("prima-")
+    assert [slot["is_processing"] for slot in client.get("/slots").json()] == [False]
+    assert client.get("/slots?fail_on_no_slot=1").status_code == 200
+
+
+def test_that_no_slot_is_free_is_an_error_for_who_asks_for_it() -> None:
+    service = FakeService()
+    service.facts = EngineFacts((SequenceFacts(1, False, 3, 4, 0, 6, 0, 10),), kv_tokens=10)
+    assert client_of(service).get("/slots").status_code == 200
+    answer = client_of(service).get("/slots?fail_on_no_slot=1")
+    assert (answer.status_code, error_of(answer)["code"]) == (503, "server_busy")
 
 
 def test_another_model_is_not_found() -> None:
@@ -122,7 +311,7 @@ def test_head_is_get_without_a_body() -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"])
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/completions", "/v1/chat/completions/", "/%ff"])
+@pytest.mark.parametrize("path", ["/", "/v1", "/completions", "/v1/chat/completions/", "/%ff"])
 def test_an_unknown_path_is_404_for_every_method(method: str, path: str) -> None:
     answer = client_of(FakeService()).request(method, path, follow_redirects=False)
     assert answer.status_code == 404
@@ -136,13 +325,13 @@ def test_a_wrong_method_is_405_and_tells_the_right_one(method: str) -> None:
     assert method == "HEAD" or error_of(answer)["code"] == "method_not_allowed"
 
 
-def test_what_openai_py_cannot_read_is_400() -> None:
+def test_what_no_format_can_read_is_400() -> None:
     client = client_of(FakeService())
     answer = client.post(CHAT, content=b"{", headers={"Content-Type": "application/json"})
     assert (answer.status_code, error_of(answer)["type"]) == (400, "invalid_request_error")
-    answer = client.post(CHAT, json={**ASK, "n": 2})
+    answer = client.post(CHAT, json={**ASK, "store": True})
     error = error_of(answer)
-    assert (answer.status_code, error["param"], error["code"]) == (400, "n", "unsupported_parameter")
+    assert (answer.status_code, error["param"], error["code"]) == (400, "store", "unsupported_parameter")
 
 
 def test_a_prompt_longer_than_the_context_is_400_with_both_numbers() -> None:
@@ -156,6 +345,7 @@ def test_a_prompt_longer_than_the_context_is_400_with_both_numbers() -> None:
 FAULTS = [
     (RequestError("no", param="seed", code="odd", hint="yes"), 400, "invalid_request_error", "seed", "odd"),
     (TemplateError("no", hint="yes"), 400, "invalid_request_error", "messages", "template_failed"),
+    (Busy("no", hint="yes"), 503, "service_unavailable", None, "server_busy"),
     (ClusterError("no", hint="yes"), 503, "service_unavailable", None, "cluster_not_ready"),
     (ModelError("no", hint="yes"), 500, "server_error", None, None),
 ]
@@ -172,9 +362,16 @@ def test_whose_fault_it_is_decides_the_status(
     assert answer.headers.get("retry-after") == ("2" if status == 503 else None)
 
 
+def test_a_prompt_that_is_none_is_400() -> None:
+    answer = client_of(FakeService()).post(COMPLETIONS, json={"prompt": [256]})
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "prompt")
+
+
 def test_a_fault_of_the_template_is_the_messages() -> None:
     class Picky(FakeService):
-        def encode_chat(self, messages: Sequence[ChatMessage]) -> ChatPrompt:
+        def encode_chat(
+            self, messages: Sequence[ChatMessage], *, variables: Mapping[str, Any] | None = None
+        ) -> ChatPrompt:
             raise TemplateError("roles must alternate")
 
     answer = client_of(Picky()).post(CHAT, json=ASK)
@@ -183,7 +380,9 @@ def test_a_fault_of_the_template_is_the_messages() -> None:
 
 def test_an_unforeseen_error_is_a_500_in_the_same_shape() -> None:
     class Broken(FakeService):
-        def encode_chat(self, messages: Sequence[ChatMessage]) -> ChatPrompt:
+        def encode_chat(
+            self, messages: Sequence[ChatMessage], *, variables: Mapping[str, Any] | None = None
+        ) -> ChatPrompt:
             raise ZeroDivisionError("secret of the house")
 
     answer = client_of(Broken()).post(CHAT, json=ASK)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Iterator
+import asyncio
+import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -17,42 +16,15 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from prima_core.arch.families import open_model
-from prima_core.commands.serve import bound, make_server, url_of
-from prima_core.engine.request import Event, Failed, Finished, FinishReason, Piece, Request
-from prima_core.node.head import Head, HeadOptions
-from prima_core.plugins import Registry
-from prima_core.ring.security import new_secret
-from prima_core.serve.app import Service
+from prima_core.commands.serve import bound
+from prima_core.engine.request import Event, FinishReason, Piece, Request
+from prima_core.node.head import HeadOptions
 from prima_core.serve.guard import Guard
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
+from tests.serve.live import Tireless, client_at, serving, started, until
 
 CONTEXT = 20_000  # more tokens than are generated while a test runs
 CHAT = "/v1/chat/completions"
-
-
-class Tireless(Head):
-    """A head whose answers end only where they were asked to end, and that remembers how they ended."""
-
-    def __init__(self, *arguments: Any) -> None:  # Any: those of a Head
-        super().__init__(*arguments)
-        self.ends: SimpleQueue[FinishReason | str] = SimpleQueue()
-
-    def submit(self, request: Request, deliver: Callable[[Event], None]) -> int:
-        def watch(event: Event) -> None:
-            deliver(event)
-            if isinstance(event, Finished):
-                self.ends.put(event.reason)
-            elif isinstance(event, Failed):
-                self.ends.put(event.error.message)
-
-        return super().submit(replace(request, ignore_eos=True), watch)
-
-    @property
-    def load(self) -> tuple[object, object]:
-        """How many requests run and wait."""
-        facts = self.health()[1]
-        return facts["running"], facts["waiting"]
 
 
 @pytest.fixture(scope="module")
@@ -60,33 +32,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf", TinyModel(context_length=CONTEXT))
 
 
-@contextmanager
-def started(model: Path, options: HeadOptions) -> Iterator[Tireless]:
-    with ExitStack() as exits:
-        registry = Registry.load(os.environ)
-        exits.callback(registry.close)
-        opened = exits.enter_context(open_model(model))
-        yield exits.enter_context(Tireless(opened, options, registry, new_secret()))
-
-
-@contextmanager
-def serving(service: Service, guard: Guard | None = None) -> Iterator[str]:
-    """The URL at which the service is served."""
-    with bound("127.0.0.1", 0) as listener:
-        server = make_server(service, guard or Guard("127.0.0.1"), lambda: None)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            until(lambda: server.started)
-            yield url_of(listener)
-        finally:
-            server.should_exit = True
-            thread.join(10)
-
-
 @pytest.fixture(scope="module")
 def head(model: Path) -> Iterator[Tireless]:
-    with started(model, HeadOptions(context=CONTEXT, parallel=1)) as head:
+    with started(Tireless, model, HeadOptions(context=CONTEXT, parallel=1)) as head:
         head.wait_until_serving()
         yield head
 
@@ -101,19 +49,6 @@ def url(head: Tireless) -> Iterator[str]:
 def client(url: str) -> Iterator[openai.OpenAI]:
     with client_at(url) as client:
         yield client
-
-
-def client_at(url: str, key: str = "none") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=30)
-
-
-def until(condition: Callable[[], bool], within_s: float = 20) -> None:
-    """Wait for what another thread brings about."""
-    for _ in range(int(within_s / 0.01)):
-        if condition():
-            return
-        threading.Event().wait(0.01)
-    raise TimeoutError("it did not come about")
 
 
 def user(text: str) -> ChatCompletionMessageParam:
@@ -184,8 +119,8 @@ def test_an_answer_can_be_sent_back(client: openai.OpenAI) -> None:
 
 def test_errors_are_the_clients_own_classes(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as error:
-        ask(client, n=2)
-    assert (error.value.param, error.value.code) == ("n", "unsupported_parameter")
+        ask(client, store=True)
+    assert (error.value.param, error.value.code) == ("store", "unsupported_parameter")
     with pytest.raises(openai.BadRequestError, match=rf"has \d{{5,}} tokens, the context has {CONTEXT}"):
         ask(client, "far too long " * CONTEXT)
     with pytest.raises(openai.BadRequestError) as error:
@@ -200,6 +135,30 @@ def test_the_api_key_is_asked_for(head: Tireless) -> None:
         with client_at(url, "guess") as client, pytest.raises(openai.AuthenticationError, match="API key"):
             ask(client)
         assert httpx.get(f"{url}/health").status_code == 200
+
+
+# ---------------------------------------------------------------- sockets
+
+
+def test_small_parts_of_an_answer_are_sent_at_once() -> None:
+    """Nagle's algorithm would hold each back until the one before is acknowledged, which takes 40 ms."""
+
+    async def go(listener: socket.socket) -> int:
+        told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        class Asked(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                connection = transport.get_extra_info("socket")
+                told.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                transport.close()
+
+        async with await asyncio.get_running_loop().create_server(Asked, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.close()
+            return await asyncio.wait_for(told, timeout=10)
+
+    with bound("127.0.0.1", 0) as listener:
+        assert asyncio.run(go(listener)) == 1
 
 
 # ---------------------------------------------------------------- sampling
@@ -266,14 +225,8 @@ def test_what_does_not_fit_the_kv_budget_waits(head: Tireless, client: openai.Op
 # ---------------------------------------------------------------- clients that go away
 
 
-def forget_ends(head: Tireless) -> None:
-    until(lambda: head.load == (0, 0))
-    while not head.ends.empty():
-        head.ends.get()
-
-
 def test_leaving_in_the_middle_of_a_stream_stops_the_generation(head: Tireless, client: openai.OpenAI) -> None:
-    forget_ends(head)
+    head.forget_ends()
     pieces = stream(client, max_tokens=None)
     assert [next(pieces) for _ in range(5)]
     assert head.load == (1, 0)
@@ -283,7 +236,7 @@ def test_leaving_in_the_middle_of_a_stream_stops_the_generation(head: Tireless, 
 
 
 def test_leaving_while_a_whole_answer_is_made_stops_the_generation(head: Tireless, url: str) -> None:
-    forget_ends(head)
+    head.forget_ends()
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}{CHAT}", json={"messages": [user("hello")], "temperature": 0}, timeout=0.5)
     assert head.ends.get(timeout=20) is FinishReason.CANCELLED
@@ -292,7 +245,7 @@ def test_leaving_while_a_whole_answer_is_made_stops_the_generation(head: Tireles
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_leaving_before_the_first_token_gives_the_place_up(head: Tireless, url: str, streamed: bool) -> None:
-    forget_ends(head)
+    head.forget_ends()
     with full(head):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}{CHAT}", json={"messages": [user("hello")], "stream": streamed}, timeout=0.5)
@@ -305,7 +258,7 @@ def test_leaving_before_the_first_token_gives_the_place_up(head: Tireless, url: 
 
 def test_while_nodes_are_missing_the_answer_is_503_with_the_reason(model: Path) -> None:
     options = HeadOptions(listen="inproc://", wait=2)
-    with started(model, options) as head, serving(head) as url, client_at(url) as client:
+    with started(Tireless, model, options) as head, serving(head) as url, client_at(url) as client:
         until(lambda: "1 of 2" in str(head.health()[1].get("reason")))
         with pytest.raises(openai.InternalServerError, match="waiting for nodes: 1 of 2") as error:
             ask(client)
@@ -317,7 +270,7 @@ def test_while_nodes_are_missing_the_answer_is_503_with_the_reason(model: Path) 
 
 
 def test_running_answers_end_with_an_error_when_the_server_stops(model: Path) -> None:
-    with started(model, HeadOptions(context=CONTEXT)) as head, serving(head) as url, client_at(url) as client:
+    with started(Tireless, model, HeadOptions(context=CONTEXT)) as head, serving(head) as url, client_at(url) as client:
         head.wait_until_serving()
         pieces = stream(client, max_tokens=None)
         next(pieces)
