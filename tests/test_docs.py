@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from prima_core import hookspecs, interfaces, plugins
+from tests.supported import table, told
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "plugins.md").read_text()
@@ -82,3 +83,7 @@ def test_links_between_documents_lead_somewhere() -> None:
         if not (document.parent / target).exists()
     ]
     assert broken == []
+
+
+def test_the_readme_tells_what_is_supported_as_the_code_has_it() -> None:
+    assert told() == table(), "run `python -m tests.supported`"

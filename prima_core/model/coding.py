@@ -37,6 +37,9 @@ _OTHER_KINDS = {
     "whitespace": "words as they are",
 }
 
+MODELS = ("gpt2", "gemma4", "llama")
+"""What `tokenizer.ggml.model` may be: two byte-pair encodings and SentencePiece."""
+
 Encode = Callable[[str], list[int]]
 """Token ids of a text in which nothing is special. Raises RequestError for a text that cannot be split."""
 
@@ -54,13 +57,13 @@ class Coding:
 
 def coding_of(metadata: Mapping[str, object], vocabulary: Vocabulary) -> Coding:
     """The coding that the file asks for. Raises ModelError whose `field` is the key at fault or not supported."""
-    if vocabulary.model == "llama":
-        return Coding(_sentencepiece_encode(metadata, vocabulary), _sentencepiece_table(vocabulary), add_bos=True)
-    if vocabulary.model not in ("gpt2", "gemma4"):
+    if vocabulary.model not in MODELS:
         kind = f" ({_OTHER_KINDS[vocabulary.model]})" if vocabulary.model in _OTHER_KINDS else ""
         message = f"tokenizer {vocabulary.model!r:.80}{kind} is not supported yet"
         hint = "gpt2 and gemma4 (byte-pair encodings) and llama (SentencePiece) are"
         raise ModelError(message, field=KEY + "model", hint=hint)
+    if vocabulary.model == "llama":
+        return Coding(_sentencepiece_encode(metadata, vocabulary), _sentencepiece_table(vocabulary), add_bos=True)
     pre = PRE_TOKENIZERS["gemma4"] if vocabulary.model == "gemma4" else _pre_tokenizer(metadata)
     if pre.is_raw:
         encode, table = _raw_encode(metadata, vocabulary, pre), _sentencepiece_table(vocabulary)

@@ -14,6 +14,9 @@ from enum import StrEnum
 from prima_core.model.facts import Facts, show
 from prima_core.model.names import ROPE_LONG, ROPE_SHORT
 
+SCALINGS = ("none", "linear", "yarn", "longrope")
+"""What `rope.scaling.type` may be; llama3's is told by a tensor."""
+
 
 class RopeKind(StrEnum):
     """Which dimensions rotate together: NORM pairs (2i, 2i+1), NEOX pairs (i, i + dim/2)."""
@@ -56,7 +59,7 @@ def read_rope(facts: Facts, head_dim: int, context_length: int, tensors: Contain
         raise facts.error("rope.dimension_count", f"is {dim}; elements rotate in pairs: the number must be even")
     theta = facts.number("rope.freq_base", 1.0, 1e12, default=10000.0)
     scaling = facts.get("rope.scaling.type")
-    if scaling not in (None, "none", "linear", "yarn", "longrope"):
+    if scaling is not None and scaling not in SCALINGS:
         raise facts.error("rope.scaling.type", f"rope scaling {show(scaling)} is not supported")
     original = facts.count("rope.scaling.original_context_length", 1 << 28, default=context_length)
     amplitude = facts.number("rope.scaling.attn_factor", 0.0, 1e3, default=1.0)
