@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from prima_core.engine.request import GREEDY, Finished, Request, Sampled
 from prima_core.engine.sampler import sample
 from prima_core.engine.scheduler import Wanted
+from prima_core.interfaces import KvType
 from prima_core.model.weights import Model
 from prima_core.node.head import HeadOptions
 from prima_core.node.node import NodeOptions
@@ -48,14 +49,18 @@ def n_cached(answer: Answer) -> int:
 
 
 @pytest.mark.parametrize("n_local", [0, 2], ids=["one node", "three nodes"])
-@pytest.mark.parametrize("kernels", ["native", "int8"])
-def test_reuse_changes_no_bit(open_models: dict[str, Model], rows: Rows, kernels: str, n_local: int) -> None:
-    options = HeadOptions(
-        node=NodeOptions(threads=1, kernels=kernels), n_local=n_local, chunk=16, context=300, wire=WirePolicy.F32
-    )
+@pytest.mark.parametrize(
+    ("model", "kernels", "kv_type"),
+    [("llama", "native", KvType.F16), ("llama", "int8", KvType.F16), ("builtin", "native", KvType.Q8_0)],
+)
+def test_reuse_changes_no_bit(
+    open_models: dict[str, Model], rows: Rows, model: str, kernels: str, kv_type: KvType, n_local: int
+) -> None:
+    node = NodeOptions(threads=1, kernels=kernels)
+    options = HeadOptions(node, n_local=n_local, chunk=16, context=300, kv_type=kv_type, wire=WirePolicy.F32)
     if n_local:
         options = replace(options, listen="inproc://")
-    with Cluster(open_models["llama"], options) as head:
+    with Cluster(open_models[model], options) as head:
         head.until_serving_with("head", *(f"head.{index}" for index in range(2, n_local + 2)))
         first = ask(head, LONG[:40], 6)
         turn = (*LONG[:40], *first.rest(), *LONG[40:50])
