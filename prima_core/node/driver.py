@@ -23,8 +23,8 @@ from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError, PrimaError
 from prima_core.events import Event, NodeJoined, NodeLost, PlanMade
 from prima_core.plan.plan import Plan
+from prima_core.ring.reports import Collected, LoadFailed, Loading, Ready, Report, Unreachable
 from prima_core.ring.wire import Epoch
-from prima_core.ring.worker import Collected, LoadFailed, Loading, Ready, Report, Unreachable
 
 log = logging.getLogger(__name__)
 

@@ -38,9 +38,9 @@ from prima_core.plan.plan import Plan, plan_to_json
 from prima_core.plugins import Registry
 from prima_core.ring import control
 from prima_core.ring.membership import Listener, Membership, PeerFacts
+from prima_core.ring.reports import Assignment, LoadFailed, Loading, Ready, Report, Unreachable
 from prima_core.ring.times import NodeTimes
 from prima_core.ring.wire import Epoch, WirePolicy
-from prima_core.ring.worker import Assignment, LoadFailed, Loading, Ready, Report, Unreachable
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from prima_core.engine.scheduler import Room
 from prima_core.errors import Busy, ClusterError, PluginError, PrimaError, RequestError
 from prima_core.events import NodeJoined, NodeLost, PlanMade
 from prima_core.node.driver import PROBE_AFTER_S, Joined, Lost, Member, State, Submit
+from prima_core.ring.reports import Collected, Ready, Unreachable
 from prima_core.ring.wire import Epoch
-from prima_core.ring.worker import Collected, Ready, Unreachable
 from tests.engine.fakes import kv_of, request
 from tests.node.fakes import Rig
 
