@@ -17,7 +17,7 @@ from prima_core.errors import ClusterError, DeviceMemoryError, LinkBroken, Model
 from prima_core.interfaces import Backend, Chunk, Device, KvKind, KvOp, KvType, Layers, SendLink, Slice, Step
 from prima_core.plan.plan import Plan, Visit
 from prima_core.ring import wire, worker
-from prima_core.ring.reports import Loading, Ready, Report, Unreachable
+from prima_core.ring.reports import Assignment, Loading, Ready, Report, Unreachable
 from prima_core.ring.wire import Epoch, WireDtype, WirePolicy
 from prima_core.ring.worker import Worker
 from tests.ring.fakes import DEADLINE_S, FIRST, N_LAYERS, SMALL, CountingBackend, Ring, after
