@@ -1,7 +1,7 @@
 # make serve   set up and serve the built-in model; make serve ARGS="model.gguf --port 8000" for more
 # make test    set up the pinned test environment and run the tests; make test ARGS="tests/plan -x"
 # make lint    ruff, and mypy for Linux, macOS and Windows
-# make bench   speed on this machine: model, ring, kernels, links, sampler; make bench ARGS="model.gguf -t 4" for another model
+# make bench   speed on this machine: model, ring, kernels, links, sampler, turns; make bench ARGS="model.gguf -t 4" for another model
 #
 # PYTHON and VENV choose the interpreter (3.11 or newer) and the folder of the virtual environment. The install is an
 # editable one: changes of Python files count at once, changes of native code or pyproject.toml at the next make.
@@ -32,6 +32,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/kernels.py
 	$(BIN)/python bench/links.py
 	$(BIN)/python bench/sampler.py
+	$(BIN)/python bench/turns.py
 
 $(VENV)/.installed: $(BUILD_INPUTS) | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -e .

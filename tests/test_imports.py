@@ -18,7 +18,6 @@ LEVELS = (
     {"model"},
     {"arch"},
     {"library"},
-    {"memory"},
     {"plan"},
     {"border", "plugins"},
     {"engine"},
@@ -30,7 +29,7 @@ LEVELS = (
 )
 """Modules and folders of prima_core; each may import from its own level and those before."""
 
-FOR_PLUGINS = {"errors", "interfaces", "hookspecs", "model", "arch", "memory", "plan"}
+FOR_PLUGINS = {"errors", "interfaces", "hookspecs", "model", "arch", "plan"}
 """What a backend, a transport or a solver may import of prima_core."""
 
 FOR_TRANSPORTS = ("prima_core.ring.security.", "prima_core.ring.sockets.")

@@ -20,7 +20,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-IGNORED = -100
 
 
 def empty_tokenizer(model: models.BPE) -> Tokenizer:

@@ -86,7 +86,7 @@ class Ops(Protocol[A, W, K]):
         ...
 
     def kv_cache(self, layers: Sequence[Layers], n_kv_heads: int, head_dim: int, type: KvType) -> KvCache[K]:
-        """An empty cache for `layers`; room comes with the open and fork operations inside steps.
+        """An empty cache for `layers`; room comes with the open, fork and move operations inside steps.
 
         Raises ModelError for a type that the backend lacks or that head_dim does not fit.
         """

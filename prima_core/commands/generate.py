@@ -18,6 +18,8 @@ import rich_click as click
 from prima_core.commands.setup import Settings, say, serving_head
 from prima_core.engine.request import GREEDY, Event, Failed, Finished, Piece, Request, answer_tokens
 from prima_core.errors import ClusterError, RequestError
+from prima_core.model.names import TOKEN_EMBD
+from prima_core.model.weights import Model
 from prima_core.node.head import Head
 from prima_core.plugins import Registry
 
@@ -200,11 +202,8 @@ def _timed(head: Head, n_prompt: int, n_gen: int) -> Timings:
 
 
 def bench_facts(head: Head, timings: Timings) -> dict[str, Any]:
-    """The figures by name. A decoded token touches every layer, the output matrix, and one row of the embeddings."""
-    file, spec = head.model.file, head.model.spec
-    matrix = 0 if spec.tied_output else file.tensors["token_embd.weight"].n_bytes
-    touched = sum(info.n_bytes for info in file.tensors.values()) - matrix
-    status = head.driver.status
+    """The figures by name."""
+    touched, status = _touched_bytes(head.model), head.driver.status
     return {
         "model": head.model_name,
         "nodes": len(status.members),
@@ -218,6 +217,18 @@ def bench_facts(head: Head, timings: Timings) -> dict[str, Any]:
         "weight_gb_s": touched * timings.decode_tok_s / 1e9,
         "rss_bytes": _rss(),
     }
+
+
+def _touched_bytes(model: Model) -> int:
+    """What a decoded token reads: every layer, but of its experts only those that are used, the output matrix, and one
+    row of the embeddings, which is next to nothing."""
+    experts, total = model.spec.experts, 0
+    for name, info in model.file.tensors.items():
+        if experts is not None and len(info.shape) == 3:
+            total += info.n_bytes // experts.count * experts.n_used
+        elif name != TOKEN_EMBD or model.spec.tied_output:
+            total += info.n_bytes
+    return total
 
 
 def _rss() -> int:

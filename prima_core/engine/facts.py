@@ -32,10 +32,3 @@ class EngineFacts:
     kv_running: int = 0
     kv_kept: int = 0
     max_sequences: int = 0
-
-    @property
-    def kv_free(self) -> int:
-        return self.kv_tokens - self.kv_running - self.kv_kept
-
-
-NOTHING = EngineFacts()

@@ -66,10 +66,7 @@ class ModelSpec:
         facts = Facts(metadata, arch, defaults)
         _refuse_variants(facts)
         d_model, n_layers = facts.count("embedding_length", 1 << 20), facts.count("block_count", 1024)
-        n_heads = facts.count("attention.head_count", 1 << 16)
-        n_kv_heads = facts.count("attention.head_count_kv", n_heads, default=n_heads)
-        if n_heads % n_kv_heads:
-            raise facts.error("attention.head_count_kv", f"{n_heads} heads cannot share {n_kv_heads}")
+        n_heads, n_kv_heads = _head_counts(facts)
         head_dim = _head_dim(facts, d_model, n_heads)
         context_length = facts.count("context_length", 1 << 28)
         rope = read_rope(facts, head_dim, context_length, tensors)
@@ -157,6 +154,14 @@ def _refuse_variants(facts: Facts) -> None:
 def _name(metadata: Mapping[str, Value], arch: str) -> str:
     name = metadata.get("general.name")
     return printable(name.strip()) or arch if isinstance(name, str) else arch
+
+
+def _head_counts(facts: Facts) -> tuple[int, int]:
+    n_heads = facts.count("attention.head_count", 1 << 16)
+    n_kv_heads = facts.count("attention.head_count_kv", n_heads, default=n_heads)
+    if n_heads % n_kv_heads:
+        raise facts.error("attention.head_count_kv", f"{n_heads} heads cannot share {n_kv_heads}")
+    return n_heads, n_kv_heads
 
 
 def _head_dim(facts: Facts, d_model: int, n_heads: int) -> int:

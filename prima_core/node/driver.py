@@ -12,19 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 from prima_core.engine.engine import Deliver, Engine
-from prima_core.engine.facts import NOTHING, EngineFacts
 from prima_core.engine.request import Failed, Request
 from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError, PrimaError
 from prima_core.events import Event, NodeJoined, NodeLost, PlanMade
 from prima_core.plan.plan import Plan
+from prima_core.ring.reports import Collected, LoadFailed, Loading, Ready, Report, Unreachable
 from prima_core.ring.wire import Epoch
-from prima_core.ring.worker import Collected, LoadFailed, Loading, Ready, Report, Unreachable
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,6 @@ class Status:
     plan: Plan | None = None
     members: tuple[Member, ...] = ()
     progress: Mapping[str, float] = field(default_factory=dict)  # loaded share of each node that still loads
-    engine: EngineFacts = NOTHING  # as `Driver.counts` fills it in
 
 
 class Nodes(Protocol):
@@ -138,7 +136,7 @@ class Driver:
     ) -> None:
         self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()  # None ends the thread
         self.status = Status(State.WAITING, "starting")
-        self._facts = engine.facts()
+        self.engine_facts = engine.facts()  # swapped as a whole after each message
         self._engine = engine
         self._nodes = nodes
         self._planner = planner
@@ -207,7 +205,7 @@ class Driver:
             case Stop(error):
                 self._stop(error)
         self._pump()
-        self._facts = self._engine.facts()
+        self.engine_facts = self._engine.facts()
 
     def tick(self) -> None:
         """Notice that nothing comes back any more; to be called now and then."""
@@ -349,10 +347,6 @@ class Driver:
             tuple(self._members.values()),
             dict(running.progress) if running else {},
         )
-
-    def counts(self) -> Status:
-        """The status with what the engine does; from any thread."""
-        return replace(self.status, engine=self._facts)
 
 
 def _ended(why: str) -> ClusterError:

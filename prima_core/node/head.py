@@ -38,9 +38,9 @@ from prima_core.plan.plan import Plan, plan_to_json
 from prima_core.plugins import Registry
 from prima_core.ring import control
 from prima_core.ring.membership import Listener, Membership, PeerFacts
+from prima_core.ring.reports import Assignment, LoadFailed, Loading, Ready, Report, Unreachable
 from prima_core.ring.times import NodeTimes
 from prima_core.ring.wire import Epoch, WirePolicy
-from prima_core.ring.worker import Assignment, LoadFailed, Loading, Ready, Report, Unreachable
 
 log = logging.getLogger(__name__)
 
@@ -222,20 +222,19 @@ class Head:
 
     def engine_facts(self) -> EngineFacts:
         """What the engine is doing now."""
-        return self.driver.counts().engine
+        return self.driver.engine_facts
 
     def encode_chat(
         self,
         messages: Sequence[Message],
         *,
-        tools: Sequence[Message] | None = None,
         variables: Mapping[str, Any] | None = None,  # Any: JSON
     ) -> ChatPrompt:
         """A conversation as the model takes it; `variables` are what chat_template_kwargs are in a request.
 
         Raises TemplateError when the model's template refuses it or is broken, RequestError for a wrong role or name.
         """
-        return encode_chat(self.tokenizer, self._template, messages, tools=tools, variables=variables)
+        return encode_chat(self.tokenizer, self._template, messages, variables=variables)
 
     def reasoning_stream(self, prompt: ChatPrompt) -> ReasoningStream:
         """What cuts the text of the answer to `prompt` into reasoning and content."""
@@ -247,7 +246,6 @@ class Head:
         messages: Sequence[Message],
         ids: Sequence[int],
         *,
-        tools: Sequence[Message] | None = None,
         variables: Mapping[str, Any] | None = None,  # Any: JSON
     ) -> int:
         """`Request.n_keep` of a conversation that was encoded to `ids`: the system's messages at its begin.
@@ -259,7 +257,7 @@ class Head:
             return 0
         try:
             alone = encode_chat(
-                self.tokenizer, self._template, system, add_generation_prompt=False, tools=tools, variables=variables
+                self.tokenizer, self._template, system, add_generation_prompt=False, variables=variables
             )
         except TemplateError:
             return 0
@@ -279,19 +277,19 @@ class Head:
 
     def health(self) -> tuple[bool, dict[str, object]]:
         """Whether requests are served now, and what to tell a monitor."""
-        status = self.driver.counts()
+        status, engine = self.driver.status, self.driver.engine_facts
         facts: dict[str, object] = {"status": "ok" if status.state is State.SERVING else status.state.value}
         if status.reason:
             facts["reason"] = status.reason
         if status.progress:
             facts["progress"] = {name: round(share, 3) for name, share in status.progress.items()}
         facts["nodes"] = [member.name for member in status.members]
-        facts["running"], facts["waiting"] = len(status.engine.running), status.engine.n_waiting
+        facts["running"], facts["waiting"] = len(engine.running), engine.n_waiting
         return status.state is State.SERVING, facts
 
     def view(self) -> ServerView:
         """The cluster as it is now, for whoever looks."""
-        status, own = self.driver.counts(), self._options.name
+        status, engine, own = self.driver.status, self.driver.engine_facts, self._options.name
         times = {**self._times, own: self.node.worker.meter.times()}
         members = sorted(status.members, key=lambda member: (member.name != own, member.name))
         return ServerView(
@@ -300,10 +298,10 @@ class Head:
             status.state,
             status.reason,
             self.context_length,
-            len(status.engine.running),
-            status.engine.n_waiting,
-            status.engine.kv_running,
-            status.engine.kv_tokens,
+            len(engine.running),
+            engine.n_waiting,
+            engine.kv_running,
+            engine.kv_tokens,
             tuple(node_view(member, own, status, times.get(member.name, NodeTimes())) for member in members),
         )
 

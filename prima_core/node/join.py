@@ -28,8 +28,8 @@ from prima_core.plugins import Registry
 from prima_core.ring import control
 from prima_core.ring.control import Assign, Channel, Hello, Welcome
 from prima_core.ring.membership import HEARTBEAT_S
+from prima_core.ring.reports import Assignment, Collected, LoadFailed, Loading, Ready, Report, Unreachable
 from prima_core.ring.wire import Epoch
-from prima_core.ring.worker import Assignment, Collected, LoadFailed, Loading, Ready, Report, Unreachable
 
 log = logging.getLogger(__name__)
 

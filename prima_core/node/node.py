@@ -16,7 +16,8 @@ import psutil
 from prima_core.errors import ConfigError, LinkError, LinkTimeout
 from prima_core.interfaces import Backend, BackendOptions, Credentials, Device, Limits, ReceiveLink, SendLink
 from prima_core.plugins import Registry
-from prima_core.ring.worker import Report, Worker
+from prima_core.ring.reports import Report
+from prima_core.ring.worker import Worker
 
 log = logging.getLogger(__name__)
 

@@ -73,4 +73,6 @@ def problem_from_json(data: bytes) -> Problem:
     try:
         return msgspec.json.decode(data, type=Problem)
     except msgspec.DecodeError as error:
-        raise PlanError(f"not a problem file: {error}", hint="see docs/plugins.md for the format") from error
+        raise PlanError(
+            f"not a problem file: {error}", hint="`problem_to_json` of prima_core.plan.problem writes one"
+        ) from error

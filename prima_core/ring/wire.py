@@ -96,12 +96,6 @@ class FrameLimits:
     max_chunks: int = 1024
     max_kv_ops: int = 4096
 
-    def max_frame_bytes(self, max_rows: int) -> int:
-        """Bytes of the longest frame that carries at most `max_rows` rows: for a transport's `Limits`."""
-        tables = self.max_chunks * _CHUNK.size + self.max_kv_ops * _KV_OP.size
-        payload = max(min(max_rows, self.max_tokens) * self.d_model * 4, MAX_ERROR_BYTES)
-        return _aligned(_HEADER.size + tables) + payload
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:

@@ -23,9 +23,10 @@ from prima_core.engine.sampler import sample
 from prima_core.engine.scheduler import PlannedStep, Wanted
 from prima_core.errors import ClusterError, FrameError, LinkError, LinkTimeout, PrimaError
 from prima_core.interfaces import Backend, Buffer, Device, Layers, SendLink, Shard, Slice, Step, Store
-from prima_core.model.weights import Model, populate
+from prima_core.model.weights import populate
 from prima_core.plan.plan import Plan, Visit
 from prima_core.ring import wire
+from prima_core.ring.reports import Assignment, Collected, LoadFailed, Loading, Ready, Report, Unreachable
 from prima_core.ring.times import Meter
 from prima_core.ring.wire import Epoch, StaleEpoch
 
@@ -42,60 +43,6 @@ UNREACHABLE_AFTER_S = 10.0
 MAX_QUEUED_JOBS = 1024  # more than any credit: a legal ring never fills it
 STOP_WITHIN_S = 0.5
 _POLL_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """A node's part in an epoch. `addresses` are the data addresses of the plan's nodes; `find_model` is called in the
-    owner thread, because reading files may take a while."""
-
-    epoch: Epoch
-    plan: Plan
-    find_model: Callable[[], Model]
-    wire: wire.WirePolicy
-    addresses: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Loading:
-    """Progress of a load, in bytes of weights."""
-
-    epoch: Epoch
-    done: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The assignment is loaded and its links are dialled: steps of this epoch may come."""
-
-    epoch: Epoch
-
-
-@dataclass(frozen=True, slots=True)
-class LoadFailed:
-    epoch: Epoch
-    error: PrimaError
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """The result of a step, on the node that runs the output part."""
-
-    epoch: Epoch
-    result: StepResult
-
-
-@dataclass(frozen=True, slots=True)
-class Unreachable:
-    """The next node of the plan takes no frames of this one."""
-
-    epoch: Epoch
-    node: str
-    error: PrimaError
-
-
-Report = Loading | Ready | LoadFailed | Collected | Unreachable
 
 
 @dataclass(frozen=True, slots=True)

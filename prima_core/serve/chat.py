@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from prima_core.engine.engine import MAX_LOGPROBS
 from prima_core.engine.request import Sampled
 from prima_core.errors import RequestError
 from prima_core.serve.bodies import Neutral, fields_of, to_struct, without_neutral
@@ -18,7 +19,6 @@ from prima_core.serve.texts import Texts
 
 MAX_MESSAGES = 4096
 MAX_TOOL_CALLS = 128
-MAX_TOP_LOGPROBS = 20
 
 UNSUPPORTED: Neutral = {
     "audio": (),
@@ -131,7 +131,7 @@ class ChatBody(GenerationBody, frozen=True, kw_only=True):
     max_completion_tokens: Positive | None = None
     chat_template_kwargs: dict[str, Any] | None = None  # Any: the template's own variables
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
 
     @property
     def n_most(self) -> int | None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta
 
+from prima_core.engine.engine import MAX_BIASES
 from prima_core.engine.request import Request, Sampling, answer_tokens
 from prima_core.errors import RequestError
 from prima_core.serve.bodies import Neutral, without_neutral
@@ -17,7 +18,6 @@ from prima_core.serve.bodies import Neutral, without_neutral
 MAX_CHOICES = 16
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1000
-MAX_BIASES = 1024
 MAX_WINDOW = 2**20
 
 UNSUPPORTED_IN_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,)}

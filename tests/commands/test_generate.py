@@ -13,6 +13,7 @@ import pytest
 from prima_core.engine.request import Event, Request
 from prima_core.errors import ClusterError
 from prima_core.node.head import Head
+from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 from tests.commands.conftest import Outcome, Prima
 
 GREEDY = ("--temp", "0")
@@ -189,3 +190,13 @@ def test_a_token_touches_all_weights_but_the_embeddings(prima: Prima, tiny: Path
     assert (
         tiny.stat().st_size - embeddings > facts["weight_bytes_per_token"] > tiny.stat().st_size - embeddings - 50_000
     )
+
+
+def test_of_experts_a_token_touches_those_that_it_uses(prima: Prima, tmp_path: Path) -> None:
+    def touched(n_used: int) -> int:
+        tiny = TinyModel("qwen3moe", n_layers=1, d_ff=64, n_experts=4, n_experts_used=n_used)
+        path = write_tiny_model(tmp_path / f"{n_used}.gguf", tiny)
+        facts: Any = prima("bench", path, "--prompt", 2, "--gen", 2, "--json").json
+        return int(facts["weight_bytes_per_token"])
+
+    assert touched(3) - touched(1) == 2 * 3 * 64 * 256 * 4, "two experts of three matrices"

@@ -13,8 +13,8 @@ from prima_core.errors import ClusterError, PlanError, PrimaError
 from prima_core.events import Event as ClusterEvent
 from prima_core.node.driver import Cancel, Driver, Joined, Lost, Member, Reported, State, Stop, Submit
 from prima_core.plan.plan import Plan, Visit
+from prima_core.ring.reports import Collected, LoadFailed, Loading, Ready, Report
 from prima_core.ring.wire import Epoch
-from prima_core.ring.worker import Collected, LoadFailed, Loading, Ready, Report
 from tests.engine.fakes import letters, tokenizer
 
 FIRST = Epoch(run_id=7, counter=1)

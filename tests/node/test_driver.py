@@ -13,8 +13,8 @@ from prima_core.engine.scheduler import Room
 from prima_core.errors import Busy, ClusterError, PluginError, PrimaError, RequestError
 from prima_core.events import NodeJoined, NodeLost, PlanMade
 from prima_core.node.driver import PROBE_AFTER_S, Joined, Lost, Member, State, Submit
+from prima_core.ring.reports import Collected, Ready, Unreachable
 from prima_core.ring.wire import Epoch
-from prima_core.ring.worker import Collected, Ready, Unreachable
 from tests.engine.fakes import kv_of, request
 from tests.node.fakes import Rig
 
@@ -148,7 +148,7 @@ def test_a_cancelled_request_ends_and_its_tokens_are_kept() -> None:
     rig.collect(epoch, step)
     assert [type(event) for event in rig.events[1]] == [Finished]
     assert rig.nodes.launched == []
-    facts = rig.driver.counts().engine
+    facts = rig.driver.engine_facts
     assert (facts.running, facts.n_kept) == ((), 1)
 
 
@@ -165,13 +165,13 @@ def test_what_the_engine_does_can_be_read_from_outside() -> None:
     rig.submit(1, request(3, max_tokens=2))
     rig.submit(2, request(3, max_tokens=2))
     rig.collect(*rig.nodes.launched.pop(0))
-    facts = rig.driver.counts().engine
+    facts = rig.driver.engine_facts
     second = SequenceFacts(2, False, n_prompt=3, n_generated=0, n_cached=2, n_computed=3, n_shifted=0, capacity=4)
     assert (facts.running[1], facts.n_waiting, facts.n_kept) == (second, 0, 0)
-    assert (facts.kv_tokens, facts.kv_running, facts.kv_kept, facts.kv_free) == (100, 8, 0, 92)
+    assert (facts.kv_tokens, facts.kv_running, facts.kv_kept) == (100, 8, 0)
     rig.collect_all()
-    facts = rig.driver.counts().engine
-    assert (facts.running, facts.kv_running, facts.kv_kept, facts.kv_free) == ((), 0, 4, 96), "both said the same"
+    facts = rig.driver.engine_facts
+    assert (facts.running, facts.kv_running, facts.kv_kept) == ((), 0, 4), "both said the same"
 
 
 def test_when_too_many_wait_the_next_one_is_told_so() -> None:

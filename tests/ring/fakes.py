@@ -17,8 +17,9 @@ from prima_core.errors import LinkTimeout
 from prima_core.interfaces import Buffer, Chunk, Device, KvOp, KvType, Layers, Shard, Slice, Step, Store
 from prima_core.model.spec import ModelSpec
 from prima_core.plan.plan import Plan, Visit
+from prima_core.ring.reports import Assignment, Collected, LoadFailed, Loading, Ready, Report
 from prima_core.ring.wire import Epoch, WirePolicy
-from prima_core.ring.worker import Assignment, Collected, LoadFailed, Loading, Ready, Report, Worker
+from prima_core.ring.worker import Worker
 from tests.arch.small import small_model, small_spec
 
 if TYPE_CHECKING:

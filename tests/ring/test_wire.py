@@ -250,12 +250,6 @@ def test_an_activation_that_is_not_the_steps_is_never_sent() -> None:
             wire.encode_activation(EPOCH, 1, 0, STEP, values, WireDtype.F32)  # type: ignore[arg-type]  # on purpose
 
 
-def test_the_longest_frame_is_foretold() -> None:
-    step = Step(tuple(Chunk(number, 0, 1) for number in range(16)), tuple(KvOp(KvKind.DROP, 1) for _ in range(16)))
-    limits = replace(LIMITS, d_model=64)
-    assert len(encoded(step, values=activation(16, 64))) == limits.max_frame_bytes(max_rows=16)
-
-
 def test_mutated_frames_are_read_or_refused_and_never_cost_much_memory() -> None:
     chance = random.Random(7746)
     originals = [encoded(), encoded(dtype=WireDtype.F16), b"".join(wire.encode_error(EPOCH, 9, 4, "node 'b' failed"))]

@@ -17,8 +17,9 @@ from prima_core.errors import ClusterError, DeviceMemoryError, LinkBroken, Model
 from prima_core.interfaces import Backend, Chunk, Device, KvKind, KvOp, KvType, Layers, SendLink, Slice, Step
 from prima_core.plan.plan import Plan, Visit
 from prima_core.ring import wire, worker
+from prima_core.ring.reports import Assignment, Loading, Ready, Report, Unreachable
 from prima_core.ring.wire import Epoch, WireDtype, WirePolicy
-from prima_core.ring.worker import Loading, Ready, Report, Unreachable, Worker
+from prima_core.ring.worker import Worker
 from tests.ring.fakes import DEADLINE_S, FIRST, N_LAYERS, SMALL, CountingBackend, Ring, after
 
 if TYPE_CHECKING:
@@ -416,7 +417,7 @@ def test_a_report_that_fails_does_not_end_the_thread(caplog: pytest.LogCaptureFi
     node.start()
     plan = Plan(N_LAYERS, "alone", (Visit("alone", 0, 6),), kv_tokens=9)
     for epoch in (FIRST, FIRST.next()):
-        node.load(worker.Assignment(epoch, plan, lambda: cast("Model", SMALL), WirePolicy.F32, {}))
+        node.load(Assignment(epoch, plan, lambda: cast("Model", SMALL), WirePolicy.F32, {}))
         while not isinstance(said := reports.get(timeout=DEADLINE_S), Ready):
             pass
         assert said.epoch == epoch

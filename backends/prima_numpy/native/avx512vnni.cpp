@@ -21,28 +21,7 @@ namespace {
 #include "blocks.inl"
 
 inline __m512i load512(const void* p) { return _mm512_loadu_si512(p); }
-inline __m256i load256(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
-inline __m128i load128(const void* p) { return _mm_loadu_si128((const __m128i*)p); }
 
-// The d's of four blocks, `offset` bytes into each.
-inline __m128 load_halves(const uint8_t* const blocks[4], int offset) {
-    const uint64_t bits = uint64_t(load_u16(blocks[0] + offset)) | uint64_t(load_u16(blocks[1] + offset)) << 16 |
-                          uint64_t(load_u16(blocks[2] + offset)) << 32 | uint64_t(load_u16(blocks[3] + offset)) << 48;
-    return _mm_cvtph_ps(_mm_cvtsi64_si128((long long)bits));
-}
-
-// Sums over all lanes of four vectors, one per lane.
-inline __m128i add_across(__m128i a, __m128i b, __m128i c, __m128i d) {
-    const __m128i ab = _mm_add_epi32(_mm_unpacklo_epi32(a, b), _mm_unpackhi_epi32(a, b));
-    const __m128i cd = _mm_add_epi32(_mm_unpacklo_epi32(c, d), _mm_unpackhi_epi32(c, d));
-    return _mm_add_epi32(_mm_unpacklo_epi64(ab, cd), _mm_unpackhi_epi64(ab, cd));
-}
-inline __m128i add_across(__m256i a, __m256i b, __m256i c, __m256i d) {
-    const __m256i ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
-    const __m256i cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
-    const __m256i all = _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
-    return _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
-}
 inline __m128i add_across(__m512i a, __m512i b, __m512i c, __m512i d) {
     const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
     const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
@@ -159,15 +138,6 @@ void dot_q6_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
         total = _mm_add_ps(total, _mm_mul_ps(_mm_set1_ps(x->scale), term));
     }
     _mm_storeu_ps(out, total);
-}
-
-template <>
-constexpr DotRows rows_of<Q4_K>() {
-    return dot_q4_rows;
-}
-template <>
-constexpr DotRows rows_of<Q6_K>() {
-    return dot_q6_rows;
 }
 
 #include "panel_avx512.inl"
