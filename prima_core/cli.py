@@ -24,7 +24,15 @@ NODE = ("backend", "threads", "kernels", "memory")
 RING = ("nodes", "plan", "solver", "transport", "wire")
 CONTEXT = ("context", "kv_type", "chunk")
 SAMPLING = ("temp", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
+JOINING = ("listen", "advertise", "token_file")
 
+HTTP_PANEL = "HTTP"
+CONTEXT_PANEL = "Context"
+SAMPLING_PANEL = "Sampling"
+NODE_PANEL = "Computing"
+RING_PANEL = "Ring"
+
+general = click.option_panel("Options")  # first in the help
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -61,11 +69,14 @@ def cli() -> None:
 
 
 @cli.command()
+@general
 @model_argument
-@options(
-    "models", "host", "port", "api_key", *CONTEXT, "context_shift", "parallel", "queue", "chat_template", *SAMPLING
-)
-@options(*NODE, *RING, "wait", "listen", "advertise", "token_file", "name", "log_level")
+@options("models", "chat_template", "log_level")
+@options("host", "port", "api_key", "queue", panel=HTTP_PANEL)
+@options(*CONTEXT, "context_shift", "parallel", panel=CONTEXT_PANEL)
+@options(*SAMPLING, panel=SAMPLING_PANEL)
+@options(*NODE, panel=NODE_PANEL)
+@options(*RING, "wait", *JOINING, "name", panel=RING_PANEL)
 @click.pass_obj
 def serve(registry: Registry, /, model: str | None, **settings: Any) -> None:  # Any: the values of config.TABLE
     """Serve MODEL with an OpenAI-compatible API."""
@@ -76,8 +87,11 @@ def serve(registry: Registry, /, model: str | None, **settings: Any) -> None:  #
 
 
 @cli.command()
+@general
 @click.argument("head", metavar="HOST:PORT")
-@options("model_file", "models", *NODE, "listen", "advertise", "token_file", "name", "log_level")
+@options("model_file", "models", "log_level")
+@options(*NODE, panel=NODE_PANEL)
+@options(*JOINING, "name", panel=RING_PANEL)
 @click.option("--until-stdin-closes", is_flag=True, hidden=True, help="Leave when standard input ends.")
 @click.pass_obj
 def join(registry: Registry, /, head: str, until_stdin_closes: bool, **settings: Any) -> None:
@@ -89,11 +103,15 @@ def join(registry: Registry, /, head: str, until_stdin_closes: bool, **settings:
 
 
 @cli.command()
+@general
 @model_argument
 @click.option("-p", "--prompt", required=True, help="What to ask; - reads standard input.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
-@options("models", "max_tokens", "chat_template", *SAMPLING, "seed")
-@options(*NODE, *RING, *CONTEXT, "context_shift", "log_level")
+@options("models", "max_tokens", "chat_template", "log_level")
+@options(*SAMPLING, "seed", panel=SAMPLING_PANEL)
+@options(*CONTEXT, "context_shift", panel=CONTEXT_PANEL)
+@options(*NODE, panel=NODE_PANEL)
+@options(*RING, panel=RING_PANEL)
 @as_json
 @click.pass_obj
 def run(registry: Registry, /, model: str | None, prompt: str, raw: bool, as_json: bool, **settings: Any) -> None:
@@ -105,9 +123,13 @@ def run(registry: Registry, /, model: str | None, prompt: str, raw: bool, as_jso
 
 
 @cli.command()
+@general
 @model_argument
-@options("models", "max_tokens", "chat_template", *SAMPLING, "seed")
-@options(*NODE, *RING, *CONTEXT, "context_shift", "log_level")
+@options("models", "max_tokens", "chat_template", "log_level")
+@options(*SAMPLING, "seed", panel=SAMPLING_PANEL)
+@options(*CONTEXT, "context_shift", panel=CONTEXT_PANEL)
+@options(*NODE, panel=NODE_PANEL)
+@options(*RING, panel=RING_PANEL)
 @click.pass_obj
 def chat(registry: Registry, /, model: str | None, **settings: Any) -> None:
     """Talk to MODEL in the terminal."""
@@ -118,10 +140,14 @@ def chat(registry: Registry, /, model: str | None, **settings: Any) -> None:
 
 
 @cli.command()
+@general
 @model_argument
 @click.option("--prompt", "n_prompt", type=click.IntRange(min=1), default=128, show_default=True, help="Prompt tokens.")
 @click.option("--gen", "n_gen", type=click.IntRange(min=2), default=64, show_default=True, help="Generated tokens.")
-@options("models", *NODE, *RING, *CONTEXT, "log_level")
+@options("models", "log_level")
+@options(*CONTEXT, panel=CONTEXT_PANEL)
+@options(*NODE, panel=NODE_PANEL)
+@options(*RING, panel=RING_PANEL)
 @as_json
 @click.pass_obj
 def bench(registry: Registry, /, model: str | None, n_prompt: int, n_gen: int, as_json: bool, **settings: Any) -> None:

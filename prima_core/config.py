@@ -42,7 +42,7 @@ _POSITIVE = click.IntRange(min=1)
 TABLE = (
     Setting("backend", ("--backend",), str, "auto", "What computes: auto, numpy, torch, mlx or a plugin's name."),
     Setting("threads", ("-t", "--threads"), click.IntRange(min=0), 0, "Compute threads of a node; 0: its cores."),
-    Setting("kernels", ("--kernels",), str, "auto", "Numpy backend: auto, native, int8 or exact."),
+    Setting("kernels", ("--kernels",), click.Choice(["auto", "native", "int8", "exact"]), "auto", "How the numpy backend computes."),
     Setting("context", ("-c", "--context"), _POSITIVE, None, "Context length in tokens.  [default: the model's, to 8192]"),
     Setting("kv_type", ("--kv-type",), click.Choice(["f16", "q8_0", "f32"]), None, "What K and V are kept in.  [default: f16]"),
     Setting("parallel", ("--parallel",), _POSITIVE, 4, "KV room for so many full contexts."),
@@ -59,9 +59,9 @@ TABLE = (
     Setting("listen", ("--listen",), str, None, "Where other machines join, e.g. 0.0.0.0:7747 or tcp://0.0.0.0:7747."),
     Setting("advertise", ("--advertise",), str, None, "Host name or address that other nodes reach this one by."),
     Setting("token_file", ("--token-file",), _FILE, None, "File with the cluster's token.  [default: in the state folder]"),
-    Setting("host", ("--host",), str, "127.0.0.1", "HTTP interface; another than loopback wants an API key."),
-    Setting("port", ("--port",), click.IntRange(0, 65535), PORT, "HTTP port; 0: any free one."),
-    Setting("api_key", ("--api-key",), str, None, "Key that clients must send (better: the environment variable)."),
+    Setting("host", ("--host",), str, "127.0.0.1", "HTTP interface; to serve on another than loopback wants an API key."),
+    Setting("port", ("--port",), click.IntRange(0, 65535), PORT, "HTTP port; to serve, 0 is any free one."),
+    Setting("api_key", ("--api-key",), str, None, "Key that clients send (better: the environment variable)."),
     Setting("model_file", ("--model",), _FILE, None, "Model file of this node."),
     Setting("models", ("--models",), _FOLDER, None, "Folder of models.  [default: in the user's data folder]"),
     Setting("name", ("--name",), str, None, "This node's name in plans.  [default: the host's name]"),
@@ -81,8 +81,8 @@ TABLE = (
 SETTINGS = {setting.name: setting for setting in TABLE}
 
 
-def options(*names: str) -> Callable[[Command], Command]:
-    """Decorator that adds these settings to a click command, in this order."""
+def options(*names: str, panel: str | None = None) -> Callable[[Command], Command]:
+    """Decorator that adds these settings to a click command, in this order, under this heading of its help (else Options)."""
 
     def add(command: Command) -> Command:
         for name in reversed(names):
@@ -97,6 +97,7 @@ def options(*names: str) -> Callable[[Command], Command]:
                 envvar=setting.env,
                 show_envvar=True,
                 help=setting.help,
+                panel=panel,
             )(command)
         return command
 

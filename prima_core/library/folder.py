@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections import Counter
@@ -99,7 +100,8 @@ def find_model(text: str, folder: Path) -> Path:
         return path
     raise LibraryError(
         f"there is no file {text!r}, and no model of that name in {folder}",
-        hint="`prima ls` shows the models that are here, `prima pull hf:OWNER/REPO` fetches others",
+        hint=_alike(text, known)
+        + "`prima ls` shows the models that are here, `prima pull hf:OWNER/REPO` fetches others",
     )
 
 
@@ -113,7 +115,16 @@ def find_entry(text: str, folder: Path) -> Entry:
     if len(found) == 1:
         return found[0]
     what = f"{len(found)} models are called {text!r}" if found else f"there is no model {text!r}"
-    raise LibraryError(f"{what} in {folder}", hint="`prima ls` shows the names")
+    raise LibraryError(f"{what} in {folder}", hint=f"{_alike(text, known)}`prima ls` shows the names")
+
+
+def _alike(text: str, known: list[Entry]) -> str:
+    """The beginning of a hint: the name that was perhaps meant, one that goes on after `text` or is spelled like it."""
+    names = {name.lower(): shown for entry, shown in shown_names(known).items() for name in (entry.name, shown)}
+    wanted = text.removesuffix(".gguf").lower()
+    begun = [name for name in names if wanted and name.startswith(wanted)]
+    close = begun or difflib.get_close_matches(wanted, names, n=1)
+    return f"did you mean {names[close[0]]!r}? " if close else ""
 
 
 def _named(text: str, known: list[Entry]) -> list[Entry]:

@@ -90,6 +90,9 @@ class Head:
         self.context_shift = options.context_shift
         self._facts = model_facts(model, options.context, options.kv_type, options.plan)
         self.context_length = self._facts.context_length
+        if options.context is not None and options.context > self.context_length:
+            most = self.context_length
+            tell(f"the model's context has {most} tokens, -c {options.context} asks for more: {most} are served")
         self.tokenizer = Tokenizer.from_metadata(model.file.metadata)
         self._options = options
         self._registry = registry

@@ -57,7 +57,6 @@ def test_a_model_file_that_is_none(prima: Prima, files: Path, command: tuple[str
         ("--backend", "torch", "'torch' is not usable", ""),
         ("--backend", "mlx", "'mlx' is not usable", ""),
         ("--transport", "pigeon", "no transport 'pigeon'", "ipc"),
-        ("--kernels", "pigeon", "'pigeon'", ""),
         ("--memory", "lots", "'lots' is not a size", "4GB"),
         ("--plan", "none.json", "cannot read the plan none.json", "--plan"),
     ],

@@ -85,6 +85,12 @@ def test_without_a_limit_a_run_ends_at_the_end_of_the_context(prima: Prima, tiny
     assert cut["generated_ids"] == facts["generated_ids"]
 
 
+def test_a_context_that_the_model_does_not_have_is_told(prima: Prima, tiny: Path) -> None:
+    assert prima("run", tiny, "-p", "x", "-n", 1, "-c", 512).err == ""
+    ended = prima("run", tiny, "-p", "x", "-n", 1, "-c", 513)
+    assert (ended.code, ended.err) == (0, "the model's context has 512 tokens, -c 513 asks for more: 512 are served\n")
+
+
 def test_where_the_context_shifts_a_run_goes_on(prima: Prima, tiny: Path) -> None:
     usual = prima("run", tiny, "-p", "hello", "-c", 30, "--json", *GREEDY).json
     longer = prima("run", tiny, "-p", "hello", "-c", 30, "-n", 100, "--context-shift", "--json", *GREEDY).json

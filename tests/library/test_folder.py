@@ -103,6 +103,21 @@ def test_a_name_that_leads_nowhere_tells_how_to_get_models(folder: Path, text: s
     assert "prima pull hf:OWNER/REPO" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("text", "name"), [("OWN", "own"), ("onw", "own"), ("a-q4_k_n", "A-Q4_K_M"), ("c-f16.gguF", "C-F16")]
+)
+def test_a_name_that_is_nearly_right_gives_the_right_one(folder: Path, text: str, name: str) -> None:
+    with pytest.raises(LibraryError) as caught:
+        find_model(text, folder)
+    assert caught.value.hint.startswith(f"did you mean {name!r}? ")
+
+
+def test_a_beginning_that_is_not_removed_gives_the_name(folder: Path) -> None:
+    with pytest.raises(LibraryError) as caught:
+        find_entry("A-Q4", folder)
+    assert caught.value.hint.startswith("did you mean 'A-Q4_K_M'? ")
+
+
 @pytest.mark.parametrize("text", ["hf:no/body", "hf:no/body:Q8_0", "hf:maker/A-GGUF:Q8_0", "hf:maker/C"])
 def test_a_hubs_model_that_is_not_here_gives_the_command_that_fetches_it(folder: Path, text: str) -> None:
     with pytest.raises(LibraryError) as caught:
