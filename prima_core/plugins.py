@@ -282,6 +282,7 @@ class Registry:
         opened: dict[str, Backend] = {}
         devices: list[Device] = []
         left_out: list[str] = []
+        wrong_option: ConfigError | None = None
         for name, offer in self._backends.items():
             try:
                 opened[name] = _open_usable(offer, options)
@@ -290,10 +291,13 @@ class Registry:
                 if self._border.strict and self.faults:
                     raise
                 left_out.append(error.message)
+                wrong_option = error if isinstance(error, ConfigError) else wrong_option
         best, chooser = self._choose(devices, model) if devices else ("", "")
         chosen = best.partition(":")[0]
         for name in opened.keys() - {chosen}:
             self._border.attempt(self._owner(self._backends[name]), Stage.CLOSE, opened[name].close)
+        if not devices and wrong_option is not None:
+            raise wrong_option
         if not devices:
             raise PluginError(f"no backend can be used: {'; '.join(left_out)}", hint="`prima plugins` shows why")
         others = [f"could also use {device.id}" for device in devices if device.id.partition(":")[0] != chosen]

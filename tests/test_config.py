@@ -80,13 +80,6 @@ def test_the_help_of_a_command_with_many_flags_is_in_parts() -> None:
     assert titles == ["Options", "HTTP", "Context", "Sampling", "Computing", "Ring"]
 
 
-def test_a_setting_of_given_values_lists_them() -> None:
-    for command in ("serve", "run", "bench", "plan"):
-        shown = CliRunner().invoke(cli, [command, *(["-p", "x"] if command == "run" else []), "--kernels", "pigeon"])
-        assert shown.exit_code == 2
-        assert "'auto', 'native', 'int8', 'exact'" in " ".join(shown.output.replace("│", " ").split())
-
-
 def test_the_help_tells_the_defaults() -> None:
     shown = CliRunner().invoke(cli, ["serve", "--help"], env={"COLUMNS": "200"}).output
     for default in ("127.0.0.1", "7746", "auto", "even", LOCAL_TRANSPORT, "the model's, to 8192"):

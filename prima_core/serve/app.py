@@ -27,7 +27,7 @@ from prima_core.model.chat import ChatPrompt, Message
 from prima_core.serve import llama_server, metrics
 from prima_core.serve.answers import Asked, Reply, answer
 from prima_core.serve.chat import ChatReply, chat_body
-from prima_core.serve.completions import CompletionReply, completion_body, encode_prompts
+from prima_core.serve.completions import CompletionReply, completion_body, echoes, encode_prompts
 from prima_core.serve.errors import error_body, error_fields
 from prima_core.serve.generation import GenerationBody, Prompt, Served, to_requests
 from prima_core.serve.guard import Guard, Refusal, read_json_body
@@ -153,7 +153,7 @@ class Endpoints:
         body = completion_body(await read_json_body(request))
         prompts = [Prompt(ids) for ids in await run_in_threadpool(encode_prompts, body.prompts, service.tokenizer)]
         heading = Heading.new("cmpl", service.model_name, service.fingerprint)
-        reply = CompletionReply(heading, service.tokenizer, body.include_usage)
+        reply = CompletionReply(heading, service.tokenizer, body.include_usage, echoes(body, service.tokenizer))
         return await answer(request, service, self._asked(body, prompts, reply, partial(ReasoningStream, None)))
 
     def _asked(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
 from msgspec import Meta
@@ -21,7 +21,7 @@ MAX_ALL_CHOICES = 64
 MAX_LOGPROBS = 5
 DEFAULT_MAX_TOKENS = 16
 
-UNSUPPORTED: Neutral = {"echo": (False,), "suffix": ("",)}
+UNSUPPORTED: Neutral = {"suffix": ("",)}
 
 TokenId = Annotated[int, Meta(ge=0)]
 TextOrIds = str | list[int]
@@ -34,6 +34,7 @@ class CompletionBody(GenerationBody, frozen=True, kw_only=True):
 
     prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
     best_of: int | None = None
+    echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
 
     @property
@@ -64,6 +65,8 @@ def completion_body(data: bytes) -> CompletionBody:
     body = to_struct(fields, CompletionBody)
     if body.best_of not in (None, 1, body.n_choices):  # as many as are wanted: nothing to choose from
         raise unsupported("best_of")
+    if body.echo and body.logprobs is not None:
+        raise RequestError("'echo' with 'logprobs' is not supported: no prompt has them", param="echo")
     n_prompts = len(body.prompts)
     if n_prompts > MAX_PROMPTS:
         raise RequestError(f"{n_prompts} prompts are more than {MAX_PROMPTS}", param="prompt")
@@ -90,6 +93,14 @@ def encode_prompts(prompts: Sequence[TextOrIds], texts: Texts) -> list[tuple[int
     return [tuple(ids) for ids in made]
 
 
+def echoes(body: CompletionBody, texts: Texts) -> list[str]:
+    """The text of each choice's prompt where it is to stand before the answer, else nothing."""
+    if not body.echo:
+        return []
+    told = [p if isinstance(p, str) else texts.decode(p, skip_special=False) for p in body.prompts]
+    return [text for text in told for _ in range(body.n_choices)]
+
+
 # ---------------------------------------------------------------- answers
 
 
@@ -110,20 +121,26 @@ class _Place:
 
 
 class CompletionReply:
-    """Makes the bodies of one answer. Of each choice it takes every token once, in order."""
+    """Makes the bodies of one answer. Of each choice it takes every token once, in order.
 
-    def __init__(self, heading: Heading, texts: Texts, include_usage: bool = False) -> None:
+    `echoes`: what stands before each choice's text; empty: nothing.
+    """
+
+    def __init__(self, heading: Heading, texts: Texts, include_usage: bool = False, echoes: Sequence[str] = ()) -> None:
         self._heading = heading
         self._texts = texts
         self._include_usage = include_usage
+        self._echoes = echoes
         self._places: dict[int, _Place] = {}
 
     def whole(self, choices: Sequence[Delta], usage: Usage) -> dict[str, object]:
-        made = [self._choice(index, choice) for index, choice in enumerate(choices)]
+        before = self._echoes or [""] * len(choices)
+        told = [replace(choice, content=text + choice.content) for text, choice in zip(before, choices, strict=True)]
+        made = [self._choice(index, choice) for index, choice in enumerate(told)]
         return self._heading.body("text_completion", choices=made, usage=usage.body())
 
     def opening(self) -> Iterator[dict[str, object]]:
-        return iter(())
+        return (self.chunk(index, Delta(text)) for index, text in enumerate(self._echoes))
 
     def chunk(self, index: int, delta: Delta) -> dict[str, object]:
         usage = {"usage": None} if self._include_usage else {}

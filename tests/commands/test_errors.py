@@ -57,6 +57,7 @@ def test_a_model_file_that_is_none(prima: Prima, files: Path, command: tuple[str
         ("--backend", "torch", "'torch' is not usable", ""),
         ("--backend", "mlx", "'mlx' is not usable", ""),
         ("--transport", "pigeon", "no transport 'pigeon'", "ipc"),
+        ("--kernels", "pigeon", "'pigeon'", "auto, native, int8, exact"),
         ("--memory", "lots", "'lots' is not a size", "4GB"),
         ("--plan", "none.json", "cannot read the plan none.json", "--plan"),
     ],

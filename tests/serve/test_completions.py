@@ -11,7 +11,7 @@ from prima_core.engine.request import Sampled
 from prima_core.errors import RequestError
 from prima_core.serve import completions
 from prima_core.serve.bodies import LABELS
-from prima_core.serve.completions import CompletionBody, CompletionReply, completion_body, encode_prompts
+from prima_core.serve.completions import CompletionBody, CompletionReply, completion_body, echoes, encode_prompts
 from prima_core.serve.replies import Delta, Heading, Usage
 from tests.serve.fakes import FakeTexts
 
@@ -43,7 +43,7 @@ def test_null_is_neutral(name: str) -> None:
     assert body(**{name: None}) == body()
 
 
-@pytest.mark.parametrize(("name", "value"), [("echo", True), ("suffix", "the end"), ("best_of", 3), ("best_of", 0)])
+@pytest.mark.parametrize(("name", "value"), [("suffix", "the end"), ("best_of", 3), ("best_of", 0)])
 def test_what_is_not_supported_is_named(name: str, value: object) -> None:
     assert complaint(**{name: value, "n": 2}) == (name, "unsupported_parameter")
 
@@ -51,6 +51,26 @@ def test_what_is_not_supported_is_named(name: str, value: object) -> None:
 @pytest.mark.parametrize("fields", [{"echo": False}, {"suffix": ""}, {"best_of": 1}])
 def test_a_value_that_asks_for_nothing_is_taken(fields: dict[str, object]) -> None:
     assert body(**fields).prompts == ["hi"]
+
+
+def test_an_echo_stands_before_every_choice_of_its_prompt() -> None:
+    asked = body(prompt=["a b", [1, 7]], n=2, echo=True)
+    told = echoes(asked, FakeTexts())
+    assert told == ["a b", "a b", "w1<end>", "w1<end>"]
+    reply = CompletionReply(Heading("id", 1, "fake", "fp"), FakeTexts(), echoes=told)
+    choices = reply.whole([Delta(text) for text in "wxyz"], USAGE)["choices"]
+    assert [choice["text"] for choice in choices] == ["a bw", "a bx", "w1<end>y", "w1<end>z"]  # type: ignore[attr-defined]  # JSON
+    opening = [chunk["choices"][0] for chunk in reply.opening()]  # type: ignore[index]  # JSON
+    assert [(choice["index"], choice["text"]) for choice in opening] == list(enumerate(told))
+
+
+def test_without_an_echo_a_stream_begins_with_the_answer() -> None:
+    assert echoes(body(), FakeTexts()) == []
+    assert not list(CompletionReply(Heading("id", 1, "fake", "fp"), FakeTexts()).opening())
+
+
+def test_an_echo_has_no_logprobs() -> None:
+    assert complaint(echo=True, logprobs=0)[0] == "echo"
 
 
 def test_the_best_of_as_many_as_are_wanted_are_all() -> None:

@@ -199,8 +199,8 @@ def test_errors_are_the_clients_own_classes(client: openai.OpenAI) -> None:
             chat(client, **wishes)
         assert (error.value.param, error.value.code) == (param, code)
     with pytest.raises(openai.BadRequestError) as error:
-        completion(client, echo=True)
-    assert error.value.param == "echo"
+        completion(client, suffix="the end")
+    assert error.value.param == "suffix"
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="any", input="hi")
     with pytest.raises(openai.NotFoundError):
