@@ -47,7 +47,7 @@ def attention_scale(model: ModelSpec) -> float:
     Files do not say it (`query_pre_attn_scalar` in `transformers`): llama.cpp too knows those by their layers.
     """
     is_27b = model.n_layers == _N_LAYERS_27B[model.arch]
-    return float((model.d_model // model.n_heads if is_27b else model.head_dim) ** -0.5)
+    return float((model.d_model / model.n_heads if is_27b else model.head_dim) ** -0.5)
 
 
 def _gemma2(model: ModelSpec) -> Shapes:

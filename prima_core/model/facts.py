@@ -11,6 +11,8 @@ from prima_core.errors import ModelError
 from prima_core.model.header import Value, printable
 
 Scalar = bool | int | float | str
+_TINIEST = 1e-20
+"""Numbers closer to 0 are refused where 0 is: as float32, or when something is divided by them, they would be 0."""
 
 
 class Facts:
@@ -47,7 +49,7 @@ class Facts:
         return value
 
     def number(self, key: str, above: float, most: float, default: float | None = None) -> float:
-        """A finite float that is greater than `above` and at most `most`."""
+        """A finite float that is greater than `above` (0: by more than a trifle) and at most `most`."""
         value = self.get(key)
         if value is None and default is not None:
             return default
@@ -55,8 +57,9 @@ class Facts:
             raise self.error(key, "is missing in the metadata")
         if not isinstance(value, float) or not math.isfinite(value):
             raise self.error(key, f"is {show(value)}, not a finite float")
-        if not above < value <= most:
-            raise self.error(key, f"is {value:g}; sane values are above {above:g} and at most {most:g}")
+        least = above or _TINIEST
+        if not least < value <= most:
+            raise self.error(key, f"is {value:g}; sane values are above {least:g} and at most {most:g}")
         return value
 
     def amount(self, key: str, most: float) -> float:

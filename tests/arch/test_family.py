@@ -134,3 +134,4 @@ def test_gemma_of_27b_is_known_by_its_layers(tmp_path: Path, arch: str, n_layers
     with open_model(write_tiny_model(tmp_path / "tiny.gguf", replace(MODELS[arch], head_dim=48))) as model:
         assert attention_scale(model.spec) == 48**-0.5
         assert attention_scale(replace(model.spec, n_layers=n_layers)) == 16**-0.5
+        assert attention_scale(replace(model.spec, n_layers=n_layers, n_heads=128)) == 0.5**-0.5

@@ -133,3 +133,14 @@ def test_longrope_with_another_scaling_is_refused() -> None:
 def test_a_ramp_that_runs_backwards_is_refused() -> None:
     with pytest.raises(ModelError, match="yarn_beta_slow: is 64, not less than yarn_beta_fast 32"):
         read({"rope.scaling.type": "yarn", "rope.scaling.yarn_beta_slow": 64.0}, 16)
+
+
+@pytest.mark.parametrize(
+    "key", ["rope.freq_base", "factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_attn_factor", "yarn_log_multiplier"]
+)
+@pytest.mark.parametrize("value", [5e-324, -1.0, np.nan, np.inf])
+def test_a_number_that_angles_cannot_be_made_of_is_refused_by_its_key(key: str, value: float) -> None:
+    name = key if "." in key else f"rope.scaling.{key}"
+    with pytest.raises(ModelError) as caught:
+        read({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, name: value}, 16)
+    assert caught.value.field == f"llama.{name}"

@@ -336,3 +336,12 @@ def test_more_experts_than_there_are_cannot_be_used(n_used: int) -> None:
     with pytest.raises(ModelError) as caught:
         spec_with({"expert_count": 0}, *keys)
     assert caught.value.field == "llama.expert_used_count"
+
+
+@pytest.mark.parametrize("key", ["attn_logit_softcapping", "final_logit_softcapping"])
+@pytest.mark.parametrize("value", [-1.0, 1e-300, float("nan"), float("inf"), 50])
+def test_a_softcap_of_no_sense_is_refused(key: str, value: float) -> None:
+    """1e-300 is 0 as float32, which would mean no cap at all."""
+    with pytest.raises(ModelError) as caught:
+        spec_with({key: value})
+    assert caught.value.field == f"llama.{key}"

@@ -21,11 +21,6 @@ def test_exact_twin_gives_the_logits_of_transformers(name: str, tmp_path: Path) 
     assert relative_error(logits, hf_logits(build_hf(model), PROMPT_IDS)) < 1e-4
 
 
-READ = {
-    model.arch: name for name, model in reversed(CASES.items()) if model.arch != "mixtral" and not model.rope_scaling
-}
-
-
 @pytest.mark.parametrize("name", READ_FROM_GGUF.values())
 def test_exact_twin_and_transformers_read_the_same_from_one_file(name: str, tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path / "tiny.gguf", CASES[name])
