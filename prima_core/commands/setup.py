@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from prima_core.arch.families import open_model
+from prima_core.commands.visible import visible
 from prima_core.config import CLUSTER_PORT, SETTINGS
 from prima_core.engine.engine import MAX_WAITING
 from prima_core.engine.request import Sampling
@@ -210,7 +211,7 @@ def check_transport(settings: Settings, registry: Registry) -> None:
 
 
 def say(line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)
+    console.print(visible(line), markup=False, soft_wrap=True)
 
 
 class LoadProgress:
