@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 from click.shell_completion import CompletionItem
 
-from prima_core.commands.visible import visible
 from prima_core.config import options
 from prima_core.errors import PrimaError
+from prima_core.model.visible import visible
 
 if TYPE_CHECKING:
     from prima_core.plugins import Registry

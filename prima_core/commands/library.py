@@ -17,11 +17,11 @@ from rich.table import Table
 
 from prima_core.commands.setup import Settings, console, say
 from prima_core.commands.table import wide_console
-from prima_core.commands.visible import visible
 from prima_core.library import hub
 from prima_core.library.candidates import read_hub_name, readable
 from prima_core.library.describe import Description, describe
 from prima_core.library.folder import entries, find_entry, models_folder, remove, shown_names
+from prima_core.model.visible import visible
 
 
 def pull(text: str, settings: Settings) -> None:

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from prima_core.commands.setup import Settings
 from prima_core.commands.table import wide_console
-from prima_core.commands.visible import visible
 from prima_core.errors import ClusterError, ConfigError
+from prima_core.model.visible import visible
 from prima_core.node.view import NodeView, ServerView
 from prima_core.ring.times import NodeTimes
 

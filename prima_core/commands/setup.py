@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from prima_core.arch.families import open_model
-from prima_core.commands.visible import visible
 from prima_core.config import CLUSTER_PORT, SETTINGS
 from prima_core.engine.engine import MAX_WAITING
 from prima_core.engine.request import Sampling
 from prima_core.errors import ConfigError
 from prima_core.interfaces import KvType
 from prima_core.library.folder import find_model, models_folder
+from prima_core.model.visible import visible
 from prima_core.model.vocabulary import DEFAULT_TEMPLATE
 from prima_core.model.weights import Model
 from prima_core.node.driver import State, Status
