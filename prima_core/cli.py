@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 
 from prima_core.config import options
 from prima_core.errors import PrimaError
+from prima_core.model.visible import visible
 
 if TYPE_CHECKING:
     from prima_core.plugins import Registry
@@ -268,9 +269,9 @@ def main() -> None:
             registry.add_commands(cli)
             cli(prog_name="prima", obj=registry)
     except PrimaError as error:
-        click.echo(f"prima: {error.message}", err=True)
+        click.echo(visible(f"prima: {error.message}"), err=True)
         if error.hint:
-            click.echo(f"  hint: {error.hint}", err=True)
+            click.echo(visible(f"  hint: {error.hint}"), err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(CTRL_C)

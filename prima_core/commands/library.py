@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 
-import msgspec
 import rich_click as click
 from rich.console import Console
 from rich.markup import escape
@@ -21,6 +21,7 @@ from prima_core.library import hub
 from prima_core.library.candidates import read_hub_name, readable
 from prima_core.library.describe import Description, describe
 from prima_core.library.folder import entries, find_entry, models_folder, remove, shown_names
+from prima_core.model.visible import visible
 
 
 def pull(text: str, settings: Settings) -> None:
@@ -33,7 +34,7 @@ def pull(text: str, settings: Settings) -> None:
     fault = describe(pulled, shown).fault
     if fault is not None:
         say(f"it cannot be served by this version of prima: {fault}")
-    click.echo(f"{shown} ({readable(model.n_bytes)})")
+    click.echo(visible(f"{shown} ({readable(model.n_bytes)})"))
 
 
 @contextmanager
@@ -70,14 +71,14 @@ def ls(as_json: bool, settings: Settings) -> None:
     folder = models_folder(settings["models"])
     found = [describe(entry, name) for entry, name in shown_names(entries(folder)).items()]
     if as_json:
-        click.echo(msgspec.json.encode([asdict(model) for model in found]).decode())
+        click.echo(json.dumps([asdict(model) for model in found]))  # a file's name may be no Unicode
         return
     if not found:
         say(f"no models in {folder}; `prima pull hf:OWNER/REPO` fetches one")
         return
     table = Table("name", "size", "architecture", "types", "context", "when", "fault")
     for model in found:
-        table.add_row(*map(escape, _cells(model)))
+        table.add_row(*(escape(visible(cell)) for cell in _cells(model)))
     wide_console().print(table)
 
 
@@ -101,6 +102,6 @@ def rm(text: str, yes: bool, settings: Settings) -> None:
     size = readable(sum(path.stat().st_size for path in entry.files))
     files = "\n".join(f"  {path}" for path in entry.files)
     if not yes:
-        click.confirm(f"{files}\nDelete {entry.name} ({size})?", abort=True)
+        click.confirm(visible(f"{files}\nDelete {entry.name} ({size})?"), abort=True)
     remove(entry, folder)
     say(f"deleted {entry.name} ({size})")

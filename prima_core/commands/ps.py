@@ -17,6 +17,7 @@ from rich.text import Text
 from prima_core.commands.setup import Settings
 from prima_core.commands.table import wide_console
 from prima_core.errors import ClusterError, ConfigError
+from prima_core.model.visible import visible
 from prima_core.node.view import NodeView, ServerView
 from prima_core.ring.times import NodeTimes
 
@@ -84,8 +85,12 @@ def shown(view: ServerView, before: ServerView | None = None) -> RenderableType:
     for node in view.nodes:
         earlier = old.get(node.name)
         figures = _sums(node.times) if earlier is None else _rates(node.times, earlier)
-        table.add_row(*map(Text, (*_facts(node), *figures)))
-    return Group(*map(Text, _lines(view)), table)
+        table.add_row(*map(_text, (*_facts(node), *figures)))
+    return Group(*map(_text, _lines(view)), table)
+
+
+def _text(cell: str) -> Text:
+    return Text(visible(cell))
 
 
 def _lines(view: ServerView) -> list[str]:

@@ -23,6 +23,7 @@ from prima_core.engine.request import Sampling
 from prima_core.errors import ConfigError
 from prima_core.interfaces import KvType
 from prima_core.library.folder import find_model, models_folder
+from prima_core.model.visible import visible
 from prima_core.model.vocabulary import DEFAULT_TEMPLATE
 from prima_core.model.weights import Model
 from prima_core.node.driver import State, Status
@@ -210,7 +211,7 @@ def check_transport(settings: Settings, registry: Registry) -> None:
 
 
 def say(line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)
+    console.print(visible(line), markup=False, soft_wrap=True)
 
 
 class LoadProgress:

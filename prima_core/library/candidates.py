@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from prima_core.errors import LibraryError
-from prima_core.model.split import all_parts, model_name, part_number
+from prima_core.model.split import all_parts, count_by_name, model_name, part_number
 
 PREFERRED = "Q4_K_M"  # as llama.cpp's `-hf` prefers it
 _NO_MODELS = ("mmproj", "imatrix")  # what lies beside models in many repositories
 
 HUB_PREFIX = "hf:"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_PIECE = re.compile(r"[^\x00-\x1f\x7f\\/:*?\"<>|]{1,255}")
+_PIECE = re.compile(r"[^\\/:*?\"<>|]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +60,20 @@ def candidates(sizes: Mapping[str, int]) -> list[Candidate]:
     for text in sorted(sizes):
         path = PurePosixPath(text)
         if path.suffix == ".gguf" and part_number(path) <= 1 and is_harmless(text):
-            files = tuple(map(str, all_parts(path)))
-            if all(file in sizes for file in files):
+            files = tuple(map(str, all_parts(path))) if count_by_name(path) <= len(sizes) else ()
+            if files and all(file in sizes for file in files):
                 found.append(Candidate(files, sum(sizes[file] for file in files)))
     return found
 
 
 def is_harmless(path: str) -> bool:
-    """Whether a relative path that a stranger gave stays below the folder that it is put into, on every system."""
-    pieces = path.split("/")
-    return all(_PIECE.fullmatch(piece) and not piece.startswith(".") and piece[-1] not in ". " for piece in pieces)
+    """Whether a relative path that a stranger gave stays below the folder that it is put into, on every system, and
+    shows on a terminal as what it is."""
+    return path.isprintable() and all(map(_is_harmless_piece, path.split("/")))
+
+
+def _is_harmless_piece(piece: str) -> bool:
+    return _PIECE.fullmatch(piece) is not None and not piece.startswith(".") and piece[-1] not in ". "
 
 
 def choose(models: Sequence[Candidate], wanted: str | None, place: str) -> Candidate:

@@ -161,7 +161,8 @@ def _find_pulled(text: str, folder: Path) -> Path:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.gguf")}
+    files = (path for path in folder.rglob("*.gguf") if path.is_file())  # no folder, pipe, or link to nowhere
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 def remove(entry: Entry, folder: Path) -> None:

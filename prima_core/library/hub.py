@@ -28,6 +28,7 @@ from prima_core.library.folder import UNFINISHED
 if TYPE_CHECKING:
     from httpx2 import Response
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoSibling
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 TIMEOUT_S = 20.0
@@ -82,15 +83,11 @@ class Hub:
         """The newest commit and its files."""
         try:
             info = self._api.model_info(repo, files_metadata=True, timeout=TIMEOUT_S)
-        except (ValueError, TypeError, KeyError) as error:
+            files = dict(_told(file) for file in info.siblings or () if file.size is not None)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise LibraryError(
                 f"{self.endpoint} does not answer as a hub: {error}", hint="check HF_ENDPOINT and the network's proxy"
             ) from error
-        files = {
-            file.rfilename: RemoteFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None)
-            for file in info.siblings or ()
-            if file.size is not None
-        }
         return info.sha or "main", files
 
     def _fetch(self, repo: str, commit: str, file: RemoteFile, target: Path, progress: Progress) -> None:
@@ -148,6 +145,7 @@ class Hub:
         session = get_session()
         with session.stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response, part.open("r+b") as out:
             hf_raise_for_status(response)
+            _refuse_packed(file, response)
             done = done if _continues(response, done) else 0
             out.seek(done)
             out.truncate()
@@ -183,7 +181,7 @@ class Hub:
             raise _refused(self.endpoint, repo, error.response.status_code) from error
         except errors.HFValidationError as error:
             raise LibraryError(f"{repo!r} cannot be a repository: {error}", hint="write hf:OWNER/REPO") from error
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise LibraryError(
                 f"cannot reach {self.endpoint}: {error or type(error).__name__}",
                 hint="check the network (and HF_ENDPOINT); the same command goes on where this one ended",
@@ -226,6 +224,27 @@ def _refuse_huge(repo: str, files: list[RemoteFile], below: Path) -> None:
                 f"{file.path} has {readable(file.n_bytes)}, and hubs give at most {most} this way",
                 hint=f"fetch it with: hf download {repo} {file.path} --local-dir {below}",
             )
+
+
+def _told(file: RepoSibling) -> tuple[str, RemoteFile]:
+    """A file as the hub tells of it; the hub's library looks at no types. The checksum becomes a part of a file's name.
+
+    Raises ValueError.
+    """
+    path, size, sha256 = file.rfilename, file.size, file.lfs.sha256 if file.lfs else None
+    if not isinstance(path, str) or not isinstance(size, int) or size < 0:
+        raise ValueError(f"{path!r:.80} with {size!r:.80} bytes is no file")
+    if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ValueError(f"{sha256!r:.80} is no SHA-256")
+    return path, RemoteFile(path, size, sha256)
+
+
+def _refuse_packed(file: RemoteFile, response: Response) -> None:
+    """What was not asked for: some bytes could unpack to any number of them, and ranges would be of other bytes."""
+    packing = response.headers.get("Content-Encoding", "identity")
+    if packing != "identity":
+        message = f"{file.path} comes packed ({packing!r:.80}), which was not asked for"
+        raise LibraryError(message, hint="check HF_ENDPOINT and the network's proxy")
 
 
 def _continues(response: Response, done: int) -> bool:

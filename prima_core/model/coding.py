@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ _TEXT_BYTES = (
     0xF3,
     0xF4,
 )  # no assigned character has the others
+_MAX_SPLIT_CHARACTERS = 1 << 30  # real vocabularies: some ten million
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 _OTHER_KINDS = {
@@ -164,6 +165,7 @@ def _sentencepiece_encode(metadata: Mapping[str, object], vocabulary: Vocabulary
     scores = read_scores(metadata, len(vocabulary.tokens))
     usable = _text_tokens(vocabulary)
     pieces = sorted(vocabulary.of_kind(TokenKind.NORMAL).items(), key=lambda piece: -scores[piece[1]])
+    _refuse_long_pieces(text for text, _ in pieces)
     merges = [pair for text, _ in pieces for pair in _splits(text) if pair[0] in usable and pair[1] in usable]
     unknown = None if vocabulary.unknown_id is None else vocabulary.tokens[vocabulary.unknown_id]
     if unknown is not None:
@@ -175,8 +177,14 @@ def _sentencepiece_encode(metadata: Mapping[str, object], vocabulary: Vocabulary
     return _encode_with(encoder)
 
 
-def _splits(piece: str) -> list[tuple[str, str]]:
-    return [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+def _splits(piece: str) -> Iterator[tuple[str, str]]:
+    return ((piece[:at], piece[at:]) for at in range(1, len(piece)))
+
+
+def _refuse_long_pieces(pieces: Iterable[str]) -> None:
+    """Every split is made and looked up: work by the square of a piece's length."""
+    if sum(len(piece) ** 2 for piece in pieces) > _MAX_SPLIT_CHARACTERS:
+        raise ModelError("there are tokens of absurd length", field=KEY + "tokens")
 
 
 def _sentencepiece_table(vocabulary: Vocabulary) -> list[bytes]:
@@ -192,7 +200,8 @@ def _sentencepiece_table(vocabulary: Vocabulary) -> list[bytes]:
 def _encode_with(encoder: Encoder) -> Encode:
     def encode(text: str) -> list[int]:
         try:
-            return encoder.encode(text, add_special_tokens=False).ids
+            # A batch of one: only for batches the library lets other threads run, and a text may take seconds.
+            return encoder.encode_batch_fast([text], add_special_tokens=False)[0].ids
         except BaseException as error:
             # The regex engine gives up after ten million steps back in one place. The library then panics, which is no
             # Exception, of a class that cannot be imported.

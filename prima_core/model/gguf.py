@@ -84,4 +84,5 @@ def _with_the_others(named: Part, on_error: ExitStack) -> list[Part]:
         part = named if number == split.part_number(named.path) else split.open_part(path)
         on_error.callback(part.close)
         parts.append(part)
+        split.check_part(parts)
     return parts

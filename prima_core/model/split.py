@@ -29,6 +29,11 @@ def part_number(path: PurePath) -> int:
     return _read_name(path)[1]
 
 
+def count_by_name(path: PurePath) -> int:
+    """How many parts a model has by the name of any one; 1 for the name of a whole model."""
+    return _read_name(path)[2]
+
+
 def all_parts(path: AnyPath) -> tuple[AnyPath, ...]:
     """The paths of all parts of a model, in order, by the name of any one; the path alone where it is no part's."""
     name, number, n_parts = _read_name(path)
@@ -91,7 +96,6 @@ def join_tables(parts: Sequence[Part]) -> Mapping[str, TensorInfo]:
     expected = _number(parts[0], TENSORS_COUNT)
     tensors: dict[str, TensorInfo] = {}
     for index, part in enumerate(parts):
-        _check_part(part, index, parts[0], len(parts))
         for name, tensor in part.header.tensors.items():
             if name in tensors:
                 other = parts[tensors[name].part].path.name
@@ -104,7 +108,13 @@ def join_tables(parts: Sequence[Part]) -> Mapping[str, TensorInfo]:
     return tensors
 
 
-def _check_part(part: Part, index: int, first: Part, n_parts: int) -> None:
+def check_part(parts: Sequence[Part]) -> None:
+    """Whether the last of the parts opened so far is the next of its model, before others take memory too.
+
+    Raises ModelError.
+    """
+    index, first, part = len(parts) - 1, parts[0], parts[-1]
+    n_parts = part_count(first)
     for key, expected in ((NO, index), (COUNT, n_parts), (TENSORS_COUNT, _number(first, TENSORS_COUNT))):
         found = _number(part, key)
         if found != expected:

@@ -18,6 +18,9 @@ from prima_core.model.vocabulary import KEY, TokenKind, Vocabulary, flag_value
 _MARKER = re.compile(r"<\|.*\|>", re.DOTALL)
 
 
+_MAX_FIRSTS = 256
+"""Tokens of a real vocabulary begin with few characters; each has a branch of its own in a pattern."""
+
 _C_SPACE = re.compile(r"[ \t\n\v\f\r]*")  # C's isspace, as in llama.cpp
 
 
@@ -141,10 +144,12 @@ class _Finder:
     def __init__(self, ids: Mapping[str, int], space_eaters: frozenset[int] = frozenset()) -> None:
         self.ids = {text: id for text, id in ids.items() if text}
         lengths: dict[str, set[int]] = {}
+        seconds: dict[str, set[str]] = {}
         for text in self.ids:
             lengths.setdefault(text[0], set()).add(len(text))
+            seconds.setdefault(text[0], set()).add(text[1:2])
         self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
-        self._first = re.compile("|".join(map(self._beginning, lengths))) if lengths else None
+        self._first = _beginnings(seconds) if seconds else None
         self._space_eaters = space_eaters
 
     def split(self, text: str) -> list[str | int]:
@@ -175,12 +180,6 @@ class _Finder:
         is_short = len(text) - at < self._lengths[text[at]][0]
         return is_short and not text[at].isalnum() and any(token.startswith(text[at:]) for token in self.ids)
 
-    def _beginning(self, first: str) -> str:
-        """A pattern for the first character of a token, if the second fits too or the text ends before it."""
-        seconds = {token[1:2] for token in self.ids if token[0] == first}
-        follows = "" if "" in seconds else f"(?=[{''.join(map(re.escape, seconds))}]|\\Z)"
-        return re.escape(first) + follows
-
     def _end_after(self, text: str, end: int, id: int) -> int:
         space = _C_SPACE.match(text, end) if id in self._space_eaters else None
         return end if space is None else space.end()
@@ -188,6 +187,19 @@ class _Finder:
     def _token_at(self, text: str, at: int) -> str | None:
         spelled = (text[at : at + length] for length in self._lengths[text[at]])
         return next((token for token in spelled if token in self.ids), None)
+
+
+def _beginnings(seconds: Mapping[str, set[str]]) -> re.Pattern[str]:
+    """A pattern for the first character of a token, if the second fits too or the text ends before it. `seconds` are
+    the second characters by the first; "": there may be none."""
+    if len(seconds) > _MAX_FIRSTS:
+        return re.compile(_any_of(seconds))
+    follows = {first: "" if "" in found else rf"(?={_any_of(found)}|\Z)" for first, found in seconds.items()}
+    return re.compile("|".join(re.escape(first) + rest for first, rest in follows.items()))
+
+
+def _any_of(characters: Iterable[str]) -> str:
+    return f"[{''.join(map(re.escape, characters))}]"
 
 
 def _added(metadata: Mapping[str, object], role: str, id: int | None, default: bool) -> bool:

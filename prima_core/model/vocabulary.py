@@ -264,7 +264,12 @@ def _chat_templates(metadata: Mapping[str, object]) -> dict[str, str]:
     if TEMPLATES_KEY in metadata:
         keys |= {name: f"{TEMPLATE_KEY}.{name}" for name in _texts(metadata, TEMPLATES_KEY) if name != DEFAULT_TEMPLATE}
     found = {name: text_value(metadata, key) for name, key in keys.items()}
-    return {name: source for name, source in found.items() if source is not None}
+    return {name: _legible(source) for name, source in found.items() if source is not None}
+
+
+def _legible(source: str) -> str:
+    """With U+FFFD where the file has no UTF-8: clients are told the template."""
+    return source.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _twice(tokens: Sequence[str]) -> ModelError:

@@ -24,6 +24,7 @@ from prima_core.model.header import TensorInfo, Value
 from prima_core.model.names import OUTPUT, OUTPUT_NORM, TOKEN_EMBD, layer_tensor, split_layer
 from prima_core.model.spec import ModelSpec
 from prima_core.model.split import model_name
+from prima_core.model.visible import visible
 
 _PIECE_BYTES = 4 * 1024 * 1024
 _MADV_POPULATE_READ = 22  # Linux 5.14
@@ -72,8 +73,8 @@ class Model:
 
     @property
     def name(self) -> str:
-        """What the model is called by its file."""
-        return model_name(self.path)
+        """What the model is called by its file, as clients, other nodes and terminals can be told it."""
+        return visible(model_name(self.path))
 
     @property
     def id(self) -> ModelId:

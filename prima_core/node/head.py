@@ -24,6 +24,7 @@ from prima_core.events import RequestDone
 from prima_core.interfaces import Credentials, KvType
 from prima_core.model.chat import ChatPrompt, ChatTemplate, Message, encode_chat
 from prima_core.model.tokenizer import Tokenizer
+from prima_core.model.visible import visible
 from prima_core.model.vocabulary import DEFAULT_TEMPLATE
 from prima_core.model.weights import Model
 from prima_core.node.coordinate import Planning, model_facts, room_of
@@ -84,7 +85,7 @@ class Head:
     ) -> None:
         self.model = model
         self.model_name = model.name
-        self.model_file = model.path.name
+        self.model_file = visible(model.path.name)
         self.created = int(time.time())
         self.sampling = options.sampling
         self.context_shift = options.context_shift

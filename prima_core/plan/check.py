@@ -10,6 +10,7 @@ from prima_core.plan.problem import Problem
 
 MAX_VISITS = 4096
 MAX_IN_FLIGHT = 256
+MAX_KV_TOKENS = 2**32 - 1  # as positions count on the wire
 
 
 def complete(plan: Plan, problem: Problem) -> Plan:
@@ -22,8 +23,8 @@ def complete(plan: Plan, problem: Problem) -> Plan:
     if not 0 <= plan.in_flight <= MAX_IN_FLIGHT:
         raise PlanError(f"in_flight is {plan.in_flight}", hint=f"allowed is 0 (automatic) to {MAX_IN_FLIGHT}")
     kv_tokens = plan.kv_tokens or problem.kv_tokens
-    if kv_tokens < 1:
-        raise PlanError(f"kv_tokens is {plan.kv_tokens}", hint="at least one position is needed")
+    if not 1 <= kv_tokens <= MAX_KV_TOKENS:
+        raise PlanError(f"kv_tokens is {plan.kv_tokens}", hint=f"allowed are 1 to {MAX_KV_TOKENS} positions")
     residency = tuple(_residency(plan, problem, node, kv_tokens) for node in plan.nodes)
     for need in residency:
         _check_memory(need, problem)

@@ -88,5 +88,5 @@ def plan_from_json(data: bytes) -> Plan:
     """Raises PlanError naming the field when `data` is not a plan."""
     try:
         return msgspec.json.decode(data, type=Plan)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PlanError(f"not a plan: {error}", hint="`prima plan --json` prints one to start from") from error

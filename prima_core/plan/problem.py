@@ -72,7 +72,7 @@ def problem_from_json(data: bytes) -> Problem:
     """Raises PlanError naming the field when `data` is not a problem."""
     try:
         return msgspec.json.decode(data, type=Problem)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PlanError(
             f"not a problem file: {error}", hint="`problem_to_json` of prima_core.plan.problem writes one"
         ) from error

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -32,6 +32,12 @@ from prima_core.serve.errors import error_body, error_fields
 from prima_core.serve.generation import GenerationBody, Prompt, Served, to_requests
 from prima_core.serve.guard import Guard, Refusal, read_json_body
 from prima_core.serve.replies import Heading
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MAX_TEXTS = 2
+"""So many texts are read at a time: each takes up to a hundred bytes of memory for every one of its own."""
 
 
 class Service(llama_server.Served, metrics.Viewed, Protocol):
@@ -112,6 +118,12 @@ class Endpoints:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._texts = asyncio.Semaphore(MAX_TEXTS)
+
+    async def _on_text(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Run what reads or makes texts of any length beside the event loop, a few at a time."""
+        async with self._texts:
+            return await run_in_threadpool(work, *arguments, **named)
 
     async def health(self, request: HttpRequest) -> Response:
         ok, facts = self._service.health()
@@ -141,8 +153,8 @@ class Endpoints:
         body = chat_body(await read_json_body(request))
         messages = [message.plain() for message in body.messages]
         variables = body.chat_template_kwargs
-        prompt = await run_in_threadpool(service.encode_chat, messages, variables=variables)
-        n_keep = await run_in_threadpool(service.n_keep, messages, prompt.ids, variables=variables)
+        prompt = await self._on_text(service.encode_chat, messages, variables=variables)
+        n_keep = await self._on_text(service.n_keep, messages, prompt.ids, variables=variables)
         heading = Heading.new("chatcmpl", service.model_name, service.fingerprint)
         reply = ChatReply(heading, service.tokenizer, body.n_choices, body.include_usage)
         reasoning = partial(service.reasoning_stream, prompt)
@@ -151,7 +163,7 @@ class Endpoints:
     async def completions(self, request: HttpRequest) -> Response:
         service = self._service
         body = completion_body(await read_json_body(request))
-        prompts = [Prompt(ids) for ids in await run_in_threadpool(encode_prompts, body.prompts, service.tokenizer)]
+        prompts = [Prompt(ids) for ids in await self._on_text(encode_prompts, body.prompts, service.tokenizer)]
         heading = Heading.new("cmpl", service.model_name, service.fingerprint)
         reply = CompletionReply(heading, service.tokenizer, body.include_usage, echoes(body, service.tokenizer))
         return await answer(request, service, self._asked(body, prompts, reply, partial(ReasoningStream, None)))
@@ -178,11 +190,11 @@ class Endpoints:
 
     async def tokenize(self, request: HttpRequest) -> Response:
         data = await read_json_body(request)
-        return _json(await run_in_threadpool(llama_server.tokenize, data, self._service.tokenizer))
+        return _json(await self._on_text(llama_server.tokenize, data, self._service.tokenizer))
 
     async def detokenize(self, request: HttpRequest) -> Response:
         data = await read_json_body(request)
-        return _json(await run_in_threadpool(llama_server.detokenize, data, self._service.tokenizer))
+        return _json(await self._on_text(llama_server.detokenize, data, self._service.tokenizer))
 
 
 # ---------------------------------------------------------------- answers

@@ -11,6 +11,8 @@ from prima_core.serve.guard import Refusal
 
 log = logging.getLogger(__name__)
 
+MAX_TEXT = 4000  # an error may list what there is
+
 
 class ClientGone(PrimaError):
     """Nobody is there to read the answer."""
@@ -41,4 +43,9 @@ def error_fields(error: Exception) -> tuple[int, dict[str, object]]:
 
 
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, object]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    """What a request said may stand in message and `param`: as much of it as helps."""
+    return {"error": {"message": _cut(message), "type": kind, "param": param and _cut(param), "code": code}}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "\u2026"

@@ -14,6 +14,10 @@ from prima_core.errors import RequestError
 from prima_core.serve.bodies import fields_of, to_struct
 from prima_core.serve.texts import Texts
 
+MAX_TEXT_BYTES = 8 * 1024 * 1024
+MAX_PIECES = 2**18
+"""Answers may be many times as large as what asks for them."""
+
 
 class TokenizeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of POST /tokenize. Special tokens are read out of the text unless `parse_special` is false."""
@@ -37,6 +41,8 @@ def tokenize(data: bytes, texts: Texts) -> dict[str, object]:
     ids = texts.encode(body.content, add_special=body.add_special, parse_special=body.parse_special)
     if not body.with_pieces:
         return {"tokens": ids}
+    if len(ids) > MAX_PIECES:
+        raise RequestError(f"{len(ids)} tokens are more than {MAX_PIECES} with pieces", param="with_pieces")
     return {"tokens": [{"id": id, "piece": _piece(texts.token_bytes(id))} for id in ids]}
 
 
@@ -53,6 +59,9 @@ def detokenize(data: bytes, texts: Texts) -> dict[str, object]:
     body = to_struct(fields_of(data), DetokenizeBody)
     if body.tokens and max(body.tokens) >= texts.vocab_size:
         raise RequestError(f"token id {max(body.tokens)} is not in [0, {texts.vocab_size})", param="tokens")
+    n_bytes = sum(len(texts.token_bytes(token)) for token in body.tokens)
+    if n_bytes > MAX_TEXT_BYTES:
+        raise RequestError(f"a text of {n_bytes} bytes is more than {MAX_TEXT_BYTES}", param="tokens")
     return {"content": texts.decode(body.tokens, skip_special=False)}
 
 

@@ -54,7 +54,10 @@ def exposition(view: ServerView, totals: RequestTotals, accept: str) -> tuple[by
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Collected())
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # it compares versions, also those that are no numbers
+        encode, content_type = choose_encoder("")
     return encode(registry), content_type
 
 

@@ -16,6 +16,7 @@ from prima_core.commands.library import shown_progress
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 from tests.commands.conftest import Prima, Start
 from tests.library.fake_hub import FakeHub, fake_hub, isolate
+from tests.model.gguf_builder import STRING, Key, build
 from tests.model.part_files import split_copy
 
 REPO = "maker/Tiny-GGUF"
@@ -208,3 +209,19 @@ def test_the_shell_completes_names_of_models(
     monkeypatch.setenv("COMP_WORDS", "prima serve Al")
     monkeypatch.setenv("COMP_CWORD", "2")
     assert prima().out.splitlines() == ["file,Al", "plain,Alpha-Q8_0"]
+
+
+EVIL = "x\x1b]0;evil\x07\x9b2J"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_of_files_and_texts_in_them_cannot_drive_the_terminal(prima: Prima, models: Path) -> None:
+    models.mkdir()
+    (models / f"{EVIL}.gguf").write_bytes(b"GGUF")
+    (models / os.fsdecode(b"y\xff.gguf")).write_bytes(b"GGUF")
+    architecture = Key("general.architecture", STRING, EVIL.encode() + b"\xff")
+    (models / "z.gguf").write_bytes(build([architecture]).data)
+    assert len(prima("ls", "--json").json) == 3
+    shown = prima("ls").out + prima("rm", EVIL, "-y").err + prima("serve", str(models / EVIL)).err
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown)
+    assert "evil" in shown

@@ -45,6 +45,8 @@ class FakeHub:
     damages: bool = False
     answers_web_pages: bool = False
     told_sizes: dict[str, int] = field(default_factory=dict)  # lies about them
+    told_sha256: object = None  # a lie about it
+    packing: str | None = None
 
     def fetched(self, file: str) -> list[str | None]:
         """The ranges that were asked of a file."""
@@ -61,7 +63,8 @@ class FakeHub:
         size = self.told_sizes.get(path, len(data))
         told: dict[str, Any] = {"rfilename": path, "size": size, "blobId": "b10b"}
         if path.endswith(".gguf") and not path.startswith("small"):
-            told["lfs"] = {"size": size, "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 130}
+            digest = hashlib.sha256(data).hexdigest() if self.told_sha256 is None else self.told_sha256
+            told["lfs"] = {"size": size, "sha256": digest, "pointerSize": 130}
         return told
 
 
@@ -138,6 +141,8 @@ class _Handler(BaseHTTPRequestHandler):
         fake, match = self.served, re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         begin = int(match[1]) if match and not fake.ignores_ranges else 0
         headers = {"Content-Range": f"bytes {begin}-{len(data) - 1}/{len(data)}"} if begin else {}
+        if fake.packing:
+            headers["Content-Encoding"] = fake.packing
         body = bytearray(data[begin:])
         if fake.damages and body:
             body[-1] ^= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from prima_core.errors import LibraryError
@@ -110,3 +112,10 @@ def test_what_is_no_name_of_a_hub_is_refused(text: str) -> None:
     with pytest.raises(LibraryError, match="names no model on a hub") as caught:
         read_hub_name(text)
     assert "hf:OWNER/REPO" in caught.value.hint
+
+
+def test_names_that_tell_of_very_many_parts_cost_no_more_than_others() -> None:
+    sizes = {f"M{n}-00001-of-99999.gguf": 1 for n in range(3000)}
+    begin = time.perf_counter()
+    assert candidates(sizes) == []
+    assert time.perf_counter() - begin < 20  # three hundred million names would take minutes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -190,3 +191,14 @@ def test_the_folder_is_the_users_or_where_the_system_wants_it(monkeypatch: pytes
     assert models_folder(None) == tmp_path / "data" / "prima" / "models"
     monkeypatch.setattr(sys, "platform", "darwin")
     assert models_folder(None) == tmp_path / "Library" / "Application Support" / "prima" / "models"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there, and there are no pipes")
+def test_links_to_nowhere_folders_and_pipes_are_no_models(folder: Path) -> None:
+    place = folder / "maker" / "A-GGUF"
+    (place / "gone.gguf").symlink_to(place / "nowhere.gguf")
+    (place / "loop.gguf").symlink_to(place / "loop.gguf")
+    (place / "folder.gguf").mkdir()
+    os.mkfifo(place / "pipe.gguf")
+    assert find_model("hf:maker/A-GGUF", folder) == folder / f"{A}.gguf"
+    assert A in {entry.name for entry in entries(folder)}

@@ -350,7 +350,17 @@ def test_two_do_not_write_the_same_file(one: FakeHub, folder: Path) -> None:
 # ---------------------------------------------------------------- names from strangers
 
 
-EVIL = ["../evil.gguf", "/evil.gguf", "a/../../evil.gguf", "..\\evil.gguf", "C:evil.gguf", ".x/e.gguf"]
+EVIL = [
+    "../evil.gguf",
+    "/evil.gguf",
+    "a/../../evil.gguf",
+    "..\\evil.gguf",
+    "C:evil.gguf",
+    ".x/e.gguf",
+    "a\x9b2Jb.gguf",
+    "a\u202eb.gguf",
+    "\ud800.gguf",
+]
 
 
 @pytest.mark.parametrize("path", EVIL)
@@ -367,3 +377,27 @@ def test_a_file_that_hubs_do_not_give_this_way_gives_the_command_that_fetches_it
     error = refusal(one, folder)
     assert f"{MODEL} has 3.0 MB, and hubs give at most 2.0 MB this way" in error.message
     assert error.hint == f"fetch it with: hf download {REPO} {MODEL} --local-dir {folder / REPO}"
+
+
+@pytest.mark.parametrize("sha256", ["../../../evil", "", 7, "A" * 64])
+def test_a_checksum_that_is_none_is_refused_and_names_no_file(one: FakeHub, folder: Path, sha256: object) -> None:
+    one.told_sha256 = sha256
+    assert "does not answer as a hub" in refusal(one, folder).message
+    assert files(folder) == {}
+
+
+@pytest.mark.parametrize("size", [-1, "10", 1.5])
+def test_a_size_that_is_none_is_refused(one: FakeHub, folder: Path, size: Any) -> None:
+    one.told_sizes[MODEL] = size
+    assert "does not answer as a hub" in refusal(one, folder).message
+
+
+def test_a_packed_answer_is_refused_and_not_unpacked(one: FakeHub, folder: Path) -> None:
+    one.packing = "gzip, gzip"
+    assert "packed" in refusal(one, folder).message
+    assert files(folder).get(f"{REPO}/{MODEL}") is None
+
+
+def test_an_address_that_is_none_is_told(folder: Path, hub: FakeHub) -> None:
+    hub.address = "http://[::1"
+    assert "[::1" in refusal(hub, folder).message

@@ -14,6 +14,7 @@ from prima_core.errors import ModelError
 from prima_core.model import split
 from prima_core.model.fingerprint import find_by_fingerprint
 from prima_core.model.gguf import GGUFFile
+from prima_core.model.part import Part
 from prima_core.model.weights import input_bytes, layer_bytes, output_bytes
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 from tests.model.gguf_builder import (
@@ -274,3 +275,21 @@ def test_damage_in_another_part_than_the_named_one_tells_which(tmp_path: Path) -
     assert error.message.endswith("(in m-00003-of-00003.gguf)")
     paths[2].write_bytes(b"")
     assert "m-00003-of-00003.gguf is empty" in refusal(paths[0]).message
+
+
+def test_what_is_no_part_of_the_model_is_noticed_before_more_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Links to one large header, a thousand of them, would take the memory of a thousand."""
+    first, *others = written(tmp_path, split_model(5))
+    for path in others:
+        shutil.copy(first, path)
+    opened: list[Path] = []
+
+    def open_part(path: Path) -> Part:
+        opened.append(path)
+        return Part.open(path)
+
+    monkeypatch.setattr(split, "open_part", open_part)
+    assert refusal(first).field == "split.no"
+    assert opened == others[:1]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections.abc import Callable
 from typing import NoReturn, cast
 
@@ -184,7 +186,7 @@ def test_text_that_the_library_panics_of_is_the_requests_fault(
     class Panicking:
         def __init__(self, model: object) -> None: ...
 
-        def encode(self, text: str, add_special_tokens: bool) -> NoReturn:
+        def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> NoReturn:
             raise panic("retry-limit-in-match over")
 
     monkeypatch.setattr("tokenizers.Tokenizer", Panicking)
@@ -440,3 +442,50 @@ def test_random_damage_is_a_model_error_or_a_tokenizer_that_works() -> None:
             n_works += 1
     assert n_works + n_refused == 500
     assert min(n_works, n_refused) > 50
+
+
+# ---------------------------------------------------------------- hostile files and texts
+
+
+def test_other_threads_run_while_a_long_text_is_split() -> None:
+    tokenizer = Tokenizer.from_metadata(metadata())
+    text, ticks, done = "hello world " * 40_000, [0], threading.Event()
+
+    def tick() -> None:
+        while not done.is_set():
+            ticks[0] += 1
+            done.wait(0.001)
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    begin = time.perf_counter()
+    tokenizer.encode(text)
+    seconds = time.perf_counter() - begin
+    done.set()
+    ticker.join()
+    assert ticks[0] > 50 * seconds  # a thousand in a second where nothing stands in the way
+
+
+def test_a_vocabulary_of_very_many_different_special_tokens_is_read_and_found_soon() -> None:
+    tokens = [f"{chr(0x4E00 + n % 20_000)}{n}" for n in range(60_000)]
+    kinds = [*KINDS, *[int(TokenKind.CONTROL)] * len(tokens)]
+    tokenizer = Tokenizer.from_metadata(metadata(tokens=[*TOKENS, *tokens], token_type=kinds))
+    ids = tokenizer.encode(f"hello{tokens[-1]}hello", parse_special=True)
+    assert tokenizer.pieces(ids) == ["hello", tokens[-1], "hello"]
+
+
+def test_a_piece_of_absurd_length_is_refused_and_not_split() -> None:
+    with pytest.raises(ModelError, match="absurd length") as caught:
+        Tokenizer.from_metadata(
+            sentencepiece(
+                tokens=[*cast(list[str], sentencepiece()["tokenizer.ggml.tokens"]), "ab" * 50_000],
+                token_type=[*cast(list[int], sentencepiece()["tokenizer.ggml.token_type"]), int(TokenKind.NORMAL)],
+                scores=[*cast(list[float], sentencepiece()["tokenizer.ggml.scores"]), -3.0],
+            )
+        )
+    assert caught.value.field == "tokenizer.ggml.tokens"
+
+
+def test_a_chat_template_that_is_no_text_can_be_told_all_the_same() -> None:
+    given = metadata() | {"tokenizer.chat_template": "a\udcffb"}
+    assert Tokenizer.from_metadata(given).chat_templates["default"] == "a\ufffdb"

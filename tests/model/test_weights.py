@@ -160,3 +160,9 @@ def test_a_small_hand_made_model_opens(tmp_path: Path) -> None:
     path.write_bytes(small_model().data)
     with open_model(path) as model:
         assert model.spec.n_layers == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_is_no_text_can_be_told_all_the_same(tmp_path: Path) -> None:
+    with open_model(write_tiny_model(tmp_path / os.fsdecode(b"x\xff\x1b[2J.gguf"), TinyModel())) as model:
+        assert model.name == "x??[2J"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
 
@@ -169,3 +171,15 @@ def test_the_ring_of_a_plan_starts_and_ends_at_the_head() -> None:
     assert [plan.successors(node) for node in plan.nodes] == [("b", "c"), ("a",), ("b",)]
     assert plan.credit == 5
     assert msgspec.structs.replace(plan, in_flight=2).credit == 2
+
+
+@pytest.mark.parametrize("read", [plan_from_json, problem_from_json])
+def test_what_is_no_text_is_no_plan_and_no_problem(read: Callable[[bytes], object]) -> None:
+    with pytest.raises(PlanError, match="not a p"):
+        read(b'{"head": "\xff\xfe"}')
+
+
+def test_a_plan_of_absurdly_many_positions_is_refused() -> None:
+    plan = plan_from_json(plan_to_json(PLAN).replace(b'"kv_tokens": 0', b'"kv_tokens": 1' + b"0" * 400))
+    with pytest.raises(PlanError, match="kv_tokens"):
+        complete(plan, PROBLEM)

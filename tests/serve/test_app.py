@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from prima_core.errors import Busy, ClusterError, ModelError, PrimaError, Reques
 from prima_core.model.chat import ChatPrompt
 from prima_core.model.chat import Message as ChatMessage
 from prima_core.model.reasoning import ReasoningTags
-from prima_core.serve.app import make_app
+from prima_core.serve.app import MAX_TEXTS, make_app
 from prima_core.serve.guard import Guard
 from tests.serve.fakes import ASK, HELLO, FakeService, client_of
 
@@ -549,3 +551,42 @@ def test_events_that_come_after_the_server_has_gone_do_no_harm() -> None:
 
     asyncio.run(go())
     late[0](Failed(LOST))
+
+
+# ---------------------------------------------------------------- bounds
+
+
+def test_an_error_tells_no_more_than_helps_of_what_a_request_said() -> None:
+    answer = client_of(FakeService()).post(CHAT, json={**ASK, "x" * 100_000: 1})
+    assert answer.status_code == 400
+    assert "xxx" in error_of(answer)["message"]
+    assert len(answer.content) < 10_000
+
+
+def test_only_a_few_texts_are_read_at_a_time() -> None:
+    """Each may take a hundred times its own size."""
+
+    class Slow(FakeService):
+        reading, most, lock, full = 0, 0, threading.Lock(), threading.Event()
+
+        def encode_chat(
+            self,
+            messages: Sequence[ChatMessage],
+            *,
+            variables: Mapping[str, Any] | None = None,  # Any: JSON
+        ) -> ChatPrompt:
+            with self.lock:
+                self.reading += 1
+                self.most = max(self.most, self.reading)
+            if self.most > MAX_TEXTS:
+                self.full.set()
+            self.full.wait(0.05)
+            with self.lock:
+                self.reading -= 1
+            return super().encode_chat(messages, variables=variables)
+
+    service = Slow()
+    with client_of(service) as client, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: client.post(CHAT, json=ASK), range(8)))
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert service.most == MAX_TEXTS

@@ -10,6 +10,7 @@ import pytest
 from prima_core.engine.facts import EngineFacts, SequenceFacts
 from prima_core.engine.request import Sampling
 from prima_core.errors import RequestError
+from prima_core.serve import llama_server
 from prima_core.serve.llama_server import detokenize, props, slots, tokenize
 from tests.serve.fakes import FakeService, FakeTexts
 
@@ -141,3 +142,12 @@ def test_there_are_as_many_slots_as_full_contexts_and_running_requests() -> None
     assert len(slots(service())) == 2
     assert len(slots(service(running(), running(), running()))) == 3
     assert len(slots(service(kv_tokens=0))) == 1  # before there is a plan
+
+
+def test_answers_that_would_be_many_times_their_question_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tokens(content="hello", with_pieces=True)
+    monkeypatch.setattr(llama_server, "MAX_PIECES", 1)
+    monkeypatch.setattr(llama_server, "MAX_TEXT_BYTES", 1)
+    for ask in (lambda: tokens(content="hello you", with_pieces=True), lambda: text([4, 5])):
+        with pytest.raises(RequestError, match="more than 1"):
+            ask()

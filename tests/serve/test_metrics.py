@@ -99,3 +99,9 @@ def test_they_want_the_key_like_the_rest(path: str) -> None:
     client = client_of(Watched(), Guard("127.0.0.1", "s3cret"))
     assert client.get(path).status_code == 401
     assert client.get(path, headers={"Authorization": "Bearer s3cret"}).status_code == 200
+
+
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=abc", "text/plain; version=1..0", ";;=,,"])
+def test_a_version_that_is_none_gets_the_usual_format(accept: str) -> None:
+    answer = client_of(Watched()).get("/metrics", headers={"Accept": accept})
+    assert (answer.status_code, "prima_requests_running" in answer.text) == (200, True)
