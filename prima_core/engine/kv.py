@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 TOKEN_TYPE = "i"
 """Of the arrays of ids: an int, 32 bits wherever prima runs."""
 MAX_TOKEN = 2**31 - 1
+MAX_AGAIN = 256
+"""DROPs of failed steps that one step repeats. Where step after step fails they add up, and a frame has a limit."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +62,7 @@ class KvBook:
         self._open: dict[int, KvSequence] = {}
         self._kept: dict[int, KvSequence] = {}  # the one that ended first comes first
         self._operations: list[KvOp] = []  # to travel in the next step
+        self._again: dict[int, None] = {}  # what a failed step should have dropped, the eldest first
         self._can_wait = False  # until it has tokens
         self._n_numbers = 0
         self._last_collected = 0
@@ -78,11 +82,15 @@ class KvBook:
     @property
     def wants_step(self) -> bool:
         """There is room to give back, also where nothing is to be computed."""
-        return bool(self._operations) and not self._can_wait
+        return bool(self._operations or self._again) and not self._can_wait
 
     def take_operations(self) -> tuple[KvOp, ...]:
         """For the step that is made now."""
-        taken, self._operations, self._can_wait = tuple(self._operations), [], False
+        again = tuple(islice(self._again, MAX_AGAIN))
+        for number in again:
+            del self._again[number]
+        taken = *(KvOp(KvKind.DROP, number) for number in again), *self._operations
+        self._operations, self._can_wait = [], False
         return taken
 
     # ------------------------------------------------------------ open and close
@@ -161,10 +169,12 @@ class KvBook:
         self._open.clear()
         self._kept.clear()
         self._operations.clear()
+        self._again.clear()
+        self._can_wait = False
 
     def _forget(self, number: int) -> None:
         self._kept.pop(number, None)
-        self._operations.append(KvOp(KvKind.DROP, number))
+        self._again[number] = None
 
     # ------------------------------------------------------------ prefixes
 

@@ -83,6 +83,13 @@ class _Serving:
     wanted: dict[int, tuple[Wanted, ...]] = field(default_factory=dict)
     newest: dict[int, int] = field(default_factory=dict)  # per visit: the last step number seen
 
+    def take_wanted(self, number: int) -> tuple[Wanted, ...]:
+        """What is wanted of a step that has come back. Those before it that have not were lost on their way."""
+        wanted = self.wanted.pop(number, ())
+        for lost in [other for other in self.wanted if other < number]:
+            del self.wanted[lost]
+        return wanted
+
 
 class Worker:
     """The owner thread. `name` is the node's name in plans; `open_backend` is called in the thread."""
@@ -280,7 +287,7 @@ class Worker:
 
     def _finish(self, serving: _Serving, number: int, activation: NDArray[np.float32]) -> None:
         """The output part: logits of the wanted rows, one token each."""
-        wanted = serving.wanted.pop(number)
+        wanted = serving.take_wanted(number)
         tokens: tuple[tuple[int, Sampled | PrimaError], ...] = ()
         if wanted:
             start = time.perf_counter()
@@ -301,7 +308,7 @@ class Worker:
         while index < len(plan.visits) and plan.visits[index].node == self.name:
             index += 1
         if index == len(plan.visits) and plan.head == self.name:
-            serving.wanted.pop(number, None)
+            serving.take_wanted(number)
             result = StepResult(number, error=ClusterError(message, hint="see the log of that node"))
             self._report(Collected(serving.assignment.epoch, result))
             return

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from prima_core.engine.kv import MAX_AGAIN
 from prima_core.engine.request import FinishReason
 from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError, PrimaError
@@ -315,6 +316,21 @@ def test_a_fork_of_what_fails_fails_at_the_node_that_lacks_it_and_not_silently()
     bench.run()
     assert bench.failed(1) is BROKEN
     assert "longer than its source" in str(bench.failed(2))
+
+
+def test_however_many_steps_fail_in_a_row_the_next_one_fits_a_frame_and_all_is_dropped() -> None:
+    bench = Bench(ROOM)
+    stale = KvLedger(ROOM, boundless=True)  # of a node that saw the first operations only
+    for number in range(1, 2 * MAX_AGAIN):
+        bench.submit(number, request("hello", 3))
+        step = bench.launched()
+        assert len(step.step.kv) <= MAX_AGAIN + 2
+        stale.held[number], stale.capacities[number] = [], 7
+        bench.answer(step, BROKEN)
+    while (planned := bench.launch()) is not None:
+        stale.apply(planned)
+        bench.answer(planned)
+    assert (stale.held, bench.ledger.held) == ({}, {})
 
 
 def test_a_new_epoch_forgets_everything() -> None:

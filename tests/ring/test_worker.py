@@ -212,6 +212,18 @@ def test_a_launch_of_another_epoch_is_nothing(ring: Ring) -> None:
     assert ring.works()
 
 
+def test_a_lost_step_is_not_waited_for_once_a_later_one_is_back(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ring.works()
+    with monkeypatch.context() as lossy:
+        lossy.setattr(ring.workers["b"], "arrived", lambda frame: ring.waited.set())
+        ring.launch(3)
+        assert ring.waited.wait(DEADLINE_S)
+    assert ring.works()
+    serving = ring.workers["head"]._serving
+    assert serving is not None
+    assert serving.wanted == {}
+
+
 # ---------------------------------------------------------------- steps that fail
 
 
