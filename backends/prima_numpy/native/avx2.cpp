@@ -23,6 +23,7 @@ namespace {
 inline __m256i add_pairs(__m256i sum, __m256i words, __m256i scales) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(words, scales));
 }
+constexpr bool kDotsAnyBytes = false;
 inline __m256i dot_bytes(__m256i codes, __m256i x) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1));
 }

@@ -31,6 +31,7 @@ inline __m128i add_across(__m512i a, __m512i b, __m512i c, __m512i d) {
 }
 
 inline __m256i add_pairs(__m256i sum, __m256i words, __m256i scales) { return _mm256_dpwssd_epi32(sum, words, scales); }
+constexpr bool kDotsAnyBytes = true;
 inline __m256i dot_bytes(__m256i codes, __m256i x) { return _mm256_dpbusd_epi32(_mm256_setzero_si256(), codes, x); }
 
 #include "rows_x86.inl"

@@ -30,6 +30,8 @@ inline uint64_t load_u64(const uint8_t* p) {
 struct SmallBlock {
     using X = Block8;
     static constexpr int kWeights = kQ8Block, kOffset = 0, kLargest = 15;
+    // d, and the minimum behind it, are halves at the beginning of the block.
+    static constexpr bool kHasHalves = true;
     static constexpr bool kIsSigned = false, kHasMinima = false, kIsSlow = false;
     static const X* activations(const Activations& a) { return a.q8; }
     static float d(const uint8_t* block) { return half_at(block); }
@@ -81,7 +83,7 @@ struct IQ4_NL : SmallBlock {
 
 struct MXFP4 : SmallBlock {
     static constexpr int kBytes = 17;
-    static constexpr bool kIsSigned = true;
+    static constexpr bool kIsSigned = true, kHasHalves = false;
     static float d(const uint8_t* block) {  // e8m0 of twice the unit; the lowest two units are subnormal
         const uint32_t exponent = block[0];
         return float_of_bits(exponent < 2 ? 0x200000u << exponent : (exponent - 1) << 23);
@@ -101,6 +103,7 @@ inline void widen(uint64_t packed, int offset, int16_t* words) {
 struct BigBlock {
     using X = BlockK;
     static constexpr int kWeights = kKBlock, kGroups = 8, kOffset = 0, kLargest = 15;
+    static constexpr bool kHasHalves = false;
     static constexpr bool kIsSigned = false, kHasMinima = false, kIsSlow = false;
     static const X* activations(const Activations& a) { return a.k; }
     static float d(const uint8_t* block) { return half_at(block); }

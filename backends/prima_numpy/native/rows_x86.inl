@@ -1,5 +1,6 @@
 // Products of four weight rows with one activation row, for every quantised type. Included inside an x86 variant's
-// namespace, which says how products are added up: `add_pairs` of words, `dot_bytes` of unsigned and signed bytes.
+// namespace, which says how products are added up: `add_pairs` of words, `dot_bytes` of unsigned and signed bytes, which
+// may be any where kDotsAnyBytes; else pairs of products must fit a word.
 //
 // Codes never leave the registers: 32 at a time they are taken apart and multiplied, pairs of products as words, which
 // are weighed by the group's scale as they are added.
@@ -81,10 +82,12 @@ inline __m256i dot_big_block(const uint8_t* block, const BlockK& x, __m256i& low
 
 template <class B>
 inline __m128 four_d(const uint8_t* const blocks[4]) {
+    if constexpr (B::kHasHalves) return load_halves(blocks, 0);
     return _mm_setr_ps(B::d(blocks[0]), B::d(blocks[1]), B::d(blocks[2]), B::d(blocks[3]));
 }
 template <class B>
 inline __m128 four_dmin(const uint8_t* const blocks[4]) {
+    if constexpr (B::kHasHalves) return _mm_xor_ps(load_halves(blocks, 2), _mm_set1_ps(-0.0f));
     return _mm_setr_ps(B::dmin(blocks[0]), B::dmin(blocks[1]), B::dmin(blocks[2]), B::dmin(blocks[3]));
 }
 
@@ -122,14 +125,17 @@ void dot_small_rows(const uint8_t* const rows[4], const Activations& a, int64_t 
             blocks[r] = rows[r] + b * B::kBytes;
             prefetch(blocks[r] + kPrefetchBytes);
             const __m256i codes = B::codes(blocks[r], 0).v;
-            if constexpr (B::kIsSigned) {
+            if constexpr (B::kIsSigned && kDotsAnyBytes) {
+                sums[r] = dot_bytes(_mm256_xor_si256(codes, _mm256_set1_epi8(int8_t(0x80))), xs);
+            } else if constexpr (B::kIsSigned) {
                 sums[r] = dot_bytes(_mm256_abs_epi8(codes), _mm256_sign_epi8(xs, codes));
             } else {
                 sums[r] = dot_bytes(codes, xs);
             }
         }
         __m128i sum = add_across(sums[0], sums[1], sums[2], sums[3]);
-        if constexpr (B::kOffset != 0) sum = _mm_sub_epi32(sum, _mm_set1_epi32(B::kOffset * x->sum));
+        constexpr int kOffset = B::kIsSigned && kDotsAnyBytes ? 128 : B::kOffset;
+        if constexpr (kOffset != 0) sum = _mm_sub_epi32(sum, _mm_set1_epi32(kOffset * x->sum));
         __m128 term = _mm_mul_ps(four_d<B>(blocks), _mm_cvtepi32_ps(sum));
         if constexpr (B::kHasMinima) {
             term = _mm_sub_ps(term, _mm_mul_ps(four_dmin<B>(blocks), _mm_set1_ps(float(x->sum))));
