@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--variant", default="auto")
     parser.add_argument("--mib", type=int, default=512, help="memory that a decode pass walks through")
-    parser.add_argument("--types", nargs="+", default=[type.name for type in TYPES], metavar="TYPE")
+    names = [type.name for type in TYPES]
+    parser.add_argument("--types", nargs="+", choices=names, default=names, metavar="TYPE")
     options = parser.parse_args()
     types = [GGUFType[name] for name in options.types]
     memory = np.random.default_rng(0).integers(0, 256, options.mib << 20, dtype=np.uint8)
