@@ -128,6 +128,14 @@ class Store(Protocol):
 
     def release(self, layer: int) -> None: ...
 
+    def views(self, layer: int) -> Mapping[str, Weight]:
+        """As `acquire`, but in memory or not: for types and sizes."""
+        ...
+
+    def give_back(self, weights: Iterable[Weight]) -> None:
+        """Their bytes were copied to a device: the memory here may go to others. Reading them again takes the disk."""
+        ...
+
     def shared(self) -> Mapping[str, Weight]:
         """Tensors outside the layers by full name: `token_embd.weight`, `output_norm.weight`, ..."""
         ...
@@ -150,7 +158,8 @@ class KvType(StrEnum):
 class Slice:
     """The part of a model that a device gets: layer ranges (one per visit), and whether the ends of the model too.
 
-    `context`: positions that a sequence may reach, which some RoPE scalings depend on; 0: the model's own.
+    `context`: positions that a sequence may reach, which some RoPE scalings depend on; 0: the model's own. `kv_tokens`:
+    KV positions, over all sequences, that the plan has room for; 0: not known.
     """
 
     layers: tuple[Layers, ...]
@@ -158,15 +167,23 @@ class Slice:
     has_output: bool = False
     kv_type: KvType = KvType.F16
     context: int = 0
+    kv_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Something that computes. `id` is backend:device, e.g. `numpy:cpu`, `torch:cuda:0`."""
+    """Something that computes. `id` is backend:device, e.g. `numpy:cpu`, `torch:cuda:0`.
+
+    `memory_bytes`: what weights and KV may take there now. `shares_host`: this memory is the host's (a CPU's, unified
+    memory), so what lies there counts against the node's memory too. `growth`: types of tensors, by name, that take
+    more bytes there than in the file, and how many times as many.
+    """
 
     id: str
     memory_bytes: int
     summary: str = ""
+    shares_host: bool = True
+    growth: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +235,8 @@ class Backend(Protocol):
         ...
 
     def load(self, model: ModelSpec, device: str, part: Slice, store: Store) -> Shard:
-        """Raises DeviceMemoryError when the slice does not fit, ModelError for a family or type it lacks."""
+        """Raises DeviceMemoryError when the slice does not fit (`arch.fits.check_fits` says it, and how many layers
+        would), ModelError for a family or type it lacks."""
         ...
 
     def close(self) -> None: ...

@@ -7,14 +7,15 @@ included whatever `--kv-type` says, for tiny models.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import psutil
 
+from prima_core.arch.fits import check_fits
 from prima_core.arch.shard import OpsShard
-from prima_core.errors import ConfigError, DeviceMemoryError, PluginError
+from prima_core.errors import ConfigError, PluginError
 from prima_core.interfaces import BackendOptions, Device, KvType, Shard, Slice, Store
-from prima_core.model.names import OUTPUT, OUTPUT_NORM, TOKEN_EMBD
 from prima_core.model.spec import ModelSpec
 from prima_numpy.kernels import Kernels, load_kernels
 from prima_numpy.native_module import native_fault
@@ -64,12 +65,7 @@ class NumpyBackend:
     def load(self, model: ModelSpec, device: str, part: Slice, store: Store) -> Shard:
         """See `Backend.load`. Weights stay in the map, but must fit in memory: each token reads all of them."""
         ops = self.ops(device)
-        needed, available = sum(_sizes(model, part, store)), self._available()
-        if needed > available:
-            raise DeviceMemoryError(
-                f"{needed / 1e9:.2f} GB of weights do not fit the {available / 1e9:.2f} GB of available memory",
-                hint="free memory, add a node, or use a smaller or more quantised model",
-            )
+        check_fits(device, self._available(), model, replace(part, kv_tokens=0), store)
         return OpsShard(ops, model, part, store)
 
     def close(self) -> None:
@@ -90,19 +86,3 @@ def _native(options: BackendOptions) -> Kernels | None:
         )
     log.warning("%s; computing in %s", native_fault(), SLOW)
     return None
-
-
-def _sizes(model: ModelSpec, part: Slice, store: Store) -> Iterator[int]:
-    """Bytes of each tensor of the part."""
-    for layer in (layer for layers in part.layers for layer in layers):
-        yield from (weight.data.nbytes for weight in store.acquire(layer).values())
-        store.release(layer)
-    shared = store.shared()
-    yield from (shared[name].data.nbytes for name in _end_names(model, part))
-
-
-def _end_names(model: ModelSpec, part: Slice) -> set[str]:
-    names = {TOKEN_EMBD} if part.has_input else set()
-    if part.has_output:
-        names |= {OUTPUT_NORM, TOKEN_EMBD if model.tied_output else OUTPUT}
-    return names

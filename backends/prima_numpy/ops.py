@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from prima_core.arch.ops import AttentionRule, RoutingRule
 from prima_core.arch.rope import Rope
-from prima_core.interfaces import KvType, Layers, Weight
+from prima_core.interfaces import KvType, Slice, Weight
 from prima_core.model.rope import RopeKind
 from prima_numpy.kernels import Kernels
 from prima_numpy.kv import NumpyKv, Pass, Room, read, write
@@ -37,6 +37,8 @@ class Matrix:
 class ReferenceOps:
     """Plain numpy. `product` multiplies by a matrix. `kv_type`: keep K and V in this, whatever is asked for."""
 
+    copies = False
+
     def __init__(self, product: Product, kv_type: KvType | None = None) -> None:
         self._product = product
         self._kv_type = kv_type
@@ -47,8 +49,8 @@ class ReferenceOps:
     def matrix(self, weight: Weight, bias: Weight | None = None) -> Matrix:
         return Matrix(weight, None if bias is None else self.vector(bias))
 
-    def kv_cache(self, layers: Sequence[Layers], n_kv_heads: int, head_dim: int, type: KvType) -> NumpyKv:
-        return NumpyKv(layers, n_kv_heads, head_dim, self._kv_type or type)
+    def kv_cache(self, part: Slice, n_kv_heads: int, head_dim: int) -> NumpyKv:
+        return NumpyKv(part.layers, n_kv_heads, head_dim, self._kv_type or part.kv_type)
 
     def from_host(self, values: FloatArray) -> FloatArray:
         return np.require(values, requirements=("C", "A"))  # a view into a frame may lie at any address

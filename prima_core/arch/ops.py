@@ -1,7 +1,8 @@
 """The operations that model families are written against: what a backend implements to run every family.
 
 Arrays live where the backend computes and are opaque to families; only `from_host` and `to_host` cross the border.
-A row's result may not depend on its company: an operation on n rows gives each row the bits that it would get alone.
+A row's result may not depend on its company: an operation on n rows gives each row the bits that it would get alone;
+where a vendor's matrix product decides (prefill on a GPU), it differs by no more than the backend's stated tolerance.
 Nothing between `from_host` and `to_host` looks at values on the host, so a backend may record a pass (CUDA graphs) or
 stay lazy (MLX). One owner thread makes all calls.
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prima_core.arch.rope import Rope
-    from prima_core.interfaces import KvType, Layers, Step, Weight
+    from prima_core.interfaces import Layers, Slice, Step, Weight
 
 A = TypeVar("A")
 W = TypeVar("W")
@@ -68,7 +69,12 @@ class KvCache(Protocol[K_co]):
 
 
 class Ops(Protocol[A, W, K]):
-    """Fifteen operations. Widths are in elements; `weight` arguments keep pointing into the store's memory."""
+    """Fifteen operations. Widths are in elements."""
+
+    @property
+    def copies(self) -> bool:
+        """Whether `vector` and `matrix` copy what they take: then the store gives those bytes back after binding."""
+        ...
 
     # -- at load
 
@@ -85,10 +91,11 @@ class Ops(Protocol[A, W, K]):
         """
         ...
 
-    def kv_cache(self, layers: Sequence[Layers], n_kv_heads: int, head_dim: int, type: KvType) -> KvCache[K]:
-        """An empty cache for `layers`; room comes with the open, fork and move operations inside steps.
+    def kv_cache(self, part: Slice, n_kv_heads: int, head_dim: int) -> KvCache[K]:
+        """An empty cache for the layers of `part`, in its KV type; room comes with the operations inside steps.
 
-        Raises ModelError for a type that the backend lacks or that head_dim does not fit.
+        `part.kv_tokens` may be allocated now. Raises ModelError for a type that the backend lacks or that head_dim does
+        not fit, DeviceMemoryError.
         """
         ...
 

@@ -17,6 +17,7 @@ from prima_core.interfaces import Layers, Slice, Step, Store, Weight
 from prima_core.model.names import OUTPUT, OUTPUT_NORM, TOKEN_EMBD
 from prima_core.model.rope import RopeSpec
 from prima_core.model.spec import ModelSpec
+from prima_core.model.weights import end_tensors
 
 FloatArray = NDArray[np.float32]
 
@@ -38,14 +39,18 @@ class OpsShard(Generic[A, W, K]):
             self._frequencies[model.local_rope] = rope_frequencies(model.local_rope, None)
         self._embedding = ops.matrix(shared[TOKEN_EMBD]) if part.has_input else None
         self._output = self._bind_output(shared) if part.has_output else None
+        if ops.copies:
+            store.give_back(shared[name] for name in end_tensors(model, part))
         self._blocks: dict[int, tuple[Mapping[str, Weight], Block[A, K]]] = {}
         for layer in (layer for layers in part.layers for layer in layers):
             weights = store.acquire(layer)
             try:
                 self._block(layer, weights)
+                if ops.copies:
+                    store.give_back(weights.values())
             finally:
                 store.release(layer)
-        self._kv = ops.kv_cache(part.layers, model.n_kv_heads, model.head_dim, part.kv_type)
+        self._kv = ops.kv_cache(part, model.n_kv_heads, model.head_dim)
 
     def embed(self, step: Step) -> FloatArray:
         """[n_tokens, d_model] f32. Raises PlanError without the input part, FrameError for ids that do not exist."""
@@ -73,14 +78,17 @@ class OpsShard(Generic[A, W, K]):
             return activation
         ops = self._ops
         ropes = {rope: self._rope(rope, step) for rope in self._frequencies}
-        x = ops.from_host(activation)
+        return ops.to_host(self.compute(layers, ops.from_host(activation), ropes, kv))
+
+    def compute(self, layers: Layers, x: A, ropes: Mapping[RopeSpec, Rope[A]], kv: K) -> A:
+        """The layers one after the other. A backend that records passes (CUDA graphs) does so by overriding this."""
         for layer in layers:
             weights = self._store.acquire(layer)
             try:
                 x = self._block(layer, weights)(x, ropes[self._model.layer_rope(layer)], kv)
             finally:
                 self._store.release(layer)
-        return ops.to_host(x)
+        return x
 
     def logits(self, activation: FloatArray, rows: Sequence[int]) -> FloatArray:
         """[len(rows), vocab_size] f32. Raises PlanError without the output part, FrameError for rows out of range."""

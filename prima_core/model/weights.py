@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prima_core.errors import ModelError
-from prima_core.interfaces import Weight
+from prima_core.interfaces import Slice, Weight
 from prima_core.model.fingerprint import ModelId, fingerprint
 from prima_core.model.gguf import GGUFFile
 from prima_core.model.header import TensorInfo, Value
@@ -27,6 +27,7 @@ from prima_core.model.split import model_name
 from prima_core.model.visible import visible
 
 _PIECE_BYTES = 4 * 1024 * 1024
+_MADV_DONTNEED = 4  # Linux, macOS
 _MADV_POPULATE_READ = 22  # Linux 5.14
 
 
@@ -48,6 +49,13 @@ class MappedStore:
 
     def release(self, layer: int) -> None:
         """Nothing to let go: the pages belong to the page cache."""
+
+    def views(self, layer: int) -> Mapping[str, Weight]:
+        return self._layers[layer]
+
+    def give_back(self, weights: Iterable[Weight]) -> None:
+        for weight in weights:
+            drop_pages(weight.data)
 
     def shared(self) -> Mapping[str, Weight]:
         return self._shared
@@ -125,6 +133,14 @@ def _refuse_other_content(file: GGUFFile) -> None:
         raise ModelError(f"{file.path} has no weights, only a vocabulary", field="tensor_count", hint=hint)
 
 
+def end_tensors(model: ModelSpec, part: Slice) -> tuple[str, ...]:
+    """Names of the tensors that the input and the output part of `part` hold, each once."""
+    names = [TOKEN_EMBD] if part.has_input else []
+    if part.has_output:
+        names += [OUTPUT_NORM, TOKEN_EMBD if model.tied_output else OUTPUT]
+    return tuple(dict.fromkeys(names))
+
+
 # ---------------------------------------------------------------- sizes, for planners
 
 
@@ -169,13 +185,23 @@ def _touch(piece: NDArray[np.uint8]) -> bool:
     return True
 
 
+def drop_pages(data: NDArray[np.uint8]) -> None:
+    """Take a view's whole pages out of this process's memory. They stay readable, and cached while nobody needs the
+    room; where the OS has no such call nothing happens."""
+    advise = _madvise()
+    if advise is None:
+        return
+    page = os.sysconf("SC_PAGESIZE")
+    begin, end = -(-data.ctypes.data // page) * page, (data.ctypes.data + len(data)) // page * page
+    if end > begin:
+        advise(begin, end - begin, _MADV_DONTNEED)
+
+
 def _populate_read() -> Callable[[NDArray[np.uint8]], bool]:
     """A function that asks the kernel for a piece's pages, and says whether it knows how to."""
-    if sys.platform != "linux":
+    madvise = _madvise()
+    if madvise is None or sys.platform != "linux":
         return _touch
-    # Through ctypes and not `mmap.madvise`, which holds the GIL for as long as the disk takes.
-    madvise = ctypes.CDLL(None, use_errno=True).madvise
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     page = os.sysconf("SC_PAGESIZE")
 
     def populate_read(piece: NDArray[np.uint8]) -> bool:
@@ -190,3 +216,12 @@ def _populate_read() -> Callable[[NDArray[np.uint8]], bool]:
         return False
 
     return populate_read
+
+
+def _madvise() -> Callable[[int, int, int], int] | None:
+    """The C library's: Python's `mmap.madvise` holds the GIL for as long as the disk takes."""
+    if sys.platform == "win32":
+        return None
+    madvise: Callable[[int, int, int], int] = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)  # type: ignore[attr-defined]  # a C function
+    return madvise

@@ -11,10 +11,11 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prima_core.engine.engine import StepResult
@@ -22,10 +23,10 @@ from prima_core.engine.request import Sampled
 from prima_core.engine.sampler import sample
 from prima_core.engine.scheduler import PlannedStep, Wanted
 from prima_core.errors import ClusterError, FrameError, LinkError, LinkTimeout, PrimaError
-from prima_core.interfaces import Backend, Buffer, Device, Layers, SendLink, Shard, Slice, Step, Store
-from prima_core.model.weights import populate
+from prima_core.interfaces import Backend, Buffer, Device, Layers, SendLink, Shard, Slice, Step
 from prima_core.plan.plan import Plan, Visit
 from prima_core.ring import wire
+from prima_core.ring.loading import LoadingStore
 from prima_core.ring.reports import Assignment, Collected, LoadFailed, Loading, Ready, Report, Unreachable
 from prima_core.ring.times import Meter
 from prima_core.ring.wire import Epoch, StaleEpoch
@@ -33,8 +34,6 @@ from prima_core.ring.wire import Epoch, StaleEpoch
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from prima_core.interfaces import Weight
 
 log = logging.getLogger(__name__)
 
@@ -358,14 +357,15 @@ class Worker:
 
     def _open_serving(self, backend: Backend, assignment: Assignment, exits: ExitStack) -> _Serving:
         plan, model = assignment.plan, assignment.find_model()
-        spec, store = model.spec, model.store()
-        exits.callback(store.close)
+        spec, mapped = model.spec, model.store()
+        exits.callback(mapped.close)
         slices = _slices(plan, self.name, backend.devices()[0].id)
-        self._populate(assignment, store, slices)
+        store = LoadingStore(mapped, spec, tuple(slices.values()), partial(self._tell_loading, assignment))
         shards: dict[str, Shard] = {}
         for device, part in slices.items():
             shards[device] = backend.load(spec, device, part, store)
             exits.callback(shards[device].close)
+        self.meter.disk_s += store.disk_s
         links: dict[str, SendLink] = {}
         for node in plan.successors(self.name):
             links[node] = self._dial(assignment.addresses[node])
@@ -376,22 +376,10 @@ class Worker:
         first_visit = next((index for index, visit in enumerate(plan.visits) if visit.node == self.name), None)
         return _Serving(assignment, shards, links, limits, exits, first_visit)
 
-    def _populate(self, assignment: Assignment, store: Store, slices: Mapping[str, Slice]) -> None:
-        """Bring the part's weights into memory, in pieces, telling how far it is."""
-        weights = list(_weights(store, slices.values()))
-        total = sum(weight.data.nbytes for weight in weights)
-
-        start, done = time.perf_counter(), 0
-
-        def tell(n_bytes: int) -> None:
-            nonlocal done
-            done += n_bytes
-            if not self._is_wanted(assignment.epoch):
-                raise ClusterError("the load was given up")
-            self._report(Loading(assignment.epoch, done, total))
-
-        populate(weights, tell)
-        self.meter.disk_s += time.perf_counter() - start
+    def _tell_loading(self, assignment: Assignment, done: int, total: int) -> None:
+        if not self._is_wanted(assignment.epoch):
+            raise ClusterError("the load was given up")
+        self._report(Loading(assignment.epoch, done, total))
 
     def _is_wanted(self, epoch: Epoch) -> bool:
         """False when something else was ordered meanwhile: what takes long need not go on."""
@@ -428,15 +416,5 @@ def _slices(plan: Plan, node: str, first_device: str) -> dict[str, Slice]:
     slices: dict[str, Slice] = {}
     for device, ranges in layers.items():
         is_end = node == plan.head and device == first_device
-        slices[device] = Slice(tuple(ranges), is_end, is_end, plan.kv_type, plan.context)
+        slices[device] = Slice(tuple(ranges), is_end, is_end, plan.kv_type, plan.context, plan.kv_tokens)
     return slices
-
-
-def _weights(store: Store, slices: Iterable[Slice]) -> Iterator[Weight]:
-    for part in slices:
-        for layers in part.layers:
-            for layer in layers:
-                yield from store.acquire(layer).values()
-                store.release(layer)
-        if part.has_input or part.has_output:
-            yield from store.shared().values()

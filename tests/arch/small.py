@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,7 @@ class ArrayStore:
         self.layers = [{name: f32_weight(name, values) for name, values in layer.items()} for layer in model.layers]
         self.held: list[int] = []
         self.log: list[int] = []
+        self.given_back: list[str] = []
 
     def acquire(self, layer: int) -> Mapping[str, Weight]:
         self.held.append(layer)
@@ -44,6 +45,12 @@ class ArrayStore:
 
     def release(self, layer: int) -> None:
         self.held.remove(layer)
+
+    def views(self, layer: int) -> Mapping[str, Weight]:
+        return self.layers[layer]
+
+    def give_back(self, weights: Iterable[Weight]) -> None:
+        self.given_back += [weight.name for weight in weights]
 
     def shared(self) -> Mapping[str, Weight]:
         return self.shared_weights

@@ -224,3 +224,16 @@ def test_a_closed_shard_refuses_work_and_lets_weights_go() -> None:
         one.run(Layers(0, 6), np.ones((1, 24), np.float32), step_of(0, [1], kv=[opened(0)]))
     with pytest.raises(PlanError):
         one.embed(step_of(0, [1]))
+
+
+class CopyingOps(ReferenceOps):
+    copies = True
+
+
+def test_what_a_device_copied_is_given_back_once() -> None:
+    store = MODEL.store()
+    OpsShard(CopyingOps(exact_product), MODEL.spec, Slice((Layers(0, 2),), has_input=True), store)
+    layers = [weight.name for layer in (0, 1) for weight in store.views(layer).values()]
+    assert sorted(store.given_back) == sorted([*layers, "token_embd.weight"])
+    OpsShard(ReferenceOps(exact_product), MODEL.spec, Slice((Layers(0, 2),)), kept := MODEL.store())
+    assert not kept.given_back

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from prima_core.arch.families import open_model
 from prima_core.errors import ModelError
-from prima_core.interfaces import Store
+from prima_core.interfaces import Store, Weight
 from prima_core.model import weights
 from prima_core.model.weights import input_bytes, layer_bytes, output_bytes, populate
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
@@ -138,6 +140,32 @@ def test_populating_works_where_the_kernel_cannot_help(tiny: Path, monkeypatch: 
         populate(model.store().acquire(0).values(), pieces.append)
         assert sum(pieces) == layer_bytes(model.file, 0)
         assert len(asked) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what of a map is in memory")
+def test_what_was_given_back_leaves_the_process_and_can_still_be_read(tmp_path: Path) -> None:
+    model_file = TinyModel(n_layers=1, d_ff=4096, types="F32")
+    with open_model(write_tiny_model(tmp_path / "tiny.gguf", model_file)) as model:
+        store = model.store()
+        layer = store.acquire(0)
+        populate(layer.values(), lambda n_bytes: None)
+        before, copies = resident_bytes(layer.values()), [weight.data.copy() for weight in layer.values()]
+        store.give_back(layer.values())
+        assert resident_bytes(layer.values()) < 0.05 * before
+        assert all(np.array_equal(w.data, copy) for w, copy in zip(layer.values(), copies, strict=True))
+
+
+def resident_bytes(weights: Iterable[Weight]) -> int:
+    """Bytes of the maps that hold these weights which are in this process's memory, from /proc."""
+    wanted = {weight.data.ctypes.data for weight in weights}
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if header := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            begin, end = (int(number, 16) for number in header.groups())
+            inside = any(begin <= address < end for address in wanted)
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of lost pages by an error instead of a signal")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from prima_core.arch.ops import AttentionRule, RoutingRule
 from prima_core.arch.rope import Rope
-from prima_core.interfaces import BackendOptions, Chunk, KvKind, KvOp, KvType, Layers, Step
+from prima_core.interfaces import BackendOptions, Chunk, KvKind, KvOp, Layers, Slice, Step
 from prima_core.model.rope import RopeKind
 from prima_numpy import ops as ops_module
 from prima_numpy.backend import DEVICE, NumpyBackend
@@ -154,7 +154,7 @@ def test_add_leaves_its_first_argument(ops: ReferenceOps) -> None:
 def test_attention_is_causal_shares_heads_and_keeps_its_rule(ops: ReferenceOps, rule: AttentionRule) -> None:
     n = 50
     q, k, v = random(n, 4 * 8), random(n, 2 * 8, seed=1), random(n, 2 * 8, seed=2)
-    cache = ops.kv_cache([Layers(2, 3)], n_kv_heads=2, head_dim=8, type=KvType.F16)
+    cache = ops.kv_cache(Slice((Layers(2, 3),)), n_kv_heads=2, head_dim=8)
     at = cache.begin(Layers(2, 3), _opening(Chunk(0, 0, n)))
     out = ops.attention(q, k, v, 2, at, rule).reshape(n, 4, 8)
     for row in range(n):
@@ -180,7 +180,7 @@ def test_rows_of_many_sequences_attend_to_their_own(ops: ReferenceOps, rule: Att
         out = ops.attention(q[rows], k[rows], v[rows], 0, at, rule)
         return np.split(out, np.cumsum([chunk.count for chunk, _ in chunks])[:-1])
 
-    kv = ops.kv_cache([Layers(0, 1)], n_kv_heads=2, head_dim=8, type=KvType.F16)
+    kv = ops.kv_cache(Slice((Layers(0, 1),)), n_kv_heads=2, head_dim=8)
     kv.begin(Layers(0, 1), Step((), tuple(KvOp(KvKind.OPEN, sequence, capacity=100) for sequence in range(3))))
     [whole] = attend((Chunk(0, 0, 70), slice(0, 70)))
     first, other = attend((Chunk(1, 0, 33), slice(0, 33)), (Chunk(2, 0, 5), slice(40, 45)))

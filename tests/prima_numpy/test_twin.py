@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from prima_core.arch.ops import AttentionRule, RoutingRule
-from prima_core.interfaces import Chunk, KvKind, KvOp, KvType, Layers, Step
+from prima_core.interfaces import Chunk, KvKind, KvOp, KvType, Layers, Slice, Step
 from prima_core.model.quant import GGUFType
 from prima_numpy.kernels import Kernels
 from prima_numpy.ops import NativeOps, ReferenceOps
@@ -26,7 +26,7 @@ every_variant = pytest.mark.parametrize("native", [NativeOps(Kernels(2, v)) for 
 def attend(ops: ReferenceOps, rule: AttentionRule, type: KvType, head_dim: int) -> list[FloatArray]:
     """150 positions in three chunks: six heads share two."""
     q, k, v = (random_rows(150, n * head_dim, seed=n) for n in (6, 2, 3))
-    kv = ops.kv_cache([Layers(0, 1)], n_kv_heads=2, head_dim=head_dim, type=type)
+    kv = ops.kv_cache(Slice((Layers(0, 1),), kv_type=type), n_kv_heads=2, head_dim=head_dim)
     kv.begin(Layers(0, 1), Step((), (KvOp(KvKind.OPEN, 0, capacity=200),)))
     results = []
     for start, stop in ((0, 70), (70, 71), (71, 150)):

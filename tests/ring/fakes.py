@@ -96,6 +96,9 @@ class CountingBackend:
     def load(self, model: ModelSpec, device: str, part: Slice, store: Store) -> Shard:
         self.called("load")
         self.parts.append(part)
+        for layer in (layer for layers in part.layers for layer in layers):
+            store.acquire(layer)  # as a backend does, which brings it into memory
+        store.shared()
         return CountingShard(self, part)
 
     def close(self) -> None:

@@ -76,8 +76,8 @@ def test_a_step_goes_through_all_visits_in_order(ring_of: MakeRing, visits: list
 def test_every_part_gets_the_type_of_kv_and_the_context_of_the_plan(ring_of: MakeRing) -> None:
     ring = ring_of("head", "b")
     ring.load(("head", 0, 2), ("b", 2, 6), kv_type=KvType.Q8_0, context=77)
-    assert ring.backends["head"].parts == [Slice((Layers(0, 2),), True, True, KvType.Q8_0, 77)]
-    assert ring.backends["b"].parts == [Slice((Layers(2, 6),), False, False, KvType.Q8_0, 77)]
+    assert ring.backends["head"].parts == [Slice((Layers(0, 2),), True, True, KvType.Q8_0, 77, 1000)]
+    assert ring.backends["b"].parts == [Slice((Layers(2, 6),), False, False, KvType.Q8_0, 77, 1000)]
 
 
 def test_several_steps_in_flight_come_back_in_order(ring: Ring) -> None:
