@@ -254,7 +254,7 @@ def test_a_part_needs_memory_for_its_own_weights_only(tied: bool) -> None:
         (Slice((), has_input=True, has_output=True), table * (1 if tied else 2) + norm),
     ]:
         NumpyBackend(options("exact"), available=lambda: needed).load(model.spec, DEVICE, part, model.store())  # noqa: B023
-        with pytest.raises(DeviceMemoryError, match="would fit|alone fit"):
+        with pytest.raises(DeviceMemoryError, match=r"would fit|alone fit"):
             NumpyBackend(options("exact"), lambda: needed - 1).load(model.spec, DEVICE, part, model.store())  # noqa: B023
 
 
