@@ -10,7 +10,7 @@ VENV ?= .venv
 ARGS ?=
 
 BIN := $(VENV)/bin
-BUILD_INPUTS := pyproject.toml CMakeLists.txt backends/prima_numpy/codebooks.py $(wildcard backends/prima_numpy/native/*)
+BUILD_INPUTS := pyproject.toml CMakeLists.txt prima_core/model/codebooks.py $(wildcard backends/prima_numpy/native/*)
 
 .PHONY: serve test lint bench
 serve: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""The tables behind the codes of the IQ and MXFP4 types, once for all: `unpack.py` reads them, and the build turns them
+"""The tables behind the codes of the IQ and MXFP4 types, once for all: backends read them, and the build turns them
 into the native module's `codebooks.h` by running this file, which therefore needs nothing but Python.
 
 Grids are packed as in the `gguf` package of llama.cpp (gguf-py/gguf/quants.py; MIT license, Copyright (c) 2023 Georgi
