@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from prima_core.errors import ModelError
 from prima_core.interfaces import Weight
 from prima_core.model.quant import BLOCKS, GGUFType
-from prima_numpy.unpack import UNPACK, Bytes, Codes, Float32s
+from prima_core.model.unpack import UNPACK, Bytes, Codes, Float32s
 
 PIECE_WEIGHTS = 1 << 22
 """A product unpacks about so many weights at once: nothing is dequantised as a whole."""
