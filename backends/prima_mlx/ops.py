@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import mlx.core as mx
 import numpy as np
@@ -121,34 +122,44 @@ class MlxOps:
         first = max(0, chunk.start + 1 - rule.window) if rule.window else 0
         is_half = self._half_attention and room.k[0].dtype == mx.float16 and not rule.softcap
         dtype = mx.float16 if is_half else mx.float32
-        keys, values = (read(half, first, room.length, dtype)[None] for half in (room.k, room.v))
-        n_kv_heads, head_dim = keys.shape[1], keys.shape[3]
-        heads = q.astype(dtype).reshape(chunk.count, -1, head_dim).swapaxes(0, 1)[None]  # [1, n_heads, count, head_dim]
-        mask = _sees(chunk, first, rule.window)
-        if rule.softcap:
-            mixed = _capped(heads.reshape(n_kv_heads, -1, chunk.count, head_dim), keys[0], values[0], mask, rule)
-        else:
-            mixed = mx.fast.scaled_dot_product_attention(heads, keys, values, scale=rule.scale, mask=mask)
-        return mixed.reshape(-1, chunk.count, head_dim).swapaxes(0, 1).reshape(q.shape).astype(mx.float32)
+        keys, values = (read(half, first, room.length, dtype) for half in (room.k, room.v))
+        heads = q.astype(dtype).reshape(chunk.count, -1, keys.shape[2]).swapaxes(0, 1)
+        mixed = (_capped if rule.softcap else _fused)(heads, keys, values, _sees(chunk, first, rule.window), rule)
+        return mixed.swapaxes(0, 1).reshape(q.shape).astype(mx.float32)
 
 
-def _sees(chunk: Chunk, first: int, window: int) -> mx.array | None:
-    """Which positions from `first` on each row sees, [count, positions] of bool; None: all of them."""
+Mask = mx.array | Literal["causal"] | None
+"""Which positions each row sees, [count, positions] of bool. None: all. MLX knows the causal one by its name, and then
+leaves out what nobody sees."""
+
+
+def _sees(chunk: Chunk, first: int, window: int) -> Mask:
+    """Of the positions from `first` on."""
+    stop = chunk.start + chunk.count
     if chunk.count == 1:
         return None
-    rows = mx.arange(chunk.start, chunk.start + chunk.count)[:, None]
-    positions = mx.arange(first, chunk.start + chunk.count)
-    seen = positions <= rows
-    return seen & (positions > rows - window) if window else seen
+    if not window or stop <= window:
+        return "causal"
+    rows, positions = mx.arange(chunk.start, stop)[:, None], mx.arange(first, stop)
+    return (positions <= rows) & (positions > rows - window)
 
 
-def _capped(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None, rule: AttentionRule) -> mx.array:
-    """q [n_kv_heads, group, count, head_dim]; k and v [n_kv_heads, positions, head_dim]."""
-    scores = q @ k[:, None].swapaxes(2, 3) * rule.scale
+def _fused(q: mx.array, k: mx.array, v: mx.array, mask: Mask, rule: AttentionRule) -> mx.array:
+    """q [n_heads, count, head_dim]; k and v [n_kv_heads, positions, head_dim]."""
+    return mx.fast.scaled_dot_product_attention(q[None], k[None], v[None], scale=rule.scale, mask=mask)[0]
+
+
+def _capped(q: mx.array, k: mx.array, v: mx.array, mask: Mask, rule: AttentionRule) -> mx.array:
+    """As `_fused`, whose kernel knows no soft cap."""
+    groups = q.reshape(len(k), -1, *q.shape[1:])
+    scores = groups @ k[:, None].swapaxes(2, 3) * rule.scale
     scores = rule.softcap * mx.tanh(scores / rule.softcap)
     if mask is not None:
-        scores = mx.where(mask, scores, -math.inf)
-    return mx.softmax(scores, axis=3) @ v[:, None]
+        count, positions = scores.shape[2:]
+        own = mx.arange(positions - count, positions)[:, None]
+        seen = mx.arange(positions) <= own if isinstance(mask, str) else mask
+        scores = mx.where(seen, scores, -math.inf)
+    return (mx.softmax(scores, axis=3) @ v[:, None]).reshape(q.shape)
 
 
 def _route(scores: mx.array, rule: RoutingRule) -> tuple[mx.array, mx.array]:
