@@ -136,7 +136,7 @@ def test_a_loaded_model_is_in_memory_once(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     taken, on_device, in_file = map(int, done.stdout.split())
     assert in_file > 70e6
-    assert on_device <= taken < on_device + 0.3 * in_file
+    assert 0.9 * on_device < taken < on_device + 0.3 * in_file
 
 
 def test_a_part_needs_what_its_weights_and_kv_take_on_the_device(tmp_path: Path) -> None:
