@@ -85,7 +85,8 @@ class MlxKv:
         return sum(self._position_bytes * room.capacity for rooms in self._rooms.values() for room in rooms.values())
 
     def begin(self, layers: Layers, step: Step) -> Pass:
-        """See `KvCache.begin`."""
+        """See `KvCache.begin`. Should MLX have no memory all the same, some layers keep what was done to them: the head
+        drops what a failed step wrote or took over."""
         for layer in layers:
             check_step(step, self._rooms[layer])
         needed = self._peak_bytes(layers, step.kv)

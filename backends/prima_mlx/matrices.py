@@ -90,9 +90,7 @@ class PackedMatrix:
 
     def _values(self, codes: mx.array, own: GroupScales) -> mx.array:
         bits, mode = self.packing.bits, self.packing.mode
-        return mx.dequantize(
-            codes, own.scales, own.biases, group_size=GROUP, bits=bits, mode=mode, dtype=mx.float32
-        )  # fmt: skip
+        return mx.dequantize(codes, own.scales, own.biases, GROUP, bits, mode, dtype=mx.float32)
 
     def _parts(self, x: mx.array) -> Iterator[tuple[mx.array, GroupScales]]:
         for i, own in enumerate(self.sets):
@@ -154,7 +152,7 @@ def _float_matrix(weight: Weight) -> FloatMatrix:
 
 
 def _packed_matrix(weight: Weight, packing: Packing) -> PackedMatrix:
-    """Filled piece by piece, in place, so that besides the matrix only a piece of it is in memory."""
+    """Filled piece by piece, in place: a second copy of it is never in memory."""
     n_rows, n_groups = prod(weight.shape[:-1]), weight.shape[-1] // GROUP
     codes = mx.zeros((n_rows, n_groups * packing.bits), mx.uint32)
     sets = tuple(_no_scales(packing, n_rows, n_groups) for _ in range(packing.sets))
