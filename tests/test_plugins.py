@@ -310,7 +310,7 @@ def test_a_backend_whose_library_is_missing_is_an_error_with_the_pip_command(mon
     assert error.value.hint == 'pip install "prima-llm[torch]"'
 
 
-@pytest.mark.parametrize("name", ["torch", "mlx"])
+@pytest.mark.parametrize("name", ["torch"])
 def test_a_backend_without_its_compute_part_says_so(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(f"prima_{name}.plugin.find_spec", lambda name: object())
     with pytest.raises(PluginError, match=f"this version of prima has no {name} backend yet"):

@@ -1,26 +1,40 @@
-"""Offers the mlx backend. Its compute part comes in a later version; until then it says so."""
+"""Offers MLX: the GPU of Apple silicon, and elsewhere the CPU, to try things out."""
 
 from __future__ import annotations
 
+import platform
+import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
-from typing import NoReturn
+from pathlib import Path
 
-from prima_core.errors import PluginError
 from prima_core.hookspecs import hookimpl
-from prima_core.interfaces import BackendOptions, BackendPlugin, Probe
+from prima_core.interfaces import Backend, BackendOptions, BackendPlugin, Probe
 
 
 @hookimpl
-def prima_backends() -> list[BackendPlugin]:
-    return [BackendPlugin(name="mlx", api=1, probe=probe, open=open_backend, extra="mlx")]
+def prima_backends() -> Iterable[BackendPlugin]:
+    yield BackendPlugin(name="mlx", api=1, probe=probe, open=_open, extra=_extra())
 
 
 def probe() -> Probe:
-    if find_spec("mlx") is None:
-        return Probe(usable=False, reason="mlx is not installed", hint='pip install "prima-llm[mlx]"')
-    reason = "mlx is installed, but this version of prima has no mlx backend yet"
-    return Probe(usable=False, reason=reason, hint="use --backend numpy")
+    hint = f'pip install "prima-llm[{_extra()}]"'
+    mlx = find_spec("mlx")
+    if mlx is None:
+        return Probe(usable=False, reason="mlx is not installed", hint=hint)
+    folders = [Path(folder) for folder in mlx.submodule_search_locations or ()]
+    if sys.platform != "win32" and not [lib for folder in folders for lib in folder.glob("lib/libmlx.*")]:
+        # The package `mlx` alone is the front: what computes comes as mlx-metal, mlx-cpu or mlx-cuda.
+        return Probe(usable=False, reason="mlx is installed, but none of its libraries that compute", hint=hint)
+    return Probe(usable=True, reason="mlx is installed")
 
 
-def open_backend(options: BackendOptions) -> NoReturn:
-    raise PluginError(f"backend 'mlx' is not usable: {probe().reason}", hint=probe().hint)
+def _extra() -> str:
+    is_apple_silicon = sys.platform == "darwin" and platform.machine() == "arm64"
+    return "mlx" if is_apple_silicon else "mlx-cpu"
+
+
+def _open(options: BackendOptions) -> Backend:
+    from prima_mlx.backend import MlxBackend
+
+    return MlxBackend(options)

@@ -51,7 +51,8 @@ def test_a_node_that_is_never_started_opens_nothing(temporary_folder: Path) -> N
     assert list(temporary_folder.iterdir()) == []
 
 
-def test_a_backend_that_does_not_work_leaves_no_socket(temporary_folder: Path) -> None:
+def test_a_backend_that_does_not_work_leaves_no_socket(temporary_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prima_mlx.plugin.find_spec", lambda name: None)
     made = node(backend="mlx")
     with pytest.raises(PluginError):
         made.start()

@@ -1,0 +1,174 @@
+"""Matrices, and stacks of the matrices of experts, as they lie on the device; float32 goes in and comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import mlx.core as mx
+
+from prima_core.interfaces import Weight
+from prima_core.model.quant import GGUFType
+from prima_mlx.memory import evaluate
+from prima_mlx.quant import GROUP, PACKINGS, Packing, pieces
+
+CAST_WEIGHTS = 1 << 26
+"""A product with 16 bit weights widens so many of them at once: 256 MiB of float32."""
+
+
+class Matrix(Protocol):
+    """[outputs, inputs], or [experts, outputs, inputs]."""
+
+    def product(self, x: mx.array) -> mx.array:
+        """x @ matrix.T: [n, inputs] -> [n, outputs]."""
+        ...
+
+    def of_experts(self, x: mx.array, experts: mx.array) -> mx.array:
+        """Each row by its expert's matrix: [n, inputs] and integers [n] in rising order -> [n, outputs]."""
+        ...
+
+    def rows(self, ids: Sequence[int]) -> mx.array:
+        """[len(ids), inputs]."""
+        ...
+
+
+def upload(weight: Weight) -> Matrix:
+    """Raises DeviceMemoryError where there is no room."""
+    packing = PACKINGS.get(weight.type)
+    return _float_matrix(weight) if packing is None else _packed_matrix(weight, packing)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupScales:
+    """scale * code + bias: [..., outputs, inputs / 32] float32; with mxfp4 scales are uint8 and there are no biases."""
+
+    scales: mx.array
+    biases: mx.array | None = None
+
+    @property
+    def arrays(self) -> tuple[mx.array, ...]:
+        return (self.scales,) if self.biases is None else (self.scales, self.biases)
+
+    def __getitem__(self, rows: mx.array) -> GroupScales:
+        return GroupScales(*(array[rows] for array in self.arrays))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """MLX's groups of 32. Where sixteen codes share a scale there are two sets of scales: x is taken apart into its
+    even and its odd sixteens, and each half is multiplied with the same codes by its own set. That is exact, at the
+    price of reading the codes twice."""
+
+    packing: Packing
+    codes: mx.array  # uint32 [..., outputs, inputs * bits / 32]
+    sets: tuple[GroupScales, ...]
+
+    def product(self, x: mx.array) -> mx.array:
+        bits, mode = self.packing.bits, self.packing.mode
+        return _sum(
+            mx.quantized_matmul(part, self.codes, own.scales, own.biases, group_size=GROUP, bits=bits, mode=mode)
+            for part, own in self._parts(x)
+        )
+
+    def of_experts(self, x: mx.array, experts: mx.array) -> mx.array:
+        bits, mode = self.packing.bits, self.packing.mode
+        answers = (
+            mx.gather_qmm(
+                part[:, None], self.codes, own.scales, own.biases, rhs_indices=experts,
+                group_size=GROUP, bits=bits, mode=mode, sorted_indices=True,
+            )
+            for part, own in self._parts(x)
+        )  # fmt: skip
+        return _sum(answers)[:, 0]
+
+    def rows(self, ids: Sequence[int]) -> mx.array:
+        where = mx.array(list(ids))
+        codes = self.codes[where]
+        return _sum(_part(self._values(codes, own[where]), i, len(self.sets)) for i, own in enumerate(self.sets))
+
+    def _values(self, codes: mx.array, own: GroupScales) -> mx.array:
+        bits, mode = self.packing.bits, self.packing.mode
+        return mx.dequantize(codes, own.scales, own.biases, GROUP, bits, mode, dtype=mx.float32)
+
+    def _parts(self, x: mx.array) -> Iterator[tuple[mx.array, GroupScales]]:
+        for i, own in enumerate(self.sets):
+            yield _part(x, i, len(self.sets)), own
+
+
+@dataclass(frozen=True, slots=True)
+class FloatMatrix:
+    """As in the file. 16 bits are widened in each product: MLX would round x, and what comes out, to them else."""
+
+    weights: mx.array  # float32, float16 or bfloat16
+
+    def product(self, x: mx.array) -> mx.array:
+        outputs, inputs = self.weights.shape
+        step = outputs if self._is_full else max(1, CAST_WEIGHTS // inputs)
+        parts = [x @ _full(self.weights[start : start + step]).T for start in range(0, outputs, step)]
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
+
+    def of_experts(self, x: mx.array, experts: mx.array) -> mx.array:
+        if self._is_full or len(x) > len(self.weights):
+            across = _full(self.weights).swapaxes(1, 2)
+            return mx.gather_mm(x[:, None], across, rhs_indices=experts, sorted_indices=True)[:, 0]
+        return (x[:, None] @ _full(self.weights[experts]).swapaxes(1, 2))[:, 0]  # these are fewer to widen
+
+    def rows(self, ids: Sequence[int]) -> mx.array:
+        return _full(self.weights[mx.array(list(ids))])
+
+    @property
+    def _is_full(self) -> bool:
+        return self.weights.dtype == mx.float32
+
+
+def _part(x: mx.array, i: int, sets: int) -> mx.array:
+    """x [n, inputs] with zeros where another than set `i` holds."""
+    if sets == 1:
+        return x
+    sixteens = x.reshape(len(x), -1, sets, GROUP // sets)
+    return mx.where(mx.arange(sets)[:, None] == i, sixteens, 0).reshape(x.shape)
+
+
+def _sum(parts: Iterator[mx.array]) -> mx.array:
+    total = next(parts)
+    for part in parts:
+        total = total + part
+    return total
+
+
+def _full(weights: mx.array) -> mx.array:
+    return weights.astype(mx.float32)
+
+
+def _float_matrix(weight: Weight) -> FloatMatrix:
+    if weight.type is GGUFType.BF16:
+        weights = mx.array(weight.data.view("<u2").reshape(weight.shape)).view(mx.bfloat16)
+    else:
+        weights = mx.array(weight.data.view("<f2" if weight.type is GGUFType.F16 else "<f4").reshape(weight.shape))
+    evaluate(weights)
+    return FloatMatrix(weights)
+
+
+def _packed_matrix(weight: Weight, packing: Packing) -> PackedMatrix:
+    """Filled piece by piece, in place: a second copy of it is never in memory."""
+    n_rows, n_groups = prod(weight.shape[:-1]), weight.shape[-1] // GROUP
+    codes = mx.zeros((n_rows, n_groups * packing.bits), mx.uint32)
+    sets = tuple(_no_scales(packing, n_rows, n_groups) for _ in range(packing.sets))
+    arrays = [codes, *(array for own in sets for array in own.arrays)]
+    evaluate(*arrays)
+    for start, stop, groups in pieces(weight):
+        parts = [groups.codes, *(part for own in groups.sets for part in own)]
+        for array, part in zip(arrays, parts, strict=True):
+            array[start:stop] = mx.array(part)
+        evaluate(*arrays)
+    by_matrix = *weight.shape[:-1], -1
+    stacked = tuple(GroupScales(*(array.reshape(by_matrix) for array in own.arrays)) for own in sets)
+    return PackedMatrix(packing, codes.reshape(by_matrix), stacked)
+
+
+def _no_scales(packing: Packing, n_rows: int, n_groups: int) -> GroupScales:
+    if packing.mode == "mxfp4":
+        return GroupScales(mx.zeros((n_rows, n_groups), mx.uint8))
+    return GroupScales(mx.zeros((n_rows, n_groups)), mx.zeros((n_rows, n_groups)))
