@@ -106,7 +106,7 @@ def test_the_test_environment_is_pinned() -> None:
     pinned = {normalised(line.partition("==")[0]) for line in lines}
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = [*PROJECT["project"]["dependencies"], *extras["dev"], *extras["testing"], *extras["torch"]]
-    names = {normalised(re.split(r"[<>=\[ ]", requirement)[0]) for requirement in wanted}
+    names = {normalised(re.split(r"[<>=;\[ ]", requirement)[0]) for requirement in wanted}
     assert names - {"prima-llm"} <= pinned
 
 

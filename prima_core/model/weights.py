@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -191,7 +192,7 @@ def drop_pages(data: NDArray[np.uint8]) -> None:
     advise = _madvise()
     if advise is None:
         return
-    page = os.sysconf("SC_PAGESIZE")
+    page = mmap.PAGESIZE
     begin, end = -(-data.ctypes.data // page) * page, (data.ctypes.data + len(data)) // page * page
     if end > begin:
         advise(begin, end - begin, _MADV_DONTNEED)
@@ -202,7 +203,7 @@ def _populate_read() -> Callable[[NDArray[np.uint8]], bool]:
     madvise = _madvise()
     if madvise is None or sys.platform != "linux":
         return _touch
-    page = os.sysconf("SC_PAGESIZE")
+    page = mmap.PAGESIZE
 
     def populate_read(piece: NDArray[np.uint8]) -> bool:
         begin = piece.ctypes.data // page * page
@@ -222,6 +223,6 @@ def _madvise() -> Callable[[int, int, int], int] | None:
     """The C library's: Python's `mmap.madvise` holds the GIL for as long as the disk takes."""
     if sys.platform == "win32":
         return None
-    madvise: Callable[[int, int, int], int] = ctypes.CDLL(None, use_errno=True).madvise
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)  # type: ignore[attr-defined]  # a C function
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     return madvise
