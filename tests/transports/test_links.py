@@ -16,7 +16,8 @@ from prima_core.errors import LinkBroken, LinkClosed, LinkError, LinkTimeout
 from prima_core.interfaces import Credentials, Limits, ReceiveLink, SendLink, Transport
 from prima_inproc.transport import InprocTransport
 from prima_nng.transport import NngTransport
-from prima_socket.transport import UnixTransport
+from prima_socket.tcp import TcpTransport
+from prima_socket.unix import UnixTransport
 
 LONG_S = 10.0
 SHORT_S = 0.05
@@ -43,10 +44,10 @@ class Network:
         return link
 
 
-@pytest.fixture(params=["inproc", "unix", "ipc", "tcp", "tls+tcp"])
+@pytest.fixture(params=["inproc", "unix", "tcp", "ipc", "tls+tcp"])
 def network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
     scheme = request.param
-    own: dict[str, Callable[[], Transport]] = {"inproc": InprocTransport, "unix": UnixTransport}
+    own: dict[str, Callable[[], Transport]] = {"inproc": InprocTransport, "unix": UnixTransport, "tcp": TcpTransport}
     transport = own[scheme]() if scheme in own else NngTransport(scheme)
     free_address = f"{scheme}://127.0.0.1:0" if "tcp" in scheme else f"{scheme}://"
     with ExitStack() as exits:  # sockets in a folder of the test's own, with a shorter path than `tmp_path`

@@ -18,7 +18,7 @@ import pytest
 from prima_core.errors import LinkBroken, LinkTimeout
 from prima_core.interfaces import Credentials, Limits, ReceiveLink, SendLink
 from prima_socket import plugin
-from prima_socket.transport import UnixTransport
+from prima_socket.unix import UnixTransport
 
 LONG_S = 10.0
 SHORT_S = 0.05
@@ -248,7 +248,7 @@ def test_a_closed_link_leaves_no_open_file(exits: ExitStack) -> None:
 def test_a_process_that_forgets_to_close_ends_cleanly_and_leaves_no_file(exits: ExitStack) -> None:
     link = listen(exits)
     code = (
-        "import sys, threading; from prima_core.interfaces import *; from prima_socket.transport import UnixTransport\n"
+        "import sys, threading; from prima_core.interfaces import *; from prima_socket.unix import UnixTransport\n"
         "link = UnixTransport().listen('unix://', Credentials(), Limits())\n"
         "threading.excepthook = lambda _: None  # LinkClosed ends it\n"
         "threading.Thread(target=link.receive, args=(60,), daemon=True).start()\n"
