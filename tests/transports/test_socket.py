@@ -261,7 +261,7 @@ def test_a_process_that_forgets_to_close_ends_cleanly_and_leaves_no_file(exits: 
     assert not Path(address.removeprefix("unix://")).parent.exists()
 
 
-def test_windows_is_offered_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [offer.scheme for offer in plugin.prima_transports()] == ["unix"]
+def test_windows_is_offered_tcp_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [offer.scheme for offer in plugin.prima_transports()] == ["unix", "tcp"]
     monkeypatch.setattr(sys, "platform", "win32")
-    assert list(plugin.prima_transports()) == []
+    assert [offer.scheme for offer in plugin.prima_transports()] == ["tcp"]
