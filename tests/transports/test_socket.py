@@ -1,4 +1,4 @@
-"""What is special to plain unix sockets: frames as bytes, peers that lie or die, and socket files."""
+"""What is special to sockets: frames as bytes, peers that lie or die; and to unix sockets: their files."""
 
 from __future__ import annotations
 
@@ -149,6 +149,9 @@ def test_half_messages_of_two_peers_do_not_mix(exits: ExitStack) -> None:
 def test_a_busy_peer_starves_no_other(exits: ExitStack) -> None:
     link = listen(exits)
     busy, quiet = connect(exits, link), connect(exits, link)
+    for raw in (busy, quiet):  # both are let in
+        raw.sendall(framed(b"here"))
+        assert take(link) == b"here"
     busy.sendall(framed(b"busy") * 100)
     quiet.sendall(framed(b"quiet"))
     assert b"quiet" in [bytes(link.receive(LONG_S)) for _ in range(4)]
