@@ -212,6 +212,14 @@ def test_many_who_say_nothing_keep_nobody_out(exits: ExitStack) -> None:
         read(silent[-1], 1000)
 
 
+def test_more_friends_than_may_wait_all_get_in(exits: ExitStack) -> None:
+    link = listen(exits)
+    friends = [dial(exits, link.address) for _ in range(80)]
+    for number, friend in enumerate(friends):
+        friend.send([bytes([number])], LONG_S)
+    assert {take(link) for _ in friends} == {bytes([number]) for number in range(80)}
+
+
 def test_a_recorded_handshake_opens_nothing(exits: ExitStack) -> None:
     link = listen(exits)
     recorder = connect(exits, link)

@@ -79,9 +79,12 @@ class Doorman:
         connection.setblocking(False)
         if self._greet is None:
             self._admit(connection)
-            return
+        else:
+            self._meet(connection, self._greet)
+
+    def _meet(self, connection: socket.socket, greet: Greet) -> None:
         try:
-            handshake = self._greet(connection)
+            handshake = greet(connection)
         except (AuthError, OSError):  # it has gone again
             connection.close()
             return

@@ -158,6 +158,10 @@ class TcpSendLink(SocketSendLink):
             reason = error.message
         except OSError as error:
             reason = error.strerror or str(error)
+        finally:
+            self._end_attempt(connection, reason)
+
+    def _end_attempt(self, connection: socket.socket | None, reason: str) -> None:
         with self._changed:
             self._attempt = None
             if connection is None:
