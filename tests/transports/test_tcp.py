@@ -176,7 +176,8 @@ def test_a_stranger_is_hung_up_on_and_hears_no_proof(exits: ExitStack, garbage: 
     link = listen(exits)
     raw = connect(exits, link)
     raw.sendall(garbage)
-    raw.shutdown(socket.SHUT_WR)
+    with suppress(OSError):  # hung up on already
+        raw.shutdown(socket.SHUT_WR)
     assert len(read(raw, 1000)) <= 40
     a_friend_gets_through(exits, link)
 
