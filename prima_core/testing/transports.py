@@ -33,7 +33,7 @@ def check_transport(
     wrong_credentials: Credentials | None = STRANGERS,
     crosses_processes: bool = True,
 ) -> Report:
-    """What became of every check; `.demand()` raises CheckFailed with all that failed.
+    """What became of every check. Raises CheckFailed with all that failed, PluginError for a scheme that does not open.
 
     `transport`: the offer, or the scheme of one that is installed. Other processes open it too, by the name of the
     offer's `open`: a function of a module, or a `partial` of one; call this from a test or below
@@ -44,10 +44,12 @@ def check_transport(
     """
     scheme = transport if isinstance(transport, str) else transport.scheme
     case = Case(opener(transport), address or f"{scheme}://", credentials, wrong_credentials, crosses_processes)
+    if isinstance(transport, str):
+        Bench(case).close()
     recorder = Recorder()
     for check in CHECKS:
         run_check(recorder, check, case)
-    return recorder.report(f"transport {scheme}")
+    return recorder.report(f"transport {scheme}").demand()
 
 
 def run_check(recorder: Recorder, check: Check, case: Case, limit_s: float = _CHECK_S) -> None:

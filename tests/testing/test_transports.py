@@ -13,7 +13,7 @@ from functools import partial
 
 import pytest
 
-from prima_core.errors import LinkBroken, LinkTimeout
+from prima_core.errors import LinkBroken, LinkTimeout, PluginError
 from prima_core.interfaces import Buffer, Credentials, Limits, Transport, TransportPlugin
 from prima_core.testing import links
 from prima_core.testing.links import Case
@@ -23,8 +23,10 @@ from prima_inproc.transport import InprocReceiveLink, InprocSendLink, InprocTran
 
 
 def test_an_installed_transport_is_named_by_its_scheme() -> None:
-    report = check_transport("inproc", wrong_credentials=None, crosses_processes=False).demand()
+    report = check_transport("inproc", wrong_credentials=None, crosses_processes=False)
     assert report.subject == "transport inproc"
+    with pytest.raises(PluginError, match="there is no transport 'inprok'"):
+        check_transport("inprok")
 
 
 # ---------------------------------------------------------------- faults: inproc, but
@@ -223,5 +225,5 @@ def test_a_fault_is_caught_by_the_check_that_names_it(
 def test_all_faults_are_told_in_one_error() -> None:
     offer = TransportPlugin("inproc", 1, receiver(TakesMessagesOfAnyLength))
     with pytest.raises(CheckFailed, match="transport inproc: 1 of 32 checks failed") as caught:
-        check_transport(offer, wrong_credentials=None, crosses_processes=False).demand()
+        check_transport(offer, wrong_credentials=None, crosses_processes=False)
     assert [check.name for check in caught.value.failures] == ["a receiver trusts its own limit only"]

@@ -47,7 +47,7 @@ def test_our_transports_do_what_is_asked(scheme: str) -> None:
         address=free_address(scheme),
         wrong_credentials=STRANGERS if "tcp" in scheme else None,
         crosses_processes=scheme != "inproc",
-    ).demand()
+    )
     assert report.subject == f"transport {scheme}"
     assert len(report.checks) == len(CHECKS)
     assert sum(check.state is State.NOT_OFFERED for check in report.checks) == NEEDS_NOT[scheme]
