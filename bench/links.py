@@ -9,13 +9,23 @@ import argparse
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 
 from prima_core.errors import LinkTimeout
 from prima_core.interfaces import Credentials, Limits, ReceiveLink, Transport
 from prima_nng.transport import NngTransport
+from prima_socket.tcp import TcpTransport
+from prima_socket.unix import UnixTransport
 
-ADDRESSES = ("ipc://", "tcp://127.0.0.1:0", "tls+tcp://127.0.0.1:0")
+RIVALS: Mapping[str, tuple[Callable[[], Transport], str]] = {
+    "unix": (UnixTransport, "unix://"),
+    "tcp": (TcpTransport, "tcp://127.0.0.1:0"),
+    "nng ipc": (partial(NngTransport, "ipc"), "ipc://"),
+    "nng tcp": (partial(NngTransport, "tcp"), "tcp://127.0.0.1:0"),
+    "nng tls+tcp": (partial(NngTransport, "tls+tcp"), "tls+tcp://127.0.0.1:0"),
+}
 SIZES = (64, 16 * 1024, 1024 * 1024)
 CREDENTIALS = Credentials(bytes(32))
 LIMITS = Limits()
@@ -25,18 +35,18 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     options.add_argument("--trips", type=int, default=2000, help="round trips of each size")
     trips = options.parse_args().trips
-    print(f"{'':10}{'bytes':>10}{'p50 us':>10}{'p90 us':>10}{'p99 us':>10}")
-    for address in ADDRESSES:
-        measure(address, trips)
+    print(f"{'':12}{'bytes':>10}{'p50 us':>10}{'p90 us':>10}{'p99 us':>10}")
+    for rival in RIVALS:
+        measure(rival, trips)
 
 
-def measure(address: str, trips: int) -> None:
-    scheme = address.partition(":")[0]
-    transport = NngTransport(scheme)
+def measure(rival: str, trips: int) -> None:
+    open_, address = RIVALS[rival]
+    transport = open_()
     with ExitStack() as exits:
         answers = transport.listen(address, CREDENTIALS, LIMITS)
         exits.callback(answers.close)
-        child = multiprocessing.get_context("spawn").Process(target=echo, args=(scheme, address, answers.address))
+        child = multiprocessing.get_context("spawn").Process(target=echo, args=(rival, answers.address))
         child.start()
         exits.callback(child.join)
         questions = transport.dial(str(answers.receive(10.0), "ascii"), CREDENTIALS, LIMITS)
@@ -51,12 +61,13 @@ def measure(address: str, trips: int) -> None:
                 answers.receive(10.0)
                 times_us.append((time.perf_counter() - start) * 1e6)
             cuts = statistics.quantiles(times_us, n=100)
-            print(f"{scheme:10}{size:10}{cuts[49]:10.0f}{cuts[89]:10.0f}{cuts[98]:10.0f}", flush=True)
+            print(f"{rival:12}{size:10}{cuts[49]:10.0f}{cuts[89]:10.0f}{cuts[98]:10.0f}", flush=True)
 
 
-def echo(scheme: str, address: str, answers: str) -> None:
+def echo(rival: str, answers: str) -> None:
     """The child: tells where it listens, then sends back what comes, until an empty message."""
-    transport: Transport = NngTransport(scheme)
+    open_, address = RIVALS[rival]
+    transport = open_()
     questions = transport.listen(address, CREDENTIALS, LIMITS)
     back = transport.dial(answers, CREDENTIALS, LIMITS)
     back.send([questions.address.encode()], 10.0)

@@ -116,5 +116,5 @@ def normalised(name: str) -> str:
 
 def test_the_installed_distribution_is_this_one() -> None:
     installed = {normalised(re.split(r"[<>=; \[]", line)[0]) for line in requires("prima-llm") or []}
-    named = {normalised(re.split(r"[<>=\[ ]", line)[0]) for line in PROJECT["project"]["dependencies"]}
+    named = {normalised(re.split(r"[<>=;\[ ]", line)[0]) for line in PROJECT["project"]["dependencies"]}
     assert named <= installed

@@ -1,4 +1,4 @@
-"""Where the sockets of transports lie as files: paths that are checked, and folders closed to other users."""
+"""Where the sockets of transports are: hosts and ports, paths that are checked, and folders closed to other users."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from prima_core.errors import LinkBroken
 
@@ -50,6 +51,24 @@ def socket_path(scheme: str, address: str) -> Path:
     if "\0" in address:
         raise LinkBroken(f"{address!r} has a zero in its path", hint="choose another path")
     return _checked(Path(address.removeprefix(f"{scheme}://")).absolute())
+
+
+def host_and_port(scheme: str, address: str, *, lowest_port: int) -> tuple[str, int]:
+    """Of `scheme://HOST:PORT`, an IPv6 literal without its brackets. Raises LinkBroken for what can never work."""
+    hint = f"an address looks like {scheme}://192.168.1.5:7747"
+    if any(ord(letter) <= ord(" ") or letter == "\x7f" for letter in address):  # urlsplit would drop some in silence
+        raise LinkBroken(f"{address!r} has a blank in it", hint=hint)
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError as error:
+        raise LinkBroken(f"bad address {address!r}: {error}", hint=hint) from None
+    beyond = parts.path or parts.query or parts.fragment or parts.username is not None
+    if parts.scheme != scheme or not parts.hostname or port is None or beyond:
+        raise LinkBroken(f"{address!r} is not a {scheme} address", hint=hint)
+    if port < lowest_port:
+        raise LinkBroken(f"port {port} of {address!r} cannot be dialled", hint=hint)
+    return parts.hostname, port
 
 
 def close_at_exit(close: Callable[[], None], exits: ExitStack) -> None:

@@ -101,7 +101,7 @@ def test_where_the_context_shifts_a_run_goes_on(prima: Prima, tiny: Path) -> Non
     assert len(unsaid["generated_ids"]) == 30
 
 
-@pytest.mark.parametrize("transport", ["inproc", "unix", "ipc", "tcp"])
+@pytest.mark.parametrize("transport", ["inproc", "unix", "tcp", "ipc", "tls+tcp"])
 def test_a_ring_of_local_nodes_says_the_same(prima: Prima, tiny: Path, transport: str) -> None:
     alone = prima("run", tiny, "-p", "hello", "-n", 8, *GREEDY, "--json").json
     ring = prima("run", tiny, "-p", "hello", "-n", 8, *GREEDY, "--json", "--nodes", 2, "--wire", "f32",

@@ -194,3 +194,58 @@ def test_ipv6_loopback_is_served(start: Start, tiny: Path) -> None:
     url = served_at(program)
     assert url.startswith("http://[::1]:")
     assert httpx.get(f"{url}/v1/models").status_code == 200
+
+
+# ---------------------------------------------------------------- where pynng cannot be imported
+
+
+@pytest.fixture
+def without_pynng(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In this program's processes and in those that they start."""
+    folder = tmp_path / "no-pynng"
+    folder.mkdir()
+    (folder / "pynng.py").write_text("raise ImportError('no wheel for this machine')")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PRIMA_TOKEN", format_token(new_secret()))
+
+
+@pytest.mark.usefixtures("without_pynng")
+@pytest.mark.parametrize("how", [(), ("--transport", "tcp")], ids=["by default", "tcp"])
+def test_local_nodes_serve_without_pynng(start: Start, tiny: Path, how: tuple[str, ...]) -> None:
+    program = start("serve", tiny, "--port", 0, "--nodes", 2, *how)
+    url = served_at(program)
+    assert len(httpx.get(f"{url}/health").json()["nodes"]) == 2
+    body = {"prompt": "hello", "max_tokens": 4, "ignore_eos": True}
+    assert httpx.post(f"{url}/v1/completions", json=body).json()["usage"]["completion_tokens"] == 4
+    ends_within(program, signal.SIGINT, 0)
+
+
+@pytest.mark.usefixtures("without_pynng")
+def test_machines_join_without_pynng_where_tcp_is_written_out(start: Start, tiny: Path) -> None:
+    server = start("serve", tiny, "--port", 0, "--listen", "tcp://127.0.0.1:0", "--wait", 2)
+    found = re.search(r"prima join (\S+)", server.read_err_until("and the token in PRIMA_TOKEN"))
+    assert found
+    worker = start("join", found[1], "--model", tiny, "--name", "attic")
+    assert "attic" in httpx.get(f"{served_at(server)}/health").json()["nodes"]
+    ends_within(worker, signal.SIGINT, 0)
+    ends_within(server, signal.SIGINT, 0)
+
+
+@pytest.mark.usefixtures("without_pynng")
+@pytest.mark.parametrize(
+    ("arguments", "says", "instead"),
+    [
+        (("serve", "--listen", "127.0.0.1:0"), "tls+tcp:// needs pynng", "write tcp://HOST:PORT on every machine"),
+        (("join", "127.0.0.1:1"), "tls+tcp:// needs pynng", "write tcp://HOST:PORT on every machine"),
+        (("run", "-p", "x", "--nodes", "2", "--transport", "ipc"), "ipc:// needs pynng", "use --transport unix"),
+    ],
+    ids=lambda part: part[0] if isinstance(part, tuple) else "",
+)
+def test_what_needs_pynng_says_so_and_what_to_use(
+    start: Start, arguments: tuple[str, ...], says: str, instead: str
+) -> None:
+    ended = start(*arguments).end()
+    assert ended.code == 1
+    assert f"{says}, which cannot be used here: no wheel for this machine" in ended.err
+    assert instead in ended.err
+    assert "Traceback" not in ended.err

@@ -63,7 +63,7 @@ def child(cluster: Cluster) -> psutil.Process:
 # ---------------------------------------------------------------- workers that die
 
 
-@pytest.mark.parametrize("transport", ["unix://", "ipc://", "tcp://127.0.0.1:0"])
+@pytest.mark.parametrize("transport", ["unix://", "tcp://127.0.0.1:0", "ipc://", "tls+tcp://127.0.0.1:0"])
 @pytest.mark.parametrize("fault", [psutil.Process.kill, psutil.Process.suspend], ids=["killed", "hangs"])
 def test_a_worker_that_dies_ends_what_runs_and_the_others_go_on(
     cluster: Start, one_node: Tokens, llama: Model, fault: Callable[[psutil.Process], None], transport: str
@@ -407,7 +407,7 @@ def test_a_worker_waits_for_its_head_to_come_back(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
-@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+@pytest.mark.parametrize("transport", ["ipc", "tcp", "tls+tcp"])
 def test_ctrl_c_ends_every_process_and_leaves_nothing_behind(
     models_folder: Path, temporary_folder: Path, transport: str
 ) -> None:

@@ -50,7 +50,7 @@ def test_a_ring_answers_as_one_node(
         assert head.tokens(prompt, 24) == one_node(model, prompt, 24)
 
 
-@pytest.mark.parametrize("transport", ["unix", "ipc", "tcp"])
+@pytest.mark.parametrize("transport", ["unix", "tcp", "ipc", "tls+tcp"])
 def test_the_command_starts_a_ring_and_leaves_nothing_behind(
     one_node: Tokens, open_models: dict[str, Model], temporary_folder: Path, tmp_path: Path, transport: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""What is special to plain unix sockets: frames as bytes, peers that lie or die, and socket files."""
+"""What is special to sockets: frames as bytes, peers that lie or die; and to unix sockets: their files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from prima_core.errors import LinkBroken, LinkTimeout
 from prima_core.interfaces import Credentials, Limits, ReceiveLink, SendLink
 from prima_socket import plugin
-from prima_socket.transport import UnixTransport
+from prima_socket.unix import UnixTransport
 
 LONG_S = 10.0
 SHORT_S = 0.05
@@ -149,6 +149,9 @@ def test_half_messages_of_two_peers_do_not_mix(exits: ExitStack) -> None:
 def test_a_busy_peer_starves_no_other(exits: ExitStack) -> None:
     link = listen(exits)
     busy, quiet = connect(exits, link), connect(exits, link)
+    for raw in (busy, quiet):  # both are let in
+        raw.sendall(framed(b"here"))
+        assert take(link) == b"here"
     busy.sendall(framed(b"busy") * 100)
     quiet.sendall(framed(b"quiet"))
     assert b"quiet" in [bytes(link.receive(LONG_S)) for _ in range(4)]
@@ -248,7 +251,7 @@ def test_a_closed_link_leaves_no_open_file(exits: ExitStack) -> None:
 def test_a_process_that_forgets_to_close_ends_cleanly_and_leaves_no_file(exits: ExitStack) -> None:
     link = listen(exits)
     code = (
-        "import sys, threading; from prima_core.interfaces import *; from prima_socket.transport import UnixTransport\n"
+        "import sys, threading; from prima_core.interfaces import *; from prima_socket.unix import UnixTransport\n"
         "link = UnixTransport().listen('unix://', Credentials(), Limits())\n"
         "threading.excepthook = lambda _: None  # LinkClosed ends it\n"
         "threading.Thread(target=link.receive, args=(60,), daemon=True).start()\n"
@@ -261,7 +264,7 @@ def test_a_process_that_forgets_to_close_ends_cleanly_and_leaves_no_file(exits: 
     assert not Path(address.removeprefix("unix://")).parent.exists()
 
 
-def test_windows_is_offered_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [offer.scheme for offer in plugin.prima_transports()] == ["unix"]
+def test_windows_is_offered_tcp_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [offer.scheme for offer in plugin.prima_transports()] == ["unix", "tcp"]
     monkeypatch.setattr(sys, "platform", "win32")
-    assert list(plugin.prima_transports()) == []
+    assert [offer.scheme for offer in plugin.prima_transports()] == ["tcp"]

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
+from prima_core.errors import PluginError
 from prima_core.hookspecs import hookimpl
 from prima_core.interfaces import Transport, TransportPlugin
 
+_INSTEAD = {
+    "ipc": "use --transport unix, or on Windows tcp",
+    "tls+tcp": "install pynng, or write tcp://HOST:PORT on every machine: nothing is encrypted then",
+}
 _SUMMARIES = {
     "ipc": "between processes of one computer",
-    "tcp": "between computers, in the clear",
     "tls+tcp": "between computers, encrypted with the cluster's token",
 }
 
@@ -22,6 +26,10 @@ def prima_transports() -> Iterable[TransportPlugin]:
 
 
 def _open(scheme: str) -> Transport:
-    from prima_nng.transport import NngTransport
-
+    try:
+        from prima_nng.transport import NngTransport
+    except (ImportError, OSError) as error:  # not installed, or not for this system
+        raise PluginError(
+            f"{scheme}:// needs pynng, which cannot be used here: {error}", hint=_INSTEAD[scheme]
+        ) from None
     return NngTransport(scheme)

@@ -16,8 +16,8 @@ from contextlib import ExitStack
 from prima_core.errors import LinkBroken, LinkClosed, LinkTimeout
 from prima_core.interfaces import Buffer, Credentials, Limits
 from prima_core.ring.security import derive
-from prima_core.ring.sockets import SocketPlace, close_at_exit
-from prima_nng.addresses import check_tcp, ipc_peer, ipc_place, with_port
+from prima_core.ring.sockets import SocketPlace, close_at_exit, host_and_port
+from prima_nng.addresses import ipc_peer, ipc_place, with_port
 from prima_nng.library import Message, PullSocket, PushSocket, limit_threads
 
 _SLICE_S = 0.05
@@ -25,7 +25,7 @@ _LINGER_S = 0.05  # nng hands a message to the system a moment after `send`, and
 
 
 class NngTransport:
-    """One scheme of nng's: `tcp`, `tls+tcp` or `ipc`."""
+    """One scheme of nng's: `tls+tcp` or `ipc`, or `tcp`, which is not offered: prima_socket's asks who is there."""
 
     def __init__(self, scheme: str) -> None:
         self._scheme = scheme
@@ -36,14 +36,14 @@ class NngTransport:
         key = self._key(credentials)
         if self._scheme == "ipc":
             return NngReceiveLink(ipc_place(address), limits, key)
-        check_tcp(address, self._scheme, lowest_port=0)
+        host_and_port(self._scheme, address, lowest_port=0)
         return NngReceiveLink(SocketPlace(address), limits, key)
 
     def dial(self, address: str, credentials: Credentials, limits: Limits) -> NngSendLink:
         key = self._key(credentials)
         if self._scheme == "ipc":
             return NngSendLink(ipc_peer(address), limits, key)
-        check_tcp(address, self._scheme, lowest_port=1)
+        host_and_port(self._scheme, address, lowest_port=1)
         return NngSendLink(address, limits, key)
 
     def _key(self, credentials: Credentials) -> bytes | None:
