@@ -40,7 +40,7 @@ _FOLDER = click.Path(file_okay=False)
 _POSITIVE = click.IntRange(min=1)
 
 TABLE = (
-    Setting("backend", ("--backend",), str, "auto", "What computes: auto, numpy, torch, mlx or a plugin's name."),
+    Setting("backend", ("--backend",), str, "auto", "What computes: auto, or backends and devices, best first, e.g. torch:cuda:0,numpy."),
     Setting("threads", ("-t", "--threads"), click.IntRange(min=0), 0, "Compute threads of a node; 0: its cores."),
     Setting("kernels", ("--kernels",), str, "auto", "How a backend computes; numpy: auto, native, int8 or exact."),
     Setting("context", ("-c", "--context"), _POSITIVE, None, "Context length in tokens.  [default: the model's, to 8192]"),
@@ -55,7 +55,7 @@ TABLE = (
     Setting("solver", ("--solver",), str, "even", "What makes the plan."),
     Setting("transport", ("--transport",), str, LOCAL_TRANSPORT, "Between local nodes: unix, tcp, ipc or inproc."),
     Setting("wire", ("--wire",), click.Choice(["auto", "f32", "f16"]), "auto", "Activations between nodes; auto: prefill f16."),
-    Setting("memory", ("--memory",), str, None, "What this node may use, e.g. 4GB.  [default: what is available]"),
+    Setting("memory", ("--memory",), str, None, "Host memory that this node may use, e.g. 4GB.  [default: what is available]"),
     Setting("listen", ("--listen",), str, None, "Where other machines join, e.g. 0.0.0.0:7747 or tcp://0.0.0.0:7747."),
     Setting("advertise", ("--advertise",), str, None, "Host name or address that other nodes reach this one by."),
     Setting("token_file", ("--token-file",), _FILE, None, "File with the cluster's token.  [default: in the state folder]"),

@@ -76,7 +76,11 @@ class Busy(ClusterError):
 
 
 class DeviceMemoryError(PrimaError):
-    """A device has not enough memory for what it was asked to hold."""
+    """A device, `device` by its id where it is known, has not enough memory for what it was asked to hold."""
+
+    def __init__(self, message: str, *, device: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.device = device
 
 
 class TemplateError(PrimaError):

@@ -58,10 +58,12 @@ def prima_solvers() -> Iterable[SolverPlugin]:  # type: ignore[empty-body]  # a 
 
 @hookspec(firstresult=True)
 def prima_choose_backend(candidates: Sequence[Device], model: ModelSpec | None) -> Sequence[str] | None:
-    """Choose for `--backend auto`: ids of `candidates`, best first, or None for "no opinion".
+    """Choose for `--backend auto`: ids of those `candidates` that shall compute, best first, or None for "no opinion".
 
-    `candidates` are the devices of all usable backends; `model` is None where it is not known yet. The first plugin
-    with an opinion wins; core's own choice is asked last: accelerators first, then numpy, then the rest.
+    `candidates` are the devices of all usable backends (but of those with nothing but a CPU, where another has one);
+    `model` is None where it is not known yet. The first device is filled with layers first, the others get what does
+    not fit. Of two backends that mean the same GPU, name one. The first plugin with an opinion wins; core's own choice
+    comes last: the accelerators of one backend, then numpy's CPU.
     """
 
 

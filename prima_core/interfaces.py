@@ -170,13 +170,17 @@ class Slice:
     kv_tokens: int = 0
 
 
+MAX_GROWTH = 64.0
+"""Above 32, which is what the most compressed type would take as floats."""
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """Something that computes. `id` is backend:device, e.g. `numpy:cpu`, `torch:cuda:0`.
 
     `memory_bytes`: what weights and KV may take there now. `shares_host`: this memory is the host's (a CPU's, unified
     memory), so what lies there counts against the node's memory too. `growth`: types of tensors, by name, that take
-    more bytes there than in the file, and how many times as many.
+    more bytes there than in the file, and how many times as many, from 1 to MAX_GROWTH.
     """
 
     id: str
@@ -188,11 +192,16 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Answer of a backend to "would you work on this machine?"; `hint` says how to get what is missing."""
+    """Answer of a backend to "would you work on this machine?"; `hint` says how to get what is missing.
+
+    `cpu_only`: it has nothing but the CPU here, for which numpy is there, so that `--backend auto` need not open it:
+    to import a library can take seconds.
+    """
 
     usable: bool
     reason: str = ""
     hint: str = ""
+    cpu_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

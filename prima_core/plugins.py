@@ -19,10 +19,12 @@ import pluggy
 
 from prima_core import hookspecs
 from prima_core.border import Border, Entry, Fault, Offer, OfferT, Stage, kind_of, label_of, name_of
+from prima_core.devices import AUTO, Opened, open_devices
 from prima_core.entrypoints import Source, find_sources
-from prima_core.errors import ConfigError, PluginError, PrimaError
+from prima_core.errors import ConfigError, PluginError
 from prima_core.interfaces import (
     API,
+    MAX_GROWTH,
     Backend,
     BackendOptions,
     BackendPlugin,
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
 
     from prima_core.events import Event
     from prima_core.model.spec import ModelSpec
-
-AUTO = "auto"
 
 
 class PluginState(StrEnum):
@@ -153,14 +153,56 @@ class Registry:
                 self._open_transports[scheme] = self._owner(offer), offer.open()
             return self._open_transports[scheme][1]
 
-    def open_backend(self, name: str, options: BackendOptions, model: ModelSpec | None = None) -> tuple[Backend, str]:
-        """Open a backend by name or `auto`; also gives a line that explains the choice. The caller closes it.
+    def open_backend(self, choice: str, options: BackendOptions, model: ModelSpec | None = None) -> tuple[Backend, str]:
+        """Open the devices that `choice` means as one backend; also a line that explains them. The caller closes it.
 
-        Raises PluginError when the named one, or for `auto` every one, is unknown, not usable or broken.
+        `choice`: `auto`, or a comma list, in order of preference, of backends (their accelerators, or their CPU where
+        they have none) and devices by id. Raises PluginError when a named one, or for `auto` every one, is unknown, not
+        usable or broken, and ConfigError for what is no such list.
         """
-        if name == AUTO:
-            return self._open_best(options, model)
-        return _open_usable(self.backend(name), options), f"backend {name}, as asked"
+        return open_devices(self, choice, options, model)
+
+    @property
+    def backend_names(self) -> Sequence[str]:
+        return tuple(self._backends)
+
+    def is_cpu_only(self, name: str) -> bool:
+        """Whether `auto` can do without this backend, as its probe says."""
+        probe = self.backend(name).probe()
+        return probe.usable and probe.cpu_only
+
+    def open_one(self, name: str, options: BackendOptions) -> Opened:
+        """A backend with all of its devices; raises as `open_backend`. The caller closes it, by `close_one`."""
+        offer = self.backend(name)
+        probe = offer.probe()
+        if not probe.usable:
+            raise PluginError(f"backend {name!r} is not usable: {probe.reason}", hint=probe.hint)
+        backend = offer.open(options)
+        try:
+            label, entry = label_of(offer), self._owner(offer)
+            devices = self._border.demand(entry, Stage.OPEN, label, backend.devices, partial(_wrong_devices, name))
+            if not devices:
+                raise PluginError(f"backend {name!r} has no device here", hint="another --backend may have one")
+        except BaseException:
+            self.close_one(name, backend)
+            raise
+        return Opened(backend, devices)
+
+    def close_one(self, name: str, backend: Backend) -> None:
+        """A backend that fails at it is recorded."""
+        self._border.attempt(self._owner(self._backends[name]), Stage.CLOSE, backend.close)
+
+    def opinion(self, candidates: Sequence[Device], model: ModelSpec | None) -> tuple[Sequence[str], str] | None:
+        """What the first plugin with a valid one would use of these devices, and which plugin that is."""
+        ids = {device.id for device in candidates}
+        for entry, call in self._calls("prima_choose_backend", candidates=tuple(candidates), model=model):
+            order = self._border.attempt(entry, Stage.CHOOSE, call)
+            if order is None:
+                continue
+            if isinstance(order, (tuple, list)) and order and all(isinstance(d, str) and d in ids for d in order):
+                return tuple(dict.fromkeys(order)), entry.source.id
+            self._border.record(entry, Stage.CHOOSE, f"{order!r} are not devices of: {', '.join(sorted(ids))}")
+        return None
 
     def report(self) -> list[PluginRow]:
         """A row for every entry point, in loading order. Probes the backends, which may import heavy things."""
@@ -169,6 +211,10 @@ class Registry:
     @property
     def faults(self) -> tuple[Fault, ...]:
         return tuple(fault for entry in self._entries for fault in entry.faults)
+
+    @property
+    def stops_at_faults(self) -> bool:
+        return self._border.strict and bool(self.faults)
 
     # ------------------------------------------------------------ the other hooks
 
@@ -276,54 +322,6 @@ class Registry:
             table[name] = self._border.guard(entry, offer)
             entry.offers.append(table[name])
 
-    # ------------------------------------------------------------ `auto`
-
-    def _open_best(self, options: BackendOptions, model: ModelSpec | None) -> tuple[Backend, str]:
-        opened: dict[str, Backend] = {}
-        devices: list[Device] = []
-        left_out: list[str] = []
-        wrong_option: ConfigError | None = None
-        for name, offer in self._backends.items():
-            try:
-                opened[name] = _open_usable(offer, options)
-                devices += self._devices(offer, opened[name])
-            except PrimaError as error:
-                if self._border.strict and self.faults:
-                    raise
-                left_out.append(error.message)
-                wrong_option = error if isinstance(error, ConfigError) else wrong_option
-        best, chooser = self._choose(devices, model) if devices else ("", "")
-        chosen = best.partition(":")[0]
-        for name in opened.keys() - {chosen}:
-            self._border.attempt(self._owner(self._backends[name]), Stage.CLOSE, opened[name].close)
-        if not devices and wrong_option is not None:
-            raise wrong_option
-        if not devices:
-            raise PluginError(f"no backend can be used: {'; '.join(left_out)}", hint="`prima plugins` shows why")
-        others = [f"could also use {device.id}" for device in devices if device.id.partition(":")[0] != chosen]
-        return opened[chosen], "; ".join([f"backend {chosen} on {best}, chosen by {chooser}", *others, *left_out])
-
-    def _devices(self, offer: BackendPlugin, backend: Backend) -> Sequence[Device]:
-        def complaint(devices: object) -> str:
-            if not isinstance(devices, Sequence) or not all(isinstance(device, Device) for device in devices):
-                return "devices() gave something else than Devices"
-            strange = [device.id for device in devices if not device.id.startswith(f"{offer.name}:")]
-            return f"devices are named backend:device, not {', '.join(strange)}" if strange else ""
-
-        return self._border.demand(self._owner(offer), Stage.OPEN, label_of(offer), backend.devices, complaint)
-
-    def _choose(self, candidates: Sequence[Device], model: ModelSpec | None) -> tuple[str, str]:
-        """The best device's id and who says so: the first plugin with a valid opinion, and core's own at the end."""
-        ids = {device.id for device in candidates}
-        for entry, call in self._calls("prima_choose_backend", candidates=tuple(candidates), model=model):
-            order = self._border.attempt(entry, Stage.CHOOSE, call)
-            if order is None:
-                continue
-            if isinstance(order, (tuple, list)) and order and all(isinstance(d, str) and d in ids for d in order):
-                return order[0], entry.source.id
-            self._border.record(entry, Stage.CHOOSE, f"{order!r} are not devices of: {', '.join(sorted(ids))}")
-        return choose_device(candidates), "prima"
-
     # ------------------------------------------------------------ calling plugins
 
     def _calls(self, hook: str, **arguments: object) -> Iterator[tuple[Entry, Callable[[], Any]]]:
@@ -351,21 +349,15 @@ class Registry:
         return next(entry for entry in self._entries for own in entry.offers if own is offer)
 
 
-def choose_device(candidates: Sequence[Device]) -> str:
-    """Core's own choice for `auto`: an accelerator before a CPU, the numpy backend before others on a CPU."""
-
-    def rank(device: Device) -> tuple[bool, bool]:
-        backend, _, where = device.id.partition(":")
-        return where.startswith("cpu"), backend != "numpy"
-
-    return min(candidates, key=rank).id
-
-
-def _open_usable(offer: BackendPlugin, options: BackendOptions) -> Backend:
-    probe = offer.probe()
-    if not probe.usable:
-        raise PluginError(f"backend {offer.name!r} is not usable: {probe.reason}", hint=probe.hint)
-    return offer.open(options)
+def _wrong_devices(backend: str, devices: object) -> str:
+    """What is wrong with what `devices()` gave, in a sentence; empty: nothing."""
+    if not isinstance(devices, Sequence) or not all(isinstance(device, Device) for device in devices):
+        return "devices() gave something else than Devices"
+    strange = [device.id for device in devices if not device.id.startswith(f"{backend}:")]
+    if strange:
+        return f"devices are named backend:device, not {', '.join(strange)}"
+    factors = [factor for device in devices for factor in device.growth.values() if not 1 <= factor <= MAX_GROWTH]
+    return f"growth is from 1 to {MAX_GROWTH:g}, not {', '.join(map(str, factors))}" if factors else ""
 
 
 def _row(entry: Entry) -> PluginRow:

@@ -19,7 +19,7 @@ LEVELS = (
     {"arch"},
     {"library"},
     {"plan"},
-    {"border", "plugins"},
+    {"border", "devices", "plugins"},
     {"engine"},
     {"ring"},
     {"node"},

@@ -4,9 +4,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from textwrap import dedent
+from collections.abc import Callable
 
 import click
 import msgspec
@@ -14,14 +12,11 @@ import pytest
 
 from prima_core.errors import ConfigError, PlanError, PluginError, PrimaError
 from prima_core.events import NodeLost
-from prima_core.interfaces import API, BackendOptions, Device, Probe
+from prima_core.interfaces import API, BackendOptions, Probe
 from prima_core.plan.problem import ModelFacts, NodeFacts, Problem
-from prima_core.plugins import PluginRow, Registry, choose_device
+from prima_core.plugins import PluginRow, Registry
+from tests.site import Site
 
-PREAMBLE = """\
-from prima_core.hookspecs import hookimpl
-from prima_core.interfaces import BackendPlugin, Device, Probe, SolverPlugin, TransportPlugin
-"""
 OURS = ["even", "inproc", "mlx", "nng", "numpy", "socket", "torch"]
 OPTIONS = BackendOptions()
 PROBLEM = Problem(ModelFacts("m", (1,), 0, 0, 0, 9), (NodeFacts("a", 10),), "a", 1)
@@ -60,34 +55,6 @@ def backend(
     devices: str = "return [Device('{name}:gpu', 1)]",
 ) -> str:
     return BACKEND.format(name=name, probe=probe, open=open, devices=devices.format(name=name))
-
-
-class Site:
-    """A folder on `sys.path` into which a test puts distributions, as pip would."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.modules: list[str] = []
-
-    def add(self, name: str, code: str, *, distribution: str = "", points: str = "", preamble: str = PREAMBLE) -> None:
-        """A distribution `stranger-NAME` with the module `NAME_plugin` behind an entry point NAME."""
-        module = f"{name}_plugin"
-        (self.folder / f"{module}.py").write_text(preamble + dedent(code))
-        distribution = distribution or f"stranger-{name}"
-        info = self.folder / f"{distribution.replace('-', '_')}-1.2.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n")
-        (info / "entry_points.txt").write_text(points or f"[prima]\n{name} = {module}\n")
-        self.modules.append(module)
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    site = Site(tmp_path)
-    yield site
-    for module in site.modules:
-        sys.modules.pop(module, None)
 
 
 def row(registry: Registry, name: str) -> PluginRow:
@@ -452,14 +419,15 @@ def test_auto_says_what_it_chose_and_why_not_the_others(site: Site) -> None:
     site.add("quick", backend("quick"))
     site.add("slow", backend("slow", devices="return [Device('slow:cpu', 1)]"))
     site.add("absent", backend("absent", probe="return Probe(False, 'no such chip', 'buy one')"))
-    opened, why = Registry.load(only("quick", "slow", "absent")).open_backend("auto", OPTIONS)
-    assert [device.id for device in opened.devices()] == ["quick:gpu"]
+    site.add("same", backend("same"))
+    opened, why = Registry.load(only("quick", "slow", "absent", "same")).open_backend("auto", OPTIONS)
+    assert [device.id for device in opened.devices()] == ["quick:gpu", "slow:cpu"]
     assert why == (
-        "backend quick on quick:gpu, chosen by prima; could also use slow:cpu;"
-        " backend 'absent' is not usable: no such chip"
+        "computing on quick:gpu, slow:cpu; --backend could also name same:gpu;"
+        " not usable: absent (`prima doctor` says why)"
     )
-    assert sys.modules["slow_plugin"].Backend.closed == ["slow"]
-    assert sys.modules["quick_plugin"].Backend.closed == []
+    closed = {name: sys.modules[f"{name}_plugin"].Backend.closed for name in ("quick", "slow", "same")}
+    assert closed == {"quick": [], "slow": [], "same": ["same"]}
 
 
 @pytest.mark.parametrize(
@@ -471,6 +439,7 @@ def test_auto_says_what_it_chose_and_why_not_the_others(site: Site) -> None:
         backend("bad", devices="raise OSError('no driver')"),
         backend("bad", devices="return ['bad:gpu']"),
         backend("bad", devices="return [Device('good:gpu', 1)]"),
+        backend("bad", devices="return [Device('bad:gpu', 1, growth=dict(F16=0.5))]"),
     ],
 )
 def test_auto_goes_on_past_a_broken_backend(site: Site, bad: str) -> None:
@@ -478,8 +447,7 @@ def test_auto_goes_on_past_a_broken_backend(site: Site, bad: str) -> None:
     site.add("good", backend("good"))
     registry = Registry.load(only("bad", "good"))
     _, why = registry.open_backend("auto", OPTIONS)
-    assert why.startswith("backend good on good:gpu")
-    assert "'bad'" in why
+    assert why == "computing on good:gpu; not usable: bad (`prima doctor` says why)"
     assert row(registry, "bad").state == "fault"
 
 
@@ -498,12 +466,14 @@ def test_auto_without_a_usable_backend_names_every_reason(site: Site) -> None:
     assert sys.modules["empty_plugin"].Backend.closed == ["empty"]
 
 
-def test_a_plugin_may_choose_the_backend(site: Site) -> None:
+def test_a_plugin_may_choose_the_devices(site: Site) -> None:
     site.add("one", backend("one"))
     site.add("two", backend("two"))
-    site.add("taste", CHOOSER.format(does="return ('two:gpu', 'one:gpu')"))
-    _, why = Registry.load(only("one", "two", "taste")).open_backend("auto", OPTIONS)
-    assert why.startswith("backend two on two:gpu, chosen by stranger-taste:taste")
+    site.add("three", backend("three"))
+    site.add("taste", CHOOSER.format(does="return ('two:gpu', 'one:gpu', 'two:gpu')"))
+    opened, why = Registry.load(only("one", "two", "three", "taste")).open_backend("auto", OPTIONS)
+    assert [device.id for device in opened.devices()] == ["two:gpu", "one:gpu"]
+    assert why == ("computing on two:gpu, one:gpu, chosen by stranger-taste:taste; --backend could also name three:gpu")
 
 
 @pytest.mark.parametrize(
@@ -514,21 +484,8 @@ def test_a_chooser_without_a_valid_opinion_leaves_the_choice_to_others(site: Sit
     site.add("taste", CHOOSER.format(does=does))
     registry = Registry.load(only("one", "taste"))
     _, why = registry.open_backend("auto", OPTIONS)
-    assert why == "backend one on one:gpu, chosen by prima"
+    assert why == "computing on one:gpu"
     assert row(registry, "taste").state == ("ok" if does == "return None" else "fault")
-
-
-@pytest.mark.parametrize(
-    ("candidates", "best"),
-    [
-        (["torch:cpu", "numpy:cpu"], "numpy:cpu"),
-        (["numpy:cpu", "torch:cuda:0"], "torch:cuda:0"),
-        (["mlx:cpu", "torch:cpu"], "mlx:cpu"),
-        (["numpy:cpu", "mlx:gpu"], "mlx:gpu"),
-    ],
-)
-def test_cores_own_choice_prefers_accelerators_then_numpy(candidates: list[str], best: str) -> None:
-    assert choose_device([Device(id_, 1) for id_ in candidates]) == best
 
 
 # ---------------------------------------------------------------- events and commands

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterable
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def probe() -> Probe:
     if sys.platform != "win32" and not [lib for folder in folders for lib in folder.glob("lib/libmlx.*")]:
         # The package `mlx` alone is the front: what computes comes as mlx-metal, mlx-cpu or mlx-cuda.
         return Probe(usable=False, reason="mlx is installed, but none of its libraries that compute", hint=hint)
-    return Probe(usable=True, reason="mlx is installed")
+    has_cpu_build = any(distributions(name="mlx-cpu"))
+    return Probe(usable=True, reason="mlx is installed", cpu_only=has_cpu_build)
 
 
 def _extra() -> str:

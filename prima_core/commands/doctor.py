@@ -17,7 +17,7 @@ from prima_core.arch.families import open_model
 from prima_core.commands.setup import model_path, token_path
 from prima_core.commands.table import wide_console
 from prima_core.errors import ModelError, PrimaError
-from prima_core.interfaces import BackendOptions
+from prima_core.interfaces import BackendOptions, Device
 from prima_core.plugins import PluginState, Registry
 
 
@@ -58,23 +58,46 @@ def _findings(registry: Registry) -> Iterator[Finding]:
 
 def _plugin_findings(registry: Registry) -> Iterator[Finding]:
     for row in registry.report():
-        ok = row.state is PluginState.OK
-        yield Finding(f"plugin {row.name}", ok, row.fault or ", ".join(row.offers), row.hint)
+        works = row.state in (PluginState.OK, PluginState.UNUSABLE)  # why a backend is not usable is told below
+        if row.state is PluginState.DISABLED:
+            yield Finding(f"plugin {row.name}", False, "disabled", "see PRIMA_PLUGINS and PRIMA_DISABLE_PLUGINS")
+        else:
+            fact = ", ".join(row.offers) if works else row.fault
+            yield Finding(f"plugin {row.name}", works, fact, "" if works else row.hint)
 
 
 def _backend_findings(registry: Registry) -> Iterator[Finding]:
-    """What `--backend auto` would take here, and what that backend tells about itself."""
+    """Every backend with its devices, and what `--backend auto` would take here."""
+    for name in registry.backend_names:
+        yield from _one_backend(registry, name)
     try:
-        backend, why = registry.open_backend("auto", BackendOptions(), None)
+        chosen, why = registry.open_backend("auto", BackendOptions(), None)
     except PrimaError as error:
         yield Finding("backend auto", False, error.message, error.hint)
+    else:
+        chosen.close()
+        yield Finding("backend auto", True, why)
+
+
+def _one_backend(registry: Registry, name: str) -> Iterator[Finding]:
+    try:
+        opened = registry.open_one(name, BackendOptions())
+    except PrimaError as error:
+        yield Finding(f"backend {name}", False, error.message, error.hint)
         return
-    yield Finding("backend auto", True, why)
-    for name, fact in backend.describe().items():
-        yield Finding(f"backend {name}", True, fact)
-    for device in backend.devices():
-        yield Finding(f"device {device.id}", True, f"{device.memory_bytes / 1e9:.1f} GB {device.summary}")
-    backend.close()
+    try:
+        probe = registry.backend(name).probe()  # a hint of what works is how it would work better
+        facts = [f"{key} {fact}" for key, fact in opened.backend.describe().items()]
+        yield Finding(f"backend {name}", True, "; ".join(([probe.reason] if probe.hint else []) + facts), probe.hint)
+        yield from map(_device_finding, opened.devices)
+    finally:
+        registry.close_one(name, opened.backend)
+
+
+def _device_finding(device: Device) -> Finding:
+    whose = "the host's" if device.shares_host else "its own"
+    fact = f"{device.memory_bytes / 1e9:.1f} GB free of {whose}" + (f"; {device.summary}" if device.summary else "")
+    return Finding(f"device {device.id}", True, fact)
 
 
 def _builtin_finding() -> Finding:

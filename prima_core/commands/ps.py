@@ -100,11 +100,15 @@ def _lines(view: ServerView) -> list[str]:
 
 
 def _facts(node: NodeView) -> tuple[str, str, str, str]:
-    layers = ", ".join(f"[{part.start}, {part.stop})" for part in node.layers) or "-"
-    if node.loaded is not None:
-        layers += f" loading {node.loaded:.0%}"
-    memory = f"{_size(node.weight_bytes)} + {_size(node.kv_bytes)} KV of {_size(node.memory_bytes)}"
-    return f"{node.name} (head)" if node.is_head else node.name, ", ".join(node.devices), layers, memory
+    """The last three: a line for each device."""
+    ranges = (", ".join(f"[{part.start}, {part.stop})" for part in device.layers) or "-" for device in node.devices)
+    layers = "\n".join(ranges) + (f" loading {node.loaded:.0%}" if node.loaded is not None else "")
+    memory = "\n".join(
+        f"{_size(device.weight_bytes)} + {_size(device.kv_bytes)} KV of {_size(device.memory_bytes)}"
+        for device in node.devices
+    )
+    devices = "\n".join(device.id for device in node.devices)
+    return f"{node.name} (head)" if node.is_head else node.name, devices, layers, memory
 
 
 def _sums(times: NodeTimes) -> tuple[str, ...]:

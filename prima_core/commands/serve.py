@@ -162,11 +162,14 @@ def _wait_for_change(head: Head) -> None:
 
 
 def describe_plan(status: Status) -> Iterator[str]:
-    """A line per visit, where there is more than one node."""
-    if status.plan is None or len(status.plan.nodes) == 1:
+    """A line per visit and device, where there is more than one node or device."""
+    plan = status.plan
+    if plan is None or len(plan.residency) == 1:
         return
-    for visit in status.plan.visits:
-        yield f"  layers {visit.start:>3} to {visit.stop - 1:>3} on {visit.node}"
+    for visit in plan.visits:
+        for part in visit.parts(""):
+            device = f" ({part.device})" if part.device else ""
+            yield f"  layers {part.start:>3} to {part.stop - 1:>3} on {visit.node}{device}"
 
 
 @contextmanager

@@ -147,8 +147,21 @@ def end_tensors(model: ModelSpec, part: Slice) -> tuple[str, ...]:
 
 def layer_bytes(file: GGUFFile, layer: int) -> int:
     """Bytes of one layer's tensors."""
+    return sum(bytes_by_type(file, layer_names(file, layer)).values())
+
+
+def layer_names(file: GGUFFile, layer: int) -> list[str]:
+    """Full names of one layer's tensors."""
     prefix = layer_tensor(layer, "")
-    return sum(info.n_bytes for name, info in file.tensors.items() if name.startswith(prefix))
+    return [name for name in file.tensors if name.startswith(prefix)]
+
+
+def bytes_by_type(file: GGUFFile, names: Iterable[str]) -> dict[str, int]:
+    """How many bytes these tensors have in each type, by the type's name."""
+    sizes: dict[str, int] = {}
+    for info in (file.tensors[name] for name in names):
+        sizes[info.type_name] = sizes.get(info.type_name, 0) + info.n_bytes
+    return sizes
 
 
 def input_bytes(file: GGUFFile) -> int:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from prima_core.engine.scheduler import Room
 from prima_core.errors import PlanError
-from prima_core.interfaces import KvType
+from prima_core.interfaces import KvType, Slice
 from prima_core.model.quant import kv_row_bytes
-from prima_core.model.weights import Model, input_bytes, layer_bytes, output_bytes
+from prima_core.model.weights import Model, bytes_by_type, end_tensors, layer_names
 from prima_core.node.driver import Member
 from prima_core.plan.check import complete
 from prima_core.plan.plan import Plan
-from prima_core.plan.problem import ModelFacts, NodeFacts, Problem
+from prima_core.plan.problem import ModelFacts, Problem
 
 MAX_SEQUENCES = 64
 DEFAULT_CONTEXT = 8192
@@ -28,15 +28,20 @@ def model_facts(
     """
     spec = model.spec
     kept = kv_type or (KvType.F16 if plan is None else plan.kv_type)
-    again = input_bytes(model.file) if spec.tied_output else 0  # a tied output part adds only the norm
+    layers = [bytes_by_type(model.file, layer_names(model.file, layer)) for layer in range(spec.n_layers)]
+    ends = end_tensors(spec, Slice((), has_input=True, has_output=True))  # a tied output part adds only the norm
+    input_types, output_types = bytes_by_type(model.file, ends[:1]), bytes_by_type(model.file, ends[1:])
     return ModelFacts(
         name=spec.name,
-        layer_bytes=tuple(layer_bytes(model.file, layer) for layer in range(spec.n_layers)),
-        input_bytes=input_bytes(model.file),
-        output_bytes=output_bytes(model.file) - again,
+        layer_bytes=tuple(sum(types.values()) for types in layers),
+        input_bytes=sum(input_types.values()),
+        output_bytes=sum(output_types.values()),
         kv_bytes_per_token_layer=2 * spec.n_kv_heads * kv_row_bytes(kept, spec.head_dim),
         context_length=min(_asked_context(context, plan), spec.context_length),
         kv_type=kept,
+        layer_types={name: tuple(types.get(name, 0) for types in layers) for name in sorted(set().union(*layers))},
+        input_types=input_types,
+        output_types=output_types,
     )
 
 
@@ -73,7 +78,7 @@ class Planning:
 
     def problem(self, members: tuple[Member, ...], contexts: int) -> Problem:
         ordered = sorted(members, key=lambda member: member.name != self.head)
-        nodes = tuple(NodeFacts(member.name, member.memory_bytes, member.devices) for member in ordered)
+        nodes = tuple(member.facts for member in ordered)
         return Problem(self.model, nodes, self.head, kv_tokens=self.model.context_length * contexts)
 
     def _plan(self, problem: Problem) -> Plan:

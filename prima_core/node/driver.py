@@ -12,9 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
+
+import msgspec
 
 from prima_core.engine.engine import Deliver, Engine
 from prima_core.engine.request import Failed, Request
@@ -22,6 +24,7 @@ from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError, PrimaError
 from prima_core.events import Event, NodeJoined, NodeLost, PlanMade
 from prima_core.plan.plan import Plan
+from prima_core.plan.problem import DeviceFacts, NodeFacts
 from prima_core.ring.reports import Collected, LoadFailed, Loading, Ready, Report, Unreachable
 from prima_core.ring.wire import Epoch
 
@@ -38,8 +41,22 @@ class Member:
 
     name: str
     memory_bytes: int
-    devices: tuple[str, ...]
+    devices: tuple[DeviceFacts, ...]
     data_address: str
+
+    @property
+    def facts(self) -> NodeFacts:
+        return NodeFacts(self.name, self.memory_bytes, self.devices)
+
+    def with_at_most(self, device: str, memory_bytes: int) -> Member:
+        """The node with less memory on a device."""
+        smaller = (
+            msgspec.structs.replace(known, memory_bytes=min(known.memory_bytes, memory_bytes))
+            if known.id == device
+            else known
+            for known in self.devices
+        )
+        return replace(self, devices=tuple(smaller))
 
 
 class State(StrEnum):
@@ -148,6 +165,7 @@ class Driver:
         self._moved_s = clock()  # when a step was last launched or came back
         self._members: dict[str, Member] = {}
         self._unfit: dict[str, PrimaError] = {}  # members that could not load: left out until they join again
+        self._short: dict[str, PrimaError] = {}  # members that had less memory than they said when they joined
         self._running: _Running | None = None
         self._replan_when_idle = False
         self._thread = threading.Thread(target=self._main, name="prima-driver", daemon=True)
@@ -262,8 +280,12 @@ class Driver:
                 self._tell()
                 if not running.pending:
                     self._emit(PlanMade(running.epoch.counter, running.plan))
-            case LoadFailed(_, error):
-                self._refuse(name, error)
+            case LoadFailed(_, error, device, memory_bytes):
+                taken = running.plan.bytes_on(name, device)
+                if taken:  # in any case less than that next time, so that this comes to an end
+                    self._shrink(name, error, device, min(memory_bytes, taken - 1))
+                else:
+                    self._refuse(name, error)
             case Unreachable(_, node, error):
                 # The head cannot be left out: then it is the one that complains.
                 self._refuse(name if node == running.plan.head else node, error)
@@ -273,9 +295,16 @@ class Driver:
         self._unfit[name] = error
         self._replan(f"node {name!r} cannot serve: {error}")
 
+    def _shrink(self, name: str, error: PrimaError, device: str, memory_bytes: int) -> None:
+        """Plan again with the memory that the device has."""
+        log.warning("node %s: %s", name, error)
+        self._members[name] = self._members[name].with_at_most(device, memory_bytes)
+        self._short[name] = error
+        self._replan(f"node {name!r}: {error}")
+
     def _join(self, member: Member) -> None:
         self._members[member.name] = member
-        self._emit(NodeJoined(member.name, member.memory_bytes, member.devices))
+        self._emit(NodeJoined(member.name, member.facts.room_bytes, tuple(device.id for device in member.devices)))
         if self._running is None:
             self._replan("")
         else:
@@ -286,6 +315,7 @@ class Driver:
         if self._members.pop(name, None) is None:
             return
         self._unfit.pop(name, None)
+        self._short.pop(name, None)
         self._emit(NodeLost(name, why))
         if self._running is None or name in self._running.plan.nodes:
             self._replan(f"node {name!r} was lost: {why}")
@@ -332,8 +362,9 @@ class Driver:
         if self._running is not None:
             self._engine.restart(self._engine.room, _ended(why))
             self._running = None
-        unfit = "; ".join(f"node {name!r} cannot serve: {error}" for name, error in self._unfit.items())
-        self._tell(State.WAITING, f"{reason} ({unfit})" if unfit else reason)
+        faults = [f"node {name!r} cannot serve: {error}" for name, error in self._unfit.items()]
+        faults += [f"node {name!r}: {error}" for name, error in self._short.items()]
+        self._tell(State.WAITING, f"{reason} ({'; '.join(faults)})" if faults else reason)
 
     def _tell(self, state: State | None = None, reason: str = "") -> None:
         running = self._running

@@ -36,6 +36,7 @@ from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions, longest
 from prima_core.node.view import RequestTotals, ServerView, node_view
 from prima_core.node.watch import FileWatch
 from prima_core.plan.plan import Plan, plan_to_json
+from prima_core.plan.problem import DeviceFacts
 from prima_core.plugins import Registry
 from prima_core.ring import control
 from prima_core.ring.membership import Listener, Membership, PeerFacts
@@ -154,7 +155,7 @@ class Head:
             self._exits = exits.pop_all()
 
     def _join_itself(self) -> None:
-        devices = tuple(device.id for device in self.node.devices)
+        devices = tuple(DeviceFacts.of(device) for device in self.node.devices)
         address = advertised(self.node.data_address, self._options.advertise)
         member = Member(self._options.name, self._options.node.memory, devices, address)
         self.driver.inbox.put(Joined(member))
@@ -388,8 +389,8 @@ def _report_of(message: control.Message) -> Report | None:
             return Loading(epoch, done, total)
         case control.Ready(epoch=epoch):
             return Ready(epoch)
-        case control.Refused(epoch=epoch, fault=fault):
-            return LoadFailed(epoch, fault.error())
+        case control.Refused(epoch=epoch, fault=fault, device=device, memory_bytes=memory_bytes):
+            return LoadFailed(epoch, fault.error(), device, memory_bytes)
         case control.Unreachable(epoch=epoch, node=node, fault=fault):
             return Unreachable(epoch, node, fault.error())
         case _:

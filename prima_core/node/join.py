@@ -118,9 +118,7 @@ class WorkerNode:
             control_address=advertise(link.address),
             data_addresses=(advertise(self._node.data_address),),
             memory_bytes=self._options.node.memory,
-            devices=tuple(
-                control.DeviceInfo(device.id, device.memory_bytes, device.summary) for device in self._node.devices
-            ),
+            devices=tuple(map(control.DeviceInfo.of, self._node.devices)),
         )
 
     def _knock(self, link: ReceiveLink, to_head: SendLink, hello: Hello) -> Welcome | None:
@@ -255,9 +253,9 @@ class WorkerNode:
             case Ready(epoch):
                 self._tell("ready")
                 self._send(control.Ready(epoch))
-            case LoadFailed(epoch, error):
+            case LoadFailed(epoch, error, device, memory_bytes):
                 self._tell(f"cannot load: {error}")
-                self._send(control.Refused(epoch, control.Fault.of(error)))
+                self._send(control.Refused(epoch, control.Fault.of(error), device, memory_bytes))
             case Unreachable(epoch, node, error):
                 self._send(control.Unreachable(epoch, node, control.Fault.of(error)))
             case Collected():

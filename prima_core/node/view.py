@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from prima_core.events import RequestDone
 from prima_core.interfaces import Layers
 from prima_core.node.driver import Member, State, Status
+from prima_core.plan.plan import Plan
+from prima_core.plan.problem import DeviceFacts
 from prima_core.ring.times import NodeTimes
 
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -16,14 +18,26 @@ BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceView:
+    """A device of a node, and what the plan lays on it."""
+
+    id: str
+    memory_bytes: int
+    weight_bytes: int
+    kv_bytes: int
+    layers: tuple[Layers, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NodeView:
-    """A node. `memory_bytes` is what it offers, `weight_bytes` and `kv_bytes` what the plan takes of that.
+    """A node. `memory_bytes` is what it offers, `weight_bytes` and `kv_bytes` what the plan takes of that; devices
+    that share the host's memory share what of it the node may use.
 
     `loaded`: the share of its weights that is in memory, while it loads."""
 
     name: str
     is_head: bool
-    devices: tuple[str, ...]
+    devices: tuple[DeviceView, ...]
     memory_bytes: int
     weight_bytes: int
     kv_bytes: int
@@ -50,18 +64,32 @@ class ServerView:
 
 def node_view(member: Member, head: str, status: Status, times: NodeTimes) -> NodeView:
     plan = status.plan
-    needs = {need.node: need for need in plan.residency} if plan is not None else {}
-    need = needs.get(member.name)
+    devices = tuple(_device_view(member, device, plan) for device in member.devices)
     return NodeView(
         name=member.name,
         is_head=member.name == head,
-        devices=member.devices,
-        memory_bytes=member.memory_bytes,
-        weight_bytes=need.weight_bytes if need else 0,
-        kv_bytes=need.kv_bytes if need else 0,
+        devices=devices,
+        memory_bytes=member.facts.room_bytes,
+        weight_bytes=sum(device.weight_bytes for device in devices),
+        kv_bytes=sum(device.kv_bytes for device in devices),
         layers=plan.layers_of(member.name) if plan is not None else (),
         loaded=status.progress.get(member.name),
         times=times,
+    )
+
+
+def _device_view(member: Member, device: DeviceFacts, plan: Plan | None) -> DeviceView:
+    if plan is None:
+        return DeviceView(device.id, device.memory_bytes, 0, 0, ())
+    needs = [need for need in plan.residency if (need.node, need.device) == (member.name, device.id)]
+    visits = (visit for visit in plan.visits if visit.node == member.name)
+    parts = (part for visit in visits for part in visit.parts(member.devices[0].id))
+    return DeviceView(
+        id=device.id,
+        memory_bytes=device.memory_bytes,
+        weight_bytes=sum(need.weight_bytes for need in needs),
+        kv_bytes=sum(need.kv_bytes for need in needs),
+        layers=tuple(part.layers for part in parts if part.device == device.id),
     )
 
 

@@ -6,7 +6,7 @@ import msgspec
 
 from prima_core.errors import PlanError
 from prima_core.plan.plan import Plan, Residency, Visit
-from prima_core.plan.problem import Problem
+from prima_core.plan.problem import NodeFacts, Problem
 
 MAX_VISITS = 4096
 MAX_IN_FLIGHT = 256
@@ -15,7 +15,7 @@ MAX_KV_TOKENS = 2**32 - 1  # as positions count on the wire
 
 def complete(plan: Plan, problem: Problem) -> Plan:
     """The checked plan with all filled in that nodes must agree on: `kv_tokens`, `residency`, and the problem's
-    `kv_type` and `context`. Raises PlanError naming the broken rule.
+    `kv_type`, `context` and `end_device`. Raises PlanError naming the broken rule.
     """
     _check_cover(plan, problem)
     for visit in plan.visits:
@@ -25,12 +25,16 @@ def complete(plan: Plan, problem: Problem) -> Plan:
     kv_tokens = plan.kv_tokens or problem.kv_tokens
     if not 1 <= kv_tokens <= MAX_KV_TOKENS:
         raise PlanError(f"kv_tokens is {plan.kv_tokens}", hint=f"allowed are 1 to {MAX_KV_TOKENS} positions")
-    residency = tuple(_residency(plan, problem, node, kv_tokens) for node in plan.nodes)
-    for need in residency:
-        _check_memory(need, problem)
-    model = problem.model
+    residency = tuple(need for node in plan.nodes for need in _needs(plan, problem, node, kv_tokens))
+    for node in plan.nodes:
+        _check_memory(problem.node(node), [need for need in residency if need.node == node])
     return msgspec.structs.replace(
-        plan, residency=residency, kv_tokens=kv_tokens, kv_type=model.kv_type, context=model.context_length
+        plan,
+        residency=residency,
+        kv_tokens=kv_tokens,
+        kv_type=problem.model.kv_type,
+        context=problem.model.context_length,
+        end_device=problem.end_device.id,
     )
 
 
@@ -56,11 +60,13 @@ def _check_cover(plan: Plan, problem: Problem) -> None:
 
 def _check_visit(visit: Visit, problem: Problem) -> None:
     node = problem.node(visit.node)
+    known = {device.id for device in node.devices}
     at = visit.start
     for part in visit.split:
-        if part.device not in node.devices:
+        if part.device not in known:
             raise PlanError(
-                f"node {node.name!r} has no device {part.device!r}", hint=f"it has: {', '.join(node.devices)}"
+                f"node {node.name!r} has no device {part.device!r}",
+                hint=f"it has: {', '.join(device.id for device in node.devices)}",
             )
         if part.start != at or not part.start < part.stop <= visit.stop:
             raise PlanError(f"the split of [{visit.start}, {visit.stop}) on {node.name!r} has a gap at layer {at}")
@@ -69,18 +75,38 @@ def _check_visit(visit: Visit, problem: Problem) -> None:
         raise PlanError(f"the split of [{visit.start}, {visit.stop}) on {node.name!r} ends at layer {at}")
 
 
-def _residency(plan: Plan, problem: Problem, node: str, kv_tokens: int) -> Residency:
-    ranges = plan.layers_of(node)
-    weights = sum(sum(problem.model.layer_bytes[r.start : r.stop]) for r in ranges)
-    kv = problem.model.kv_bytes_per_token_layer * kv_tokens * sum(len(r) for r in ranges)
-    return Residency(node=node, weight_bytes=weights + problem.fixed_bytes(node), kv_bytes=kv)
+def _needs(plan: Plan, problem: Problem, name: str, kv_tokens: int) -> list[Residency]:
+    """What the plan takes on each device of a node that it uses."""
+    devices = {device.id: device for device in problem.node(name).places}
+    first, end = next(iter(devices)), problem.end_device.id if name == problem.head else None
+    layers: dict[str, list[int]] = {} if end is None else {end: []}
+    for visit in plan.visits:
+        if visit.node == name:
+            for part in visit.parts(first):
+                layers.setdefault(part.device, []).extend(part.layers)
+    kv = problem.model.kv_bytes_per_token_layer * kv_tokens
+    needs = []
+    for device in (device for device in devices if device in layers):
+        sizes = problem.weight_bytes(devices[device])
+        weights = sum(sizes[layer] for layer in layers[device])
+        fixed = problem.fixed_bytes(name) if device == end else 0
+        needs.append(Residency(name, device, weights + fixed, kv * len(layers[device])))
+    return needs
 
 
-def _check_memory(need: Residency, problem: Problem) -> None:
-    node, total = problem.node(need.node), need.weight_bytes + need.kv_bytes
-    if total > node.memory_bytes:
+def _check_memory(node: NodeFacts, needs: list[Residency]) -> None:
+    devices = {device.id: device for device in node.places}
+    for need in needs:
+        _check_room([need], devices[need.device].memory_bytes, node.name, f" on {need.device}" if need.device else "")
+    _check_room([need for need in needs if devices[need.device].shares_host], node.memory_bytes, node.name, "")
+
+
+def _check_room(needs: list[Residency], room_bytes: int, node: str, where: str) -> None:
+    weights, kv = sum(need.weight_bytes for need in needs), sum(need.kv_bytes for need in needs)
+    if weights + kv > room_bytes:
         raise PlanError(
-            f"node {need.node!r} would need {total / 1e9:.2f} GB (weights {need.weight_bytes / 1e9:.2f},"
-            f" KV {need.kv_bytes / 1e9:.2f}) and may use {node.memory_bytes / 1e9:.2f} GB",
-            hint="add a node, give it fewer layers, or use a shorter context (-c) or --kv-type q8_0",
+            f"node {node!r} would need {(weights + kv) / 1e9:.2f} GB{where} (weights {weights / 1e9:.2f},"
+            f" KV {kv / 1e9:.2f}) and may use {room_bytes / 1e9:.2f} GB",
+            hint="add a node, give it fewer layers, split them over its devices,"
+            " or use a shorter context (-c) or --kv-type q8_0",
         )

@@ -35,11 +35,16 @@ class Visit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def layers(self) -> Layers:
         return Layers(self.start, self.stop)
 
+    def parts(self, first_device: str) -> tuple[Split, ...]:
+        """Its layers by device, in order."""
+        return self.split or (Split(first_device, self.start, self.stop),)
+
 
 class Residency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Bytes that the plan takes on a node: weights in memory, and room for KV."""
+    """Bytes that the plan takes on a device of a node: weights as large as they are there, and room for KV."""
 
     node: str
+    device: str
     weight_bytes: int
     kv_bytes: int
 
@@ -49,6 +54,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `kv_tokens`: KV positions, over all sequences, that every visited node has room for (0: the problem's).
     `kv_type`: what K and V are kept in. `context`: positions that a sequence may reach (0: the problem's).
+    `end_device`: the head's device with the input and the output part ("": its first).
     `in_flight`: steps that may be between launch and collect (0: one more than there are visits).
     """
 
@@ -59,6 +65,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_tokens: int = 0
     kv_type: KvType = KvType.F16
     context: Annotated[int, msgspec.Meta(ge=0)] = 0
+    end_device: str = ""
     in_flight: int = 0
     solver: str = ""
 
@@ -73,6 +80,11 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def layers_of(self, node: str) -> tuple[Layers, ...]:
         return tuple(visit.layers for visit in self.visits if visit.node == node)
+
+    def bytes_on(self, node: str, device: str) -> int:
+        """What a completed plan takes on a device."""
+        needs = (need for need in self.residency if (need.node, need.device) == (node, device))
+        return sum(need.weight_bytes + need.kv_bytes for need in needs)
 
     def successors(self, node: str) -> tuple[str, ...]:
         """Nodes, other than itself, that `node` sends activations to."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import msgspec
 
 from prima_core.errors import PlanError
-from prima_core.interfaces import KvType
+from prima_core.interfaces import Device, KvType
 
 
 class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -13,6 +16,7 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `output_bytes` the final norm and the output matrix (0 where it is tied to the embedding).
 
     `context_length` is that of the longest sequence that is served, `kv_type` what its K and V are kept in.
+    The last three say how many of these bytes are of which type, for devices where some types grow; empty: not known.
     """
 
     name: str
@@ -22,18 +26,51 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_bytes_per_token_layer: int
     context_length: int
     kv_type: KvType = KvType.F16
+    layer_types: dict[str, tuple[int, ...]] = {}
+    input_types: dict[str, int] = {}
+    output_types: dict[str, int] = {}
+
+    def __post_init__(self) -> None:
+        for name, sizes in self.layer_types.items():
+            if len(sizes) != self.n_layers:
+                raise ValueError(f"layer_types has {len(sizes)} sizes for {name}, the model {self.n_layers} layers")
 
     @property
     def n_layers(self) -> int:
         return len(self.layer_bytes)
 
 
+class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A device of a node; the fields are those of `interfaces.Device`."""
+
+    id: str
+    memory_bytes: int
+    shares_host: bool = True
+    growth: dict[str, float] = {}
+
+    @classmethod
+    def of(cls, device: Device) -> DeviceFacts:
+        return cls(device.id, device.memory_bytes, device.shares_host, dict(device.growth))
+
+
 class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A node: how many bytes it may use for weights and KV, and its devices (ids, best first)."""
+    """A node: how many bytes of its host's memory it may use for weights and KV, and its devices, best first."""
 
     name: str
     memory_bytes: int
-    devices: tuple[str, ...] = ()
+    devices: tuple[DeviceFacts, ...] = ()
+
+    @property
+    def places(self) -> tuple[DeviceFacts, ...]:
+        """Its devices; where none is stated, a nameless one that has all of the memory."""
+        return self.devices or (DeviceFacts("", self.memory_bytes),)
+
+    @property
+    def room_bytes(self) -> int:
+        """What it can hold on all devices: the memory of those that have their own, and the host's for the others."""
+        shared = sum(device.memory_bytes for device in self.places if device.shares_host)
+        own = sum(device.memory_bytes for device in self.places if not device.shares_host)
+        return own + min(shared, self.memory_bytes)
 
 
 class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,13 +92,43 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         raise PlanError(f"node {name!r} is not in the cluster", hint=f"the nodes are: {known}")
 
     def fixed_bytes(self, name: str) -> int:
-        """Bytes that a node needs besides its layers: the input and output part on the head."""
-        return self.model.input_bytes + self.model.output_bytes if name == self.head else 0
+        """Bytes that a node needs besides its layers: on the head the input and output part, on `end_device`."""
+        return self._end_bytes(self.end_device) if name == self.head else 0
+
+    @property
+    def end_device(self) -> DeviceFacts:
+        """Where the input and output part lie: on the head's first device that has room for them, else its first."""
+        head = self.node(self.head)
+        for device in head.places:
+            room = min(device.memory_bytes, head.memory_bytes) if device.shares_host else device.memory_bytes
+            if self._end_bytes(device) <= room:
+                return device
+        return head.places[0]
+
+    def _end_bytes(self, device: DeviceFacts) -> int:
+        model = self.model
+        extra = _growth(model.input_types, device.growth) + _growth(model.output_types, device.growth)
+        return model.input_bytes + model.output_bytes + extra
 
     def layers_bytes(self, start: int, stop: int) -> int:
-        """Weights and KV of a run of layers."""
+        """Weights, as large as in the file, and KV of a run of layers."""
         kv = self.model.kv_bytes_per_token_layer * self.kv_tokens * (stop - start)
         return sum(self.model.layer_bytes[start:stop]) + kv
+
+    def weight_bytes(self, device: DeviceFacts) -> list[int]:
+        """Of every layer of the model, as large as it is on this device."""
+        types = {name: sizes for name, sizes in self.model.layer_types.items() if name in device.growth}
+        if not types:
+            return list(self.model.layer_bytes)
+        return [
+            in_file + _growth({name: sizes[layer] for name, sizes in types.items()}, device.growth)
+            for layer, in_file in enumerate(self.model.layer_bytes)
+        ]
+
+
+def _growth(types: Mapping[str, int], growth: Mapping[str, float]) -> int:
+    """Bytes that tensors of these types take on a device beyond those in the file."""
+    return sum(math.ceil(n_bytes * (growth.get(name, 1.0) - 1.0)) for name, n_bytes in types.items())
 
 
 def problem_to_json(problem: Problem) -> bytes:

@@ -25,7 +25,7 @@ from msgspec import Meta
 
 from prima_core import errors
 from prima_core.errors import AuthError, FrameError, PrimaError
-from prima_core.interfaces import Buffer, SendLink
+from prima_core.interfaces import MAX_GROWTH, Buffer, Device, SendLink
 from prima_core.ring.security import PROOF_BYTES, check_proof, derive, proof
 from prima_core.ring.times import NodeTimes
 from prima_core.ring.wire import Epoch, WirePolicy
@@ -77,11 +77,22 @@ class Fault(_Part, frozen=True):
 
 
 class DeviceInfo(_Part, frozen=True):
-    """A device of a node: `id` is backend:device."""
+    """A device of a node; the fields are those of `interfaces.Device`."""
 
     id: Name
     memory_bytes: Size
     summary: Line = ""
+    shares_host: bool = True
+    growth: Annotated[dict[Name, float], Meta(max_length=64)] = {}
+
+    def __post_init__(self) -> None:
+        for name, factor in self.growth.items():
+            if not 1 <= factor <= MAX_GROWTH:  # also false for what is no number
+                raise ValueError(f"tensors of {name} cannot grow to {factor} times their size")
+
+    @classmethod
+    def of(cls, device: Device) -> DeviceInfo:
+        return cls(device.id, device.memory_bytes, _line(device.summary), device.shares_host, dict(device.growth))
 
 
 class Hello(_Message, frozen=True):
@@ -145,10 +156,14 @@ class Ready(_Message, frozen=True):
 
 
 class Refused(_Message, frozen=True):
-    """Worker to head: the assignment could not be taken, e.g. because the model was not found here."""
+    """Worker to head: the assignment could not be taken, e.g. because the model was not found here.
+
+    `device`: where memory did not suffice; it now has `memory_bytes`."""
 
     epoch: Epoch
     fault: Fault
+    device: Annotated[str, Meta(max_length=128, pattern=_NO_CONTROL)] = ""
+    memory_bytes: Size = 0
 
 
 class Unreachable(_Message, frozen=True):

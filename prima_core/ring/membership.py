@@ -17,6 +17,7 @@ from importlib.metadata import version
 
 from prima_core.errors import ClusterError, FrameError, LinkError, LinkTimeout, PrimaError
 from prima_core.interfaces import ReceiveLink, SendLink
+from prima_core.plan.problem import DeviceFacts
 from prima_core.ring import control
 from prima_core.ring.control import Channel, FrameKind, Hello, Welcome
 from prima_core.ring.times import NodeTimes
@@ -39,7 +40,7 @@ class PeerFacts:
 
     name: str
     memory_bytes: int
-    devices: tuple[str, ...]
+    devices: tuple[DeviceFacts, ...]
     data_address: str
 
 
@@ -247,7 +248,9 @@ class Membership:
 
 
 def _facts(hello: Hello, welcome: Welcome) -> PeerFacts:
-    devices = tuple(device.id for device in hello.devices)
+    devices = tuple(
+        DeviceFacts(device.id, device.memory_bytes, device.shares_host, device.growth) for device in hello.devices
+    )
     return PeerFacts(welcome.name, hello.memory_bytes, devices, hello.data_addresses[0])
 
 

@@ -42,8 +42,12 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
+    """`device`: where memory did not suffice, if that is why; it has `memory_bytes` now that all was given back."""
+
     epoch: Epoch
     error: PrimaError
+    device: str = ""
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

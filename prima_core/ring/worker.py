@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,9 +22,9 @@ from prima_core.engine.engine import StepResult
 from prima_core.engine.request import Sampled
 from prima_core.engine.sampler import sample
 from prima_core.engine.scheduler import PlannedStep, Wanted
-from prima_core.errors import ClusterError, FrameError, LinkError, LinkTimeout, PrimaError
+from prima_core.errors import ClusterError, DeviceMemoryError, FrameError, LinkError, LinkTimeout, PrimaError
 from prima_core.interfaces import Backend, Buffer, Device, Layers, SendLink, Shard, Slice, Step
-from prima_core.plan.plan import Plan, Visit
+from prima_core.plan.plan import Plan
 from prima_core.ring import wire
 from prima_core.ring.loading import LoadingStore
 from prima_core.ring.reports import Assignment, Collected, LoadFailed, Loading, Ready, Report, Unreachable
@@ -74,6 +74,7 @@ class _Serving:
     """What is loaded now. `wanted` and `newest` are the only things that change from step to step."""
 
     assignment: Assignment
+    first_device: str
     shards: Mapping[str, Shard]
     links: Mapping[str, SendLink]
     limits: wire.FrameLimits
@@ -276,8 +277,8 @@ class Worker:
 
     def _visit(self, serving: _Serving, index: int, activation: NDArray[np.float32], step: Step) -> NDArray[np.float32]:
         start = time.perf_counter()
-        for device, layers in _parts(serving.assignment.plan.visits[index], next(iter(serving.shards))):
-            activation = serving.shards[device].run(layers, activation, step)
+        for part in serving.assignment.plan.visits[index].parts(serving.first_device):
+            activation = serving.shards[part.device].run(part.layers, activation, step)
         self.meter.computed_since(start)
         if index == serving.first_visit:
             self.meter.n_steps += 1
@@ -332,8 +333,8 @@ class Worker:
                     return
 
     def _end_shard(self, serving: _Serving) -> Shard:
-        """The shard that has the input and the output part: that of the node's first device."""
-        return next(iter(serving.shards.values()))
+        """The shard that has the input and the output part."""
+        return serving.shards[serving.assignment.plan.end_device or serving.first_device]
 
     # ------------------------------------------------------------ loading
 
@@ -343,27 +344,44 @@ class Worker:
                 serving = self._open_serving(backend, assignment, exits)
                 serving.exits = exits.pop_all()
         except Exception as error:  # noqa: BLE001 - the border of a load: it fails, the node lives
+            fault = self._load_error(error)
             if self._is_wanted(assignment.epoch):
-                self._report(LoadFailed(assignment.epoch, self._load_error(error)))
+                device = fault.device if isinstance(fault, DeviceMemoryError) else ""
+                self._report(LoadFailed(assignment.epoch, fault, device, self._free_bytes(backend, device)))
             return
         self._serving = serving
         self._report(Ready(assignment.epoch))
 
     def _load_error(self, error: Exception) -> PrimaError:
-        if isinstance(error, PrimaError):
-            return error
-        log.error("node %s could not load", self.name, exc_info=error)
-        return ClusterError(f"{type(error).__name__}: {error}", hint="see the log of that node")
+        """Without the frames that it came through: they hold what was loaded, as long as somebody keeps the error."""
+        if not isinstance(error, PrimaError):
+            log.error("node %s could not load", self.name, exc_info=error)
+            return ClusterError(f"{type(error).__name__}: {error}", hint="see the log of that node")
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        return error
+
+    def _free_bytes(self, backend: Backend, device: str) -> int:
+        try:
+            return sum(known.memory_bytes for known in backend.devices() if known.id == device)
+        except Exception as error:  # noqa: BLE001 - the border to a backend whose device has just failed
+            log.error("node %s: the devices do not tell their memory: %s", self.name, error)
+            return 0
 
     def _open_serving(self, backend: Backend, assignment: Assignment, exits: ExitStack) -> _Serving:
         plan, model = assignment.plan, assignment.find_model()
         spec, mapped = model.spec, model.store()
         exits.callback(mapped.close)
-        slices = _slices(plan, self.name, backend.devices()[0].id)
+        first_device = backend.devices()[0].id
+        end_device = (plan.end_device or first_device) if plan.head == self.name else None
+        slices = _slices(plan, self.name, first_device, end_device)
         store = LoadingStore(mapped, spec, tuple(slices.values()), partial(self._tell_loading, assignment))
         shards: dict[str, Shard] = {}
         for device, part in slices.items():
-            shards[device] = backend.load(spec, device, part, store)
+            try:
+                shards[device] = backend.load(spec, device, part, store)
+            except DeviceMemoryError as error:
+                error.device = device
+                raise
             exits.callback(shards[device].close)
         self.meter.disk_s += store.disk_s
         links: dict[str, SendLink] = {}
@@ -374,7 +392,7 @@ class Worker:
             epoch=assignment.epoch, d_model=spec.d_model, n_visits=len(plan.visits), max_tokens=plan.kv_tokens
         )
         first_visit = next((index for index, visit in enumerate(plan.visits) if visit.node == self.name), None)
-        return _Serving(assignment, shards, links, limits, exits, first_visit)
+        return _Serving(assignment, first_device, shards, links, limits, exits, first_visit)
 
     def _tell_loading(self, assignment: Assignment, done: int, total: int) -> None:
         if not self._is_wanted(assignment.epoch):
@@ -399,22 +417,15 @@ def _sampled(logits: NDArray[np.float32], want: Wanted) -> Sampled | PrimaError:
         return error
 
 
-def _parts(visit: Visit, first_device: str) -> Iterator[tuple[str, Layers]]:
-    if not visit.split:
-        yield first_device, visit.layers
-    for part in visit.split:
-        yield part.device, part.layers
-
-
-def _slices(plan: Plan, node: str, first_device: str) -> dict[str, Slice]:
-    """The part of each of the node's devices; the first device comes first and has the ends on the head."""
-    layers: dict[str, list[Layers]] = {first_device: []}
+def _slices(plan: Plan, node: str, first_device: str, end_device: str | None) -> dict[str, Slice]:
+    """The part of each of the node's devices that has one; `end_device` has the ends of the model."""
+    layers: dict[str, list[Layers]] = {} if end_device is None else {end_device: []}
     for visit in plan.visits:
         if visit.node == node:
-            for device, part in _parts(visit, first_device):
-                layers.setdefault(device, []).append(part)
+            for part in visit.parts(first_device):
+                layers.setdefault(part.device, []).append(part.layers)
     slices: dict[str, Slice] = {}
     for device, ranges in layers.items():
-        is_end = node == plan.head and device == first_device
+        is_end = device == end_device
         slices[device] = Slice(tuple(ranges), is_end, is_end, plan.kv_type, plan.context, plan.kv_tokens)
     return slices

@@ -9,12 +9,16 @@ from pathlib import Path
 import gguf
 import pytest
 
+from prima_core.arch.families import open_model
 from prima_core.model.gguf import GGUFFile
 from prima_core.model.tokenizer import Tokenizer
+from prima_core.node.coordinate import model_facts
 from prima_core.plan.plan import plan_from_json
 from prima_core.plan.problem import ModelFacts, NodeFacts, Problem, problem_to_json
 from prima_core.testing.tinyvocab import tiny_vocab
 from tests.commands.conftest import Prima
+from tests.node.fakegpu import add_fake_gpu
+from tests.site import Site
 
 # ---------------------------------------------------------------- prima plan
 
@@ -25,6 +29,27 @@ def test_a_plan_is_shown_as_a_table(prima: Prima, tiny: Path) -> None:
     assert "[0, 3)" in shown.out
     assert "[3, 6)" in shown.out
     assert "solver even" in shown.out
+
+
+def test_a_plan_shows_the_devices_of_a_node(prima: Prima, site: Site, tiny: Path) -> None:
+    """The fake GPU has room for two layers and the ends of the model."""
+    sizes = prima("plan", tiny, "--json", "-c", 64, "--parallel", 1).json["residency"][0]
+    with open_model(tiny) as model:
+        facts = model_facts(model, 64)
+    ends = facts.input_bytes + facts.output_bytes
+    layer = (sizes["weight_bytes"] - ends + sizes["kv_bytes"]) // 6
+    add_fake_gpu(site, sizes={"fakegpu:gpu:0": ends + 2 * layer})
+    arguments = ("plan", tiny, "-c", 64, "--parallel", 1)
+    assert prima(*arguments, "--json").json["visits"][0]["split"] == [
+        {"device": "fakegpu:gpu:0", "start": 0, "stop": 2},
+        {"device": "numpy:cpu", "start": 2, "stop": 6},
+    ]
+    table = prima(*arguments).out
+    assert [line.split("│")[3].strip() for line in table.splitlines() if "[" in line] == ["fakegpu:gpu:0", "numpy:cpu"]
+    assert "[0, 2)" in table
+    assert "[2, 6)" in table
+    only = prima(*arguments, "--backend", "numpy:cpu,numpy", "--json").json
+    assert [need["device"] for need in only["residency"]] == ["numpy:cpu"]
 
 
 def test_a_plan_can_be_printed_and_used(prima: Prima, tiny: Path, tmp_path: Path) -> None:
@@ -142,6 +167,48 @@ def test_doctor_tells_what_works_and_how_to_get_what_is_missing(prima: Prima) ->
     table = prima("doctor")
     assert table.code == 0
     assert "numpy:cpu" in table.out
+
+
+def test_doctor_shows_every_device_and_what_keeps_a_backend_from_its_best(
+    prima: Prima, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes = {
+        "graphics": "Probe(True, 'graphics 2.13 is a CPU build', 'pip install graphics-cuda')",
+        "absent": "Probe(False, 'graphics is not installed', 'pip install graphics')",
+    }
+    for name, probe in probes.items():
+        site.add(name, DEVICES.format(name=name, probe=probe))
+    monkeypatch.setenv("PRIMA_DISABLE_PLUGINS", "mlx")
+    findings = {finding.pop("topic"): finding for finding in prima("doctor", "--json").json}
+    assert findings["backend graphics"] == {
+        "ok": True,
+        "fact": "graphics 2.13 is a CPU build; driver 570.1; library 13",
+        "hint": "pip install graphics-cuda",
+    }
+    assert findings["device graphics:gpu:0"]["fact"] == "8.0 GB free of its own; a card"
+    assert findings["device graphics:cpu"]["fact"] == "6.0 GB free of the host's"
+    assert findings["backend absent"] == {
+        "ok": False,
+        "fact": "backend 'absent' is not usable: graphics is not installed",
+        "hint": "pip install graphics",
+    }
+    assert findings["plugin absent"]["ok"], "what it lacks is told once"
+    assert findings["plugin mlx"]["fact"] == "disabled"
+    assert "device numpy:cpu" in findings, "auto does without some devices, the doctor shows all"
+    assert findings["backend auto"]["fact"].startswith("computing on graphics:gpu:0, numpy:cpu; ")
+
+
+DEVICES = """
+class Backend:
+    def devices(self): return [Device('{name}:gpu:0', 8 * 10**9, 'a card', False), Device('{name}:cpu', 6 * 10**9)]
+    def describe(self): return dict(driver="570.1", library="13")
+    def load(self, model, device, part, store): ...
+    def close(self): ...
+
+@hookimpl
+def prima_backends():
+    return [BackendPlugin("{name}", 1, lambda: {probe}, lambda options: Backend())]
+"""
 
 
 def test_doctor_makes_nothing(prima: Prima, tmp_path: Path) -> None:

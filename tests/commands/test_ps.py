@@ -19,12 +19,13 @@ from prima_core.commands.ps import follow, shown
 from prima_core.errors import ClusterError
 from prima_core.interfaces import Layers
 from prima_core.node.driver import State
-from prima_core.node.view import NodeView, ServerView
+from prima_core.node.view import DeviceView, NodeView, ServerView
 from prima_core.ring.times import NodeTimes
 from tests.commands.conftest import Prima, Start
 
 TIMES = NodeTimes(100.0, 10.0, 20.0, 1.25, 5.0, 300, 400, 5_000_000)
-HEAD = NodeView("desk", True, ("numpy:cpu",), 8_000_000_000, 2_500_000_000, 3_000, (Layers(0, 5),), None, TIMES)
+CPU = DeviceView("numpy:cpu", 8_000_000_000, 2_500_000_000, 3_000, (Layers(0, 5),))
+HEAD = NodeView("desk", True, (CPU,), 8_000_000_000, 2_500_000_000, 3_000, (Layers(0, 5),), None, TIMES)
 IMPOSSIBLE = NodeTimes(compute_s=-1.0)
 VIEW = ServerView("tiny", "0.1.0", State.LOADING, "", 2048, 1, 2, 30, 8192, (HEAD,))
 
@@ -55,6 +56,19 @@ def answering(status: int, body: bytes) -> Iterator[int]:
         yield server.server_port
         server.shutdown()
         thread.join()
+
+
+def test_a_node_with_several_devices_has_a_line_for_each() -> None:
+    gpu = DeviceView("torch:cuda:0", 24_000_000_000, 9_000_000, 1_000_000, (Layers(0, 20), Layers(30, 31)))
+    idle = DeviceView("mlx:cpu", 1_000, 0, 0, ())
+    shown = text(replace(VIEW, nodes=(replace(HEAD, devices=(gpu, CPU, idle)),))).splitlines()
+    [first] = [number for number, line in enumerate(shown) if "desk" in line]
+    lines = [[cell.strip() for cell in line.split("│")[2:5]] for line in shown[first : first + 3]]
+    assert lines == [
+        ["torch:cuda:0", "[0, 20), [30, 31)", "9 MB + 1 MB KV of 24 GB"],
+        ["numpy:cpu", "[0, 5)", "2.5 GB + 3 kB KV of 8 GB"],
+        ["mlx:cpu", "-", "0 B + 0 B KV of 1 kB"],
+    ]
 
 
 # ---------------------------------------------------------------- a server that is there

@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from prima_core.engine.engine import Engine, StepResult
 from prima_core.engine.request import Event, Failed, Finished, Piece, Request, Sampled
 from prima_core.engine.scheduler import PlannedStep, Room
-from prima_core.errors import ClusterError, PlanError, PrimaError
+from prima_core.errors import ClusterError, DeviceMemoryError, PlanError, PrimaError
 from prima_core.events import Event as ClusterEvent
 from prima_core.node.driver import Cancel, Driver, Joined, Lost, Member, Reported, State, Stop, Submit
-from prima_core.plan.plan import Plan, Visit
+from prima_core.plan.plan import Plan, Residency, Visit
+from prima_core.plan.problem import DeviceFacts
 from prima_core.ring.reports import Collected, LoadFailed, Loading, Ready, Report
 from prima_core.ring.wire import Epoch
 from tests.engine.fakes import letters, tokenizer
 
 FIRST = Epoch(run_id=7, counter=1)
+LAYER_BYTES = 100
 ROOM = Room(kv_tokens=100, chunk_tokens=4, max_sequences=8)
 
 
@@ -36,7 +38,8 @@ class FakeNodes:
 def plan_for(names: list[str], in_flight: int = 0) -> Plan:
     """A layer for each node, in this order."""
     visits = tuple(Visit(name, layer, layer + 1) for layer, name in enumerate(names))
-    return Plan(len(names), names[0], visits, kv_tokens=ROOM.kv_tokens, in_flight=in_flight)
+    needs = tuple(Residency(name, "numpy:cpu", LAYER_BYTES, 0) for name in names)
+    return Plan(len(names), names[0], visits, needs, kv_tokens=ROOM.kv_tokens, in_flight=in_flight)
 
 
 class Rig:
@@ -65,15 +68,16 @@ class Rig:
     def plan(self, members: tuple[Member, ...]) -> Plan:
         if self.broken_planner is not None:
             raise self.broken_planner
-        if len(members) < self.needs:
-            raise PlanError(f"{len(members)} nodes have not memory enough", hint="add a node")
-        return plan_for([member.name for member in members], self.in_flight)
+        names = [member.name for member in members if member.devices[0].memory_bytes >= LAYER_BYTES]
+        if len(names) < self.needs:
+            raise PlanError(f"{len(names)} nodes have not memory enough", hint="add a node")
+        return plan_for(names, self.in_flight)
 
     # ------------------------------------------------------------ what nodes do
 
     def join(self, *names: str) -> None:
         for name in names:
-            self.driver.handle(Joined(Member(name, 1000, ("numpy:cpu",), f"inproc://{name}")))
+            self.driver.handle(Joined(Member(name, 1000, (DeviceFacts("numpy:cpu", 1000),), f"inproc://{name}")))
 
     def lose(self, name: str, why: str = "nothing was heard of it") -> None:
         self.driver.handle(Lost(name, why))
@@ -90,6 +94,10 @@ class Rig:
 
     def refuse(self, name: str, why: str = "the model was not found") -> None:
         self.report(name, LoadFailed(self.epoch, ClusterError(why)))
+
+    def run_short(self, name: str, memory_bytes: int, device: str = "numpy:cpu") -> None:
+        error = DeviceMemoryError("0 of the layers would fit")
+        self.report(name, LoadFailed(self.epoch, error, device, memory_bytes))
 
     def collect(self, epoch: Epoch, planned: PlannedStep, error: PrimaError | None = None) -> None:
         tokens = () if error else tuple((want.sequence, Sampled(letters(0, want.index))) for want in planned.wanted)

@@ -12,12 +12,13 @@ from prima_core.model.weights import Model
 from prima_core.node.coordinate import MAX_SEQUENCES, Planning, model_facts, room_of
 from prima_core.node.driver import Member
 from prima_core.plan.plan import Plan, Visit
-from prima_core.plan.problem import ModelFacts, Problem
+from prima_core.plan.problem import DeviceFacts, ModelFacts, Problem
 
 FACTS = ModelFacts("four layers", (100,) * 4, 40, 10, kv_bytes_per_token_layer=1, context_length=50)
 PLAN = Plan(4, "head", (Visit("head", 0, 2), Visit("b", 2, 4)))
-HEAD = Member("head", 10_000, ("numpy:cpu",), "inproc://head")
-B = Member("b", 10_000, ("numpy:cpu",), "inproc://b")
+CPU = (DeviceFacts("numpy:cpu", 10_000),)
+HEAD = Member("head", 10_000, CPU, "inproc://head")
+B = Member("b", 10_000, CPU, "inproc://b")
 
 
 def planning(parallel: int = 1, fixed: Plan | None = None, asked: list[Problem] | None = None) -> Planning:
@@ -112,6 +113,15 @@ def test_the_user_is_asked_first_then_the_plan_file(
 ) -> None:
     facts = model_facts(llama, context, kv_type, msgspec.structs.replace(PLAN, **stated))
     assert (facts.context_length, facts.kv_type) == served
+
+
+def test_bytes_are_told_by_type_too(tied: Model, llama: Model) -> None:
+    for model in (tied, llama):
+        facts = model_facts(model, 128)
+        assert [sum(sizes) for sizes in zip(*facts.layer_types.values(), strict=True)] == list(facts.layer_bytes)
+        assert sum(facts.input_types.values()) == facts.input_bytes
+        assert sum(facts.output_types.values()) == facts.output_bytes
+    assert set(model_facts(llama, 128).layer_types) == {"F32", "Q8_0"}
 
 
 def test_a_tied_matrix_is_counted_once(tied: Model) -> None:

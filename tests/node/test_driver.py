@@ -16,7 +16,7 @@ from prima_core.node.driver import PROBE_AFTER_S, Joined, Lost, Member, State, S
 from prima_core.ring.reports import Collected, Ready, Unreachable
 from prima_core.ring.wire import Epoch
 from tests.engine.fakes import kv_of, request
-from tests.node.fakes import Rig
+from tests.node.fakes import LAYER_BYTES, Rig
 
 
 def serving(*names: str, **options: int) -> Rig:
@@ -315,6 +315,40 @@ def test_when_nothing_goes_without_it_its_reason_is_told() -> None:
     assert rig.state() is State.WAITING
     assert "not memory enough" in rig.driver.status.reason
     assert "'b' cannot serve: the model was not found" in rig.driver.status.reason
+
+
+@pytest.mark.parametrize("memory_bytes", [40, 500])
+def test_where_a_device_has_less_memory_than_it_said_the_next_plan_knows(memory_bytes: int) -> None:
+    """It counts with less than the last plan took, whatever the device says, so that it comes to an end."""
+    rig = serving("head", "b")
+    rig.submit(1, request())
+    rig.join("c")
+    rig.collect_all()
+    rig.run_short("b", memory_bytes)
+    [b] = [member for member in rig.driver.status.members if member.name == "b"]
+    assert b.devices[0].memory_bytes == min(memory_bytes, LAYER_BYTES - 1)
+    assert rig.visited() == ("head", "c")
+    rig.ready()
+    assert rig.state() is State.SERVING
+
+
+def test_when_no_plan_fits_the_memory_that_is_left_the_reason_is_told() -> None:
+    rig = Rig(wait_for=2, needs=2)
+    rig.join("head", "b")
+    rig.run_short("b", 40)
+    assert rig.state() is State.WAITING
+    assert "not memory enough" in rig.driver.status.reason
+    assert "'b': 0 of the layers would fit" in rig.driver.status.reason
+    rig.lose("b")
+    rig.join("b")
+    assert rig.state() is State.LOADING, "who joins again says anew what it has"
+
+
+def test_a_node_that_names_a_device_on_which_nothing_was_planned_is_left_out() -> None:
+    rig = Rig(wait_for=2)
+    rig.join("head", "b")
+    rig.run_short("b", 500, device="sun:gpu")
+    assert rig.visited() == ("head",)
 
 
 def test_a_node_that_takes_no_frames_of_another_is_left_out() -> None:

@@ -7,13 +7,14 @@ import pytest
 from prima_core.events import RequestDone
 from prima_core.interfaces import Layers
 from prima_core.node.driver import Member, State, Status
-from prima_core.node.view import BOUNDS_S, Histogram, RequestTotals, node_view
-from prima_core.plan.plan import Plan, Residency, Visit
+from prima_core.node.view import BOUNDS_S, DeviceView, Histogram, RequestTotals, node_view
+from prima_core.plan.plan import Plan, Residency, Split, Visit
+from prima_core.plan.problem import DeviceFacts
 from prima_core.ring.times import NodeTimes
 
-A, B = (Member(name, 1000, ("numpy:cpu",), f"inproc://{name}") for name in "ab")
+A, B = (Member(name, 1000, (DeviceFacts("numpy:cpu", 2000),), f"inproc://{name}") for name in "ab")
 VISITS = (Visit("a", 0, 1), Visit("b", 1, 2), Visit("a", 2, 4))
-PLAN = Plan(4, "a", VISITS, (Residency("a", 300, 20), Residency("b", 100, 10)))
+PLAN = Plan(4, "a", VISITS, (Residency("a", "numpy:cpu", 300, 20), Residency("b", "numpy:cpu", 100, 10)))
 TIMES = NodeTimes(compute_s=1.0)
 
 
@@ -25,6 +26,23 @@ def test_a_node_is_told_with_its_part_of_the_plan() -> None:
     assert (head.weight_bytes, head.kv_bytes, head.memory_bytes) == (300, 20, 1000)
     assert (head.loaded, worker.loaded) == (None, 0.25)
     assert worker.times is TIMES
+
+
+def test_a_node_with_several_devices_is_told_with_the_part_of_each() -> None:
+    gpu, cpu = DeviceFacts("torch:cuda:0", 500, shares_host=False), DeviceFacts("numpy:cpu", 2000)
+    split = Split("torch:cuda:0", 0, 2), Split("numpy:cpu", 2, 3)
+    plan = Plan(
+        4,
+        "a",
+        (Visit("a", 0, 3, split), Visit("b", 3, 4)),
+        (Residency("a", "torch:cuda:0", 400, 30), Residency("a", "numpy:cpu", 100, 10), Residency("b", "x", 7, 7)),
+    )
+    view = node_view(Member("a", 1000, (gpu, cpu), ""), "a", Status(State.SERVING, plan=plan), TIMES)
+    assert view.devices == (
+        DeviceView("torch:cuda:0", 500, 400, 30, (Layers(0, 2),)),
+        DeviceView("numpy:cpu", 2000, 100, 10, (Layers(2, 3),)),
+    )
+    assert (view.memory_bytes, view.weight_bytes, view.kv_bytes) == (1500, 500, 40)
 
 
 def test_a_node_without_a_plan_has_no_part() -> None:

@@ -9,7 +9,7 @@ from prima_core.errors import PlanError
 from prima_core.interfaces import KvType, Layers
 from prima_core.plan.check import MAX_IN_FLIGHT, MAX_VISITS, complete
 from prima_core.plan.plan import Plan, Split, Visit, plan_from_json, plan_to_json
-from prima_core.plan.problem import ModelFacts, NodeFacts, Problem, problem_from_json, problem_to_json
+from prima_core.plan.problem import DeviceFacts, ModelFacts, NodeFacts, Problem, problem_from_json, problem_to_json
 
 PROBLEM = Problem(
     model=ModelFacts(
@@ -20,7 +20,10 @@ PROBLEM = Problem(
         kv_bytes_per_token_layer=2,
         context_length=64,
     ),
-    nodes=(NodeFacts("a", 1000, ("numpy:cpu", "torch:cuda:0")), NodeFacts("b", 1000, ("numpy:cpu",))),
+    nodes=(
+        NodeFacts("a", 1000, (DeviceFacts("numpy:cpu", 1000), DeviceFacts("torch:cuda:0", 1000, shares_host=False))),
+        NodeFacts("b", 1000, (DeviceFacts("numpy:cpu", 1000),)),
+    ),
     head="a",
     kv_tokens=5,
 )
@@ -117,12 +120,72 @@ def test_memory_counts_weights_kv_and_the_input_and_output_part_to_the_byte() ->
     need = 460 + 50 + 4 * 2 * 5
     alone = with_visits(Visit("a", 0, 4))
     for memory_bytes, fits in ((need, True), (need - 1, False)):
-        problem = msgspec.structs.replace(PROBLEM, nodes=(NodeFacts("a", memory_bytes, ("numpy:cpu",)),))
+        problem = msgspec.structs.replace(PROBLEM, nodes=(NodeFacts("a", memory_bytes),))
         if fits:
             complete(alone, problem)
         else:
             with pytest.raises(PlanError, match="node 'a' would need"):
                 complete(alone, problem)
+
+
+GPU = DeviceFacts("gpu", 280, shares_host=False)
+CPU = DeviceFacts("cpu", 300)
+SPLIT = with_visits(Visit("a", 0, 4, (Split("gpu", 0, 2), Split("cpu", 2, 4))))
+"""On the gpu 50 of the ends, 210 of layers and 20 of KV; on the cpu 250 and 20."""
+
+
+def of_devices(*devices: DeviceFacts, host: int) -> Problem:
+    return msgspec.structs.replace(PROBLEM, nodes=(NodeFacts("a", host, devices),))
+
+
+@pytest.mark.parametrize(
+    ("problem", "says"),
+    [
+        (of_devices(GPU, CPU, host=270), ""),
+        (of_devices(DeviceFacts("gpu", 279, shares_host=False), CPU, host=270), r"on gpu \(.* use 0\.00 GB"),
+        (of_devices(GPU, DeviceFacts("cpu", 269), host=270), "on cpu"),
+        (of_devices(GPU, CPU, host=269), r"'a' would need 0\.00 GB \("),
+        (of_devices(DeviceFacts("gpu", 300), CPU, host=550), ""),
+        (of_devices(DeviceFacts("gpu", 300), CPU, host=549), r"'a' would need 0\.00 GB \("),
+    ],
+)
+def test_every_device_holds_its_part_and_those_that_share_the_hosts_memory_fit_it_together(
+    problem: Problem, says: str
+) -> None:
+    if not says:
+        needs = [(need.device, need.weight_bytes, need.kv_bytes) for need in complete(SPLIT, problem).residency]
+        assert needs == [("gpu", 260, 20), ("cpu", 250, 20)]
+    else:
+        with pytest.raises(PlanError, match=says):
+            complete(SPLIT, problem)
+
+
+def test_types_that_grow_on_a_device_count_as_large_as_they_are_there() -> None:
+    """On the gpu Q takes half as much again: 5 of layer 0, none of layer 1, 20 of the input part."""
+    types = {"Q": (10, 0, 30, 40), "F32": (90, 110, 90, 90)}
+    model = msgspec.structs.replace(PROBLEM.model, layer_types=types, input_types={"Q": 40}, output_types={"F32": 10})
+    gpu = DeviceFacts("gpu", 305, shares_host=False, growth={"Q": 1.5})
+    problem = msgspec.structs.replace(of_devices(gpu, CPU, host=270), model=model)
+    assert [need.weight_bytes for need in complete(SPLIT, problem).residency] == [285, 250]
+    assert problem_from_json(problem_to_json(problem)) == problem
+    smaller = msgspec.structs.replace(gpu, memory_bytes=304)
+    with pytest.raises(PlanError, match="on gpu"):
+        complete(SPLIT, msgspec.structs.replace(of_devices(smaller, CPU, host=270), model=model))
+
+
+def test_the_ends_lie_where_there_is_room_for_them_and_the_plan_says_so() -> None:
+    small = msgspec.structs.replace(GPU, memory_bytes=49)
+    on_cpu = with_visits(Visit("a", 0, 4, (Split("cpu", 0, 4),)))
+    problem = of_devices(small, msgspec.structs.replace(CPU, memory_bytes=1000), host=550)
+    assert complete(on_cpu, problem).end_device == "cpu"
+    assert [(need.device, need.weight_bytes) for need in complete(on_cpu, problem).residency] == [("cpu", 510)]
+    assert complete(SPLIT, of_devices(GPU, CPU, host=270)).end_device == "gpu"
+
+
+def test_sizes_by_type_are_one_for_each_layer() -> None:
+    text = problem_to_json(PROBLEM).replace(b'"layer_types": {}', b'"layer_types": {"Q": [1, 2]}')
+    with pytest.raises(PlanError, match="2 sizes for Q, the model 4 layers"):
+        problem_from_json(text)
 
 
 def test_a_head_that_computes_no_layer_still_holds_the_input_and_output_part() -> None:

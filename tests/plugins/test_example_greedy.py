@@ -63,6 +63,20 @@ def test_it_makes_the_plan_when_asked_for_by_name(installed: Path, tmp_path: Pat
     assert len({visit["node"] for visit in filling["visits"]}) == 1
 
 
+def test_it_passes_the_kit_for_solvers(installed: Path) -> None:
+    code = """
+from prima_core.testing.solvers import check_solver
+from prima_example_greedy.plugin import prima_solvers
+print(check_solver(prima_solvers()[0], n_problems=40))
+"""
+    environ = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "solver greedy: 11 ok, 0 not offered, 0 failed" in done.stdout
+
+
 def test_without_it_the_name_is_unknown(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "tiny.gguf", TinyModel())
     command = [sys.executable, "-m", "prima_core", "plan", str(model), "--solver", "greedy"]

@@ -21,6 +21,12 @@ def test_offer_opens_without_help() -> None:
     backend.close()
 
 
+@pytest.mark.parametrize("installed", [["mlx-cpu"], []], ids=["the build for CPUs", "another"])
+def test_a_build_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch, installed: list[str]) -> None:
+    monkeypatch.setattr(plugin, "distributions", lambda name: [known for known in installed if known == name])
+    assert probe().cpu_only is bool(installed)
+
+
 @pytest.mark.parametrize(
     ("system", "machine", "extra"),
     [("darwin", "arm64", "mlx"), ("linux", "aarch64", "mlx-cpu"), ("win32", "AMD64", "mlx-cpu")],

@@ -75,27 +75,35 @@ class CountingShard:
 
 class CountingBackend:
     def __init__(self) -> None:
+        self.calls: set[str] = set()
         self.steps: list[tuple[Layers, Step]] = []
         self.closed: list[str] = []
+        self.memory_bytes = {"count:cpu": 1000}  # of each device, by its id
         self.parts: list[Slice] = []  # loaded
+        self.used: list[str] = []  # the device of each
         self.breaks: dict[str, Exception] = {}  # by the call that shall raise it, once
         self.change_logits: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda logits: logits
 
     def called(self, call: str, *step: object) -> None:
+        self.calls.add(call)
         if call in self.breaks:
             raise self.breaks.pop(call)
         if step:
             self.steps.append(cast("tuple[Layers, Step]", step))
 
     def devices(self) -> Sequence[Device]:
-        return [Device("count:cpu", 1000)]
+        if "load" in self.calls:
+            self.called("devices after the load")
+        return [Device(id_, memory_bytes) for id_, memory_bytes in self.memory_bytes.items()]
 
     def describe(self) -> dict[str, str]:
         return {}
 
     def load(self, model: ModelSpec, device: str, part: Slice, store: Store) -> Shard:
         self.called("load")
+        self.called(f"load on {device}")
         self.parts.append(part)
+        self.used.append(device)
         for layer in (layer for layers in part.layers for layer in layers):
             store.acquire(layer)  # as a backend does, which brings it into memory
         store.shared()
@@ -152,15 +160,16 @@ class Ring:
 
     def load(
         self,
-        *visits: tuple[str, int, int],
+        *visits: tuple[str, int, int] | Visit,
         wire: WirePolicy = WirePolicy.F32,
         epoch: Epoch = FIRST,
         kv_type: KvType = KvType.F16,
         context: int = 0,
+        end_device: str = "",
     ) -> Plan:
         """Assign these visits, and wait until every node is ready."""
-        own = tuple(Visit(*visit) for visit in visits)
-        plan = Plan(N_LAYERS, self.head, own, kv_tokens=1000, kv_type=kv_type, context=context)
+        own = tuple(visit if isinstance(visit, Visit) else Visit(*visit) for visit in visits)
+        plan = Plan(N_LAYERS, self.head, own, kv_tokens=1000, kv_type=kv_type, context=context, end_device=end_device)
         for name in plan.nodes:
             self.workers[name].load(self.assignment(plan, epoch, wire))
         waiting = set(plan.nodes)

@@ -8,7 +8,8 @@ import threading
 import tracemalloc
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from math import inf, nan
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -49,7 +50,7 @@ HELLO = Hello(
     control_address="tcp://192.168.1.7:4001",
     data_addresses=("tcp://192.168.1.7:4002", "ipc:///tmp/x/s"),
     memory_bytes=8 * 2**30,
-    devices=(DeviceInfo("numpy:cpu", 8 * 2**30, "4 cores"),),
+    devices=(DeviceInfo("mlx:gpu", 2**33, "M9", True, {"Q6_K": 1.5}), DeviceInfo("numpy:cpu", 8 * 2**30, "4 cores")),
 )
 WELCOME = Welcome(node_id="head", nonce=b"h" * 16, name="desk", version="0.1.0")
 MESSAGES: tuple[Message, ...] = (
@@ -63,6 +64,7 @@ MESSAGES: tuple[Message, ...] = (
     Progress(EPOCH, 10, 100),
     Ready(EPOCH),
     Refused(EPOCH, Fault("ModelError", "no file with fingerprint sha256:0123", "--models DIR")),
+    Refused(EPOCH, Fault("DeviceMemoryError", "3 of the layers would fit"), "torch:cuda:0", 2**32),
     Heartbeat(NodeTimes(9.0, 1.5, 0.0, 2.5, 1e-7, 3, 4, 2**40)),
     Heartbeat(),
     Release(),
@@ -223,6 +225,15 @@ def test_a_forged_message_does_not_move_the_counter() -> None:
 # ---------------------------------------------------------------- bounds
 
 
+def with_device(**values: object) -> Hello:
+    """A hello with a device that was made without any check."""
+    sane: dict[str, object] = {"id": "a:gpu", "memory_bytes": 1, "summary": "", "shares_host": True, "growth": {}}
+    raw = msgspec.msgpack.encode(msgspec.structs.replace(HELLO, devices=()))
+    hello = msgspec.msgpack.decode(raw)
+    hello[-1] = [list({**sane, **values}.values())]
+    return cast("Hello", hello)
+
+
 @pytest.mark.parametrize("frame", [b"", b"PRMC", b"GET / HTTP/1.1" + bytes(100), bytes(5 * 2**20)])
 def test_what_is_no_control_frame_is_refused(frame: bytes) -> None:
     with pytest.raises(FrameError):
@@ -254,7 +265,10 @@ def test_a_message_that_is_too_long_is_never_sent() -> None:
         msgspec.structs.replace(HELLO, data_addresses=()),
         msgspec.structs.replace(HELLO, data_addresses=("tcp://a:1",) * 17),
         msgspec.structs.replace(HELLO, memory_bytes=-1),
-        msgspec.structs.replace(HELLO, devices=HELLO.devices * 65),
+        msgspec.structs.replace(HELLO, devices=HELLO.devices * 33),
+        *(with_device(memory_bytes=-1), with_device(id="\x1b[2J"), with_device(summary="x" * 1025)),
+        *(with_device(growth={"Q6_K": factor}) for factor in (0.0, 0.99, -1.0, 65.0, inf, nan)),
+        *(with_device(growth={"x" * 129: 1.0}), with_device(growth={str(n): 1.0 for n in range(65)})),
     ],
 )
 def test_a_hello_out_of_bounds_is_refused(hello: Hello) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from prima_core.errors import ClusterError, LinkTimeout, PluginError
 from prima_core.interfaces import Buffer, Credentials, Limits, ReceiveLink, SendLink
+from prima_core.plan.problem import DeviceFacts
 from prima_core.ring import control, membership
 from prima_core.ring.control import Bye, Heartbeat, Hello, Progress, Release, Session
 from prima_core.ring.membership import HEARTBEAT_S, LOST_AFTER_S, MAX_PENDING, Listener, Membership, PeerFacts
@@ -158,7 +159,7 @@ def test_what_the_hello_said_is_told(table: Table) -> None:
         facts.append, lambda name, why: None, lambda name, message: None, lambda name, times: None
     )
     table.worker("kitchen").join()
-    assert facts == [PeerFacts("kitchen", 1000, ("numpy:cpu",), "inproc://data")]
+    assert facts == [PeerFacts("kitchen", 1000, (DeviceFacts("numpy:cpu", 1000),), "inproc://data")]
 
 
 def test_who_does_not_know_the_token_is_not_answered(table: Table, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from prima_core.engine.engine import StepResult
 from prima_core.errors import ClusterError, DeviceMemoryError, LinkBroken, ModelError
 from prima_core.interfaces import Backend, Chunk, Device, KvKind, KvOp, KvType, Layers, SendLink, Slice, Step
-from prima_core.plan.plan import Plan, Visit
+from prima_core.plan.plan import Plan, Split, Visit
 from prima_core.ring import wire, worker
-from prima_core.ring.reports import Assignment, Loading, Ready, Report, Unreachable
+from prima_core.ring.reports import Assignment, LoadFailed, Loading, Ready, Report, Unreachable
 from prima_core.ring.wire import Epoch, WireDtype, WirePolicy
 from prima_core.ring.worker import Worker
 from tests.ring.fakes import DEADLINE_S, FIRST, N_LAYERS, SMALL, CountingBackend, Ring, after
@@ -78,6 +78,37 @@ def test_every_part_gets_the_type_of_kv_and_the_context_of_the_plan(ring_of: Mak
     ring.load(("head", 0, 2), ("b", 2, 6), kv_type=KvType.Q8_0, context=77)
     assert ring.backends["head"].parts == [Slice((Layers(0, 2),), True, True, KvType.Q8_0, 77, 1000)]
     assert ring.backends["b"].parts == [Slice((Layers(2, 6),), False, False, KvType.Q8_0, 77, 1000)]
+
+
+def test_a_visit_goes_through_the_devices_of_its_split_and_kv_with_it(ring_of: MakeRing) -> None:
+    ring = ring_of("head", "b")
+    backend = ring.backends["b"]
+    backend.memory_bytes = {"count:gpu": 1000, "count:cpu": 1000, "count:spare": 1000}
+    split = Split("count:cpu", 1, 2), Split("count:gpu", 2, 4), Split("count:cpu", 4, 5)
+    ring.load(("head", 0, 1), Visit("b", 1, 5, split), ("b", 5, 6))
+    parts = {device: part.layers for device, part in zip(backend.used, backend.parts, strict=True)}
+    assert parts == {"count:cpu": (Layers(1, 2), Layers(4, 5)), "count:gpu": (Layers(2, 4), Layers(5, 6))}
+    assert ring.works()
+    assert [layers for layers, _ in backend.steps] == [Layers(1, 2), Layers(2, 4), Layers(4, 5), Layers(5, 6)]
+    kv = (KvOp(KvKind.OPEN, 1, capacity=9),)
+    ring.launch(kv=kv)
+    ring.collect()
+    assert [step.kv for _, step in backend.steps[4:]] == [kv] * 4
+
+
+def test_a_device_without_layers_is_not_loaded(ring_of: MakeRing) -> None:
+    """On a worker also the first one; on the head that with the ends of the model, without layers or not."""
+    ring = ring_of("head", "b")
+    for name in ("head", "b"):
+        ring.backends[name].memory_bytes = {"count:gpu": 1000, "count:cpu": 1000, "count:spare": 1000}
+    ring.load(Visit("b", 0, 3, (Split("count:cpu", 0, 3),)), ("head", 3, 6), end_device="count:cpu")
+    assert ring.backends["b"].used == ["count:cpu"]
+    head = dict(zip(ring.backends["head"].used, ring.backends["head"].parts, strict=True))
+    assert {device: (part.layers, part.has_input, part.has_output) for device, part in head.items()} == {
+        "count:cpu": ((), True, True),
+        "count:gpu": ((Layers(3, 6),), False, False),
+    }
+    assert ring.works()
 
 
 def test_several_steps_in_flight_come_back_in_order(ring: Ring) -> None:
@@ -303,6 +334,43 @@ def test_a_backend_that_cannot_load_is_a_failed_load(ring_of: MakeRing) -> None:
     plan = Plan(N_LAYERS, "head", (Visit("head", 0, 6),), kv_tokens=9)
     ring.workers["head"].load(ring.assignment(plan))
     assert ring.load_error()[1].args == ("too large",)
+
+
+def test_a_device_with_too_little_memory_is_told_with_what_it_has_when_all_was_given_back(ring_of: MakeRing) -> None:
+    ring = ring_of("head")
+    backend = ring.backends["head"]
+    backend.memory_bytes = {"count:gpu": 1000, "count:cpu": 1000}
+    backend.breaks["load on count:cpu"] = DeviceMemoryError("2 of the layers would fit")
+    split = Split("count:gpu", 0, 3), Split("count:cpu", 3, 6)
+    plan = Plan(N_LAYERS, "head", (Visit("head", 0, 6, split),), kv_tokens=9)
+    ring.workers["head"].load(ring.assignment(plan))
+    _, report = ring.outcome()
+    assert isinstance(report, LoadFailed)
+    assert (report.device, report.memory_bytes) == ("count:cpu", 1000)
+    assert "2 of the layers" in str(report.error)
+    assert backend.closed == ["shard"], "the part on the other device was given back"
+
+
+def test_a_device_that_fails_and_cannot_be_asked_has_no_memory(
+    ring_of: MakeRing, caplog: pytest.LogCaptureFixture
+) -> None:
+    ring = ring_of("head")
+    backend = ring.backends["head"]
+    backend.breaks["load on count:cpu"] = DeviceMemoryError("2 of the layers would fit")
+    backend.breaks["devices after the load"] = OSError("the driver has gone")
+    ring.workers["head"].load(ring.assignment(Plan(N_LAYERS, "head", (Visit("head", 0, 6),), kv_tokens=9)))
+    _, report = ring.outcome()
+    assert isinstance(report, LoadFailed)
+    assert (report.device, report.memory_bytes) == ("count:cpu", 0)
+    assert "the driver has gone" in caplog.text
+
+
+def test_the_error_of_a_failed_load_keeps_nothing_of_it_alive(ring_of: MakeRing) -> None:
+    ring = ring_of("head")
+    ring.backends["head"].breaks["load"] = ModelError("is damaged")
+    ring.workers["head"].load(ring.assignment(Plan(N_LAYERS, "head", (Visit("head", 0, 6),), kv_tokens=9)))
+    _, error = ring.load_error()
+    assert (error.__traceback__, error.__context__, error.__cause__) == (None, None, None)
 
 
 def test_what_a_failed_load_has_opened_is_closed(ring_of: MakeRing) -> None:

@@ -12,14 +12,16 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from prima_core.events import RequestDone
 from prima_core.interfaces import Layers
 from prima_core.node.driver import State
-from prima_core.node.view import NodeView, RequestTotals, ServerView
+from prima_core.node.view import DeviceView, NodeView, RequestTotals, ServerView
 from prima_core.ring.times import NodeTimes
 from prima_core.serve.guard import Guard
 from tests.serve.fakes import FakeService, client_of
 
 TIMES = NodeTimes(100.0, 1.5, 2.5, 3.5, 4.5, 5, 6, 7)
 NAME = 'a "quoted"\\ name'
-NODE = NodeView(NAME, True, ("numpy:cpu",), 1000, 300, 20, (Layers(0, 2), Layers(3, 7)), None, TIMES)
+LAYERS = (Layers(0, 2), Layers(3, 7))
+DEVICE = DeviceView("numpy:cpu", 1000, 300, 20, LAYERS)
+NODE = NodeView(NAME, True, (DEVICE,), 1000, 300, 20, LAYERS, None, TIMES)
 VIEW = ServerView("m", "0.1.0", State.SERVING, "", 100, 1, 2, 30, 40, (NODE, replace(NODE, name="b")))
 TOTALS = (
     RequestTotals()
