@@ -1,0 +1,108 @@
+"""Products with quantised matrices that are read once, as they lie, and matrices as floats: Triton kernels.
+
+A row's sums are made in one order, whatever the number of tokens: a token's result has the same bits in any company.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+
+from prima_torch.kernels.linear_kernels import dequantize_kernel, matvec_kernel, sum_splits_kernel
+from prima_torch.kernels.shapes import SHAPES, Shape, pointers, steps_of_split
+from prima_torch.planes import Planes
+
+MAX_TOKENS = 8
+_VALUES = 256  # of a program of the second reduction
+
+
+def matvec(x: torch.Tensor, matrix: Planes, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x f32 [n, columns] @ matrix.T (+ bias f32 [rows]) -> f32 [n, rows], for n from 1 to MAX_TOKENS.
+
+    Weights are float32 in registers and sums float32: the result differs from a float32 product by rounding alone.
+    """
+    n = x.shape[0]
+    if not 1 <= n <= MAX_TOKENS:
+        raise ValueError(f"matvec takes 1 to {MAX_TOKENS} tokens, not {n}")
+    return _product(x, matrix, matrix.rows, bias, None)
+
+
+def matvec_experts(x: torch.Tensor, stack: Planes, outputs: int, experts: torch.Tensor) -> torch.Tensor:
+    """Row i of x f32 [n, columns] times expert experts[i] (i32 [n], on the device) of `stack` -> f32 [n, outputs].
+
+    Expert e has rows e * outputs to (e + 1) * outputs. A row has the bits that `matvec` gives it for that expert alone.
+    """
+    return _product(x, stack, outputs, None, experts)
+
+
+def dequantize(matrix: Planes, out: torch.Tensor, first_row: int = 0) -> None:
+    """Write rows first_row and on of `matrix` as floats into `out` [rows of the part, columns], contiguous: bf16, f16, f32."""
+    shape = SHAPES[matrix.type]
+    rows, n_blocks = out.shape[0], matrix.columns // shape.block
+    fields = pointers(matrix)
+    grid = (-(-rows // shape.rows[0]), -(-n_blocks // shape.blocks))
+    layout = _layout(matrix, shape, 1)
+    dequantize_kernel[grid](*fields, fields[0], out, first_row, rows, n_blocks, **layout, num_warps=1)
+
+
+def _product(
+    x: torch.Tensor, matrix: Planes, rows: int, bias: torch.Tensor | None, experts: torch.Tensor | None
+) -> torch.Tensor:
+    shape = SHAPES[matrix.type]
+    n, n_blocks = x.shape[0], matrix.columns // shape.block
+    tokens = 1 if experts is not None else 1 << (n - 1).bit_length()
+    steps = steps_of_split(shape, rows, matrix.columns)
+    splits = -(-n_blocks // (steps * shape.blocks))
+    parts = torch.empty((splits, n, rows), dtype=torch.float32, device=x.device)
+    fields = pointers(matrix)
+    grid = (-(-rows // shape.rows_for(tokens)), splits, n if experts is not None else 1)
+    matvec_kernel[grid](
+        x,
+        *fields,
+        fields[0],
+        x if bias is None else bias,
+        x if experts is None else experts,
+        parts,
+        n,
+        rows,
+        matrix.columns,
+        n_blocks,
+        steps,
+        **_layout(matrix, shape, tokens),
+        TOKENS=tokens,
+        HAS_BIAS=bias is not None and splits == 1,
+        HAS_EXPERTS=experts is not None,
+        num_warps=1,
+    )
+    return parts[0] if splits == 1 else _summed(parts, bias)
+
+
+def _summed(parts: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    splits, n, rows = parts.shape
+    out = torch.empty((n, rows), dtype=torch.float32, device=parts.device)
+    grid = (-(-n * rows // _VALUES),)
+    sum_splits_kernel[grid](
+        parts, parts if bias is None else bias, out, rows, n * rows, splits, HAS_BIAS=bias is not None, VALUES=_VALUES
+    )
+    return out
+
+
+class _Layout(TypedDict):
+    TYPE: str
+    ROWS: int
+    BLOCKS: int
+    SEGMENTS: int
+    PER_LANE: int
+    SPLIT: int
+
+
+def _layout(matrix: Planes, shape: Shape, tokens: int) -> _Layout:
+    return _Layout(
+        TYPE=matrix.type.name,
+        ROWS=shape.rows_for(tokens),
+        BLOCKS=shape.blocks,
+        SEGMENTS=shape.segments,
+        PER_LANE=shape.per_lane,
+        SPLIT=shape.split,
+    )

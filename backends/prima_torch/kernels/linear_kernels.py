@@ -1,0 +1,127 @@
+"""Kernels over quantised matrices: products with 1 to 8 vectors, and a matrix as floats. `linear.py` calls them."""
+
+import triton
+import triton.language as tl
+
+from prima_torch.kernels import tiles
+from prima_torch.kernels.bits import split4
+
+
+@triton.jit
+def matvec_kernel(
+    x,  # f32 [n, columns]
+    f0,
+    f1,
+    f2,
+    f3,
+    f4,
+    table,
+    bias,  # f32 [rows], where HAS_BIAS
+    experts,  # i32 [n], where HAS_EXPERTS: token i takes rows experts[i] * rows and on
+    out,  # f32 [splits, n, rows]
+    n,
+    rows,
+    columns,
+    n_blocks,
+    steps,
+    TYPE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    PER_LANE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_EXPERTS: tl.constexpr,
+):
+    """Program (i, j, k): rows i * ROWS and on, steps j * `steps` and on of BLOCKS blocks, tokens k * TOKENS and on.
+
+    One warp. The inputs of four columns are loaded, then used for all rows: registers hold them, the words of the rows
+    and one sum for each row, token and lane.
+    """
+    RUN: tl.constexpr = 16 if PER_LANE > 16 else PER_LANE
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    token = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS)
+    segment = tl.arange(0, SEGMENTS)[None, None, :]
+    column = segment // SPLIT * (PER_LANE * SPLIT) + segment % SPLIT * RUN
+    has_row, has_token = row < rows, token < n
+    first = row
+    if HAS_EXPERTS:
+        first += tl.load(experts + tl.program_id(2)).to(tl.int64) * rows
+    sums = tl.zeros((ROWS, TOKENS, BLOCKS, SEGMENTS), tl.float32)
+    for step in range(tl.program_id(1) * steps, (tl.program_id(1) + 1) * steps):
+        block = (step * BLOCKS + tl.arange(0, BLOCKS))[None, :, None]
+        has_block = block < n_blocks
+        # Said to have no neighbours, so that every load is laid out lane by lane, as the words are.
+        at = tl.max_contiguous(first[:, None, None] * n_blocks + block, (1, 1, 1))
+        raw = tiles.load(TYPE, f0, f1, f2, f3, f4, table, at, segment, has_row[:, None, None] & has_block)
+        inputs = x + token[:, None, None] * columns + block * (SEGMENTS * PER_LANE) + column
+        has_input = (has_token[:, None, None] & has_block)[:, :, :, None]
+        for p in tl.static_range(0, PER_LANE, 4):
+            start = p // RUN * (RUN * SPLIT) + p % RUN
+            four = split4(tl.load(inputs[:, :, :, None] + start + tl.arange(0, 4), mask=has_input, other=0.0))
+            for i in tl.static_range(4):
+                sums = tl.fma(tiles.weight(TYPE, raw, p + i)[:, None], four[i][None], sums)
+    total = tl.sum(tl.sum(sums, axis=3), axis=2)
+    if HAS_BIAS:
+        total += tl.load(bias + row, mask=has_row, other=0.0)[:, None]
+    target = out + (tl.program_id(1).to(tl.int64) * n + token[None, :]) * rows + row[:, None]
+    tl.store(target, total, mask=has_row[:, None] & has_token[None, :])
+
+
+@triton.jit
+def sum_splits_kernel(parts, bias, out, rows, n_values, splits, HAS_BIAS: tl.constexpr, VALUES: tl.constexpr):
+    """parts [splits, n, rows] -> out [n, rows], in the order of the splits, plus bias [rows]."""
+    value = tl.program_id(0) * VALUES + tl.arange(0, VALUES)
+    is_value = value < n_values
+    total = tl.zeros((VALUES,), tl.float32)
+    for split in range(splits):
+        total += tl.load(parts + split.to(tl.int64) * n_values + value, mask=is_value, other=0.0)
+    if HAS_BIAS:
+        total += tl.load(bias + value % rows, mask=is_value, other=0.0)
+    tl.store(out + value, total, mask=is_value)
+
+
+@triton.jit
+def dequantize_kernel(
+    f0,
+    f1,
+    f2,
+    f3,
+    f4,
+    table,
+    out,  # [rows, columns] of any float type
+    first_row,
+    rows,
+    n_blocks,
+    TYPE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    PER_LANE: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """Program (i, j): rows i * ROWS and on, blocks j * BLOCKS and on. One warp."""
+    RUN: tl.constexpr = 16 if PER_LANE > 16 else PER_LANE
+    row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None, None]
+    block = (tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS))[None, :, None]
+    segment = tl.arange(0, SEGMENTS)[None, None, :]
+    mask = (row < rows) & (block < n_blocks)
+    at = tl.max_contiguous((row + first_row) * n_blocks + block, (1, 1, 1))
+    raw = tiles.load(TYPE, f0, f1, f2, f3, f4, table, at, segment, mask)
+    column = segment // SPLIT * (PER_LANE * SPLIT) + segment % SPLIT * RUN
+    target = out + (row * n_blocks + block) * (SEGMENTS * PER_LANE) + column
+    for p in tl.static_range(0, PER_LANE, RUN):
+        weights = _run(TYPE, raw, p, 1, RUN).to(out.dtype.element_ty)
+        tl.store(target[:, :, :, None] + p * SPLIT + tl.arange(0, RUN), weights, mask=mask[:, :, :, None])
+
+
+@triton.jit
+def _run(TYPE: tl.constexpr, raw, P: tl.constexpr, STEP: tl.constexpr, LENGTH: tl.constexpr):
+    """Weights P, P + STEP, ... of each segment: [rows, blocks, segments, LENGTH]."""
+    if LENGTH == 1:
+        return tiles.weight(TYPE, raw, P)[:, :, :, None]
+    else:
+        even = _run(TYPE, raw, P, 2 * STEP, LENGTH // 2)
+        odd = _run(TYPE, raw, P + STEP, 2 * STEP, LENGTH // 2)
+        return tl.reshape(tl.join(even, odd), (even.shape[0], even.shape[1], even.shape[2], LENGTH))

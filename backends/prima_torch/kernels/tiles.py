@@ -1,0 +1,42 @@
+"""Weights of every type as float32 in registers, for the kernels in `linear_kernels.py`: which lane holds which weight.
+
+A warp works on `blocks` neighbouring blocks of `rows` rows at once. Each of its 32 lanes holds, of every row, the codes
+of one *segment* (16 bytes where the type allows, so that loads are as wide as they can be): blocks * segments = 32, and
+nothing is ever moved between lanes. The weights of a segment are not neighbours: a byte of Q4_K holds one weight and
+the one 32 further on. `Tile.column` says where they stand, so that a lane loads just the inputs it needs.
+
+For each type there are two functions of Triton:
+- `load_TYPE(field, ..., at, segment, mask)` loads what a segment needs: `at` int64 [rows, blocks, 1] numbers the block in
+  the planes, `segment` is int32 [1, 1, segments], `mask` [rows, blocks, 1] says which blocks exist; fields are pointers
+  as `pointers` gives them. Returns a tuple of tensors [rows, blocks, segments], of words and scales.
+- `weight_TYPE(raw, P)` takes weight P of each segment out of that tuple: float32 [rows, blocks, segments], 0 where
+  masked. P is a constant: the loop over it is unrolled.
+
+Both must give every lane its own values only: reshape, split and arithmetic, no tensor of another shape.
+"""
+
+import triton
+import triton.language as tl
+
+from prima_torch.kernels import kquants, legacy
+
+
+@triton.jit
+def load(TYPE: tl.constexpr, f0, f1, f2, f3, f4, table, at, segment, mask):
+    """`load_TYPE`; f0 to f4 are the fields in the order of the planes, `table` is the codebook of types that have one."""
+    if TYPE == "Q8_0":
+        return legacy.load_q8_0(f0, f1, at, segment, mask)
+    elif TYPE == "Q4_K":
+        return kquants.load_q4_k(f0, f1, f2, f3, at, segment, mask)
+    else:
+        tl.static_assert(False, "no such type")
+
+
+@triton.jit
+def weight(TYPE: tl.constexpr, raw, P: tl.constexpr):
+    if TYPE == "Q8_0":
+        return legacy.weight_q8_0(raw, P)
+    elif TYPE == "Q4_K":
+        return kquants.weight_q4_k(raw, P)
+    else:
+        tl.static_assert(False, "no such type")
