@@ -39,4 +39,6 @@ def test_floats(type: GGUFType, dtype: torch.dtype) -> None:
     weight = random_weight(type, rows=19, cols=768)
     out = torch.empty(11, 768, dtype=dtype)
     dequantize(planes_of(weight), out, first_row=5)
-    assert torch.equal(out, torch.from_numpy(as_floats(weight)[5:16]).to(dtype))
+    expected = torch.from_numpy(as_floats(weight)[5:16])
+    # The interpreter cuts to bfloat16 where a GPU rounds.
+    torch.testing.assert_close(out.float(), expected, rtol=2**-7 if dtype == torch.bfloat16 else 2**-11, atol=1e-7)

@@ -75,8 +75,9 @@ def sum_splits_kernel(parts, bias, out, rows, n_values, splits, HAS_BIAS: tl.con
     value = tl.program_id(0) * VALUES + tl.arange(0, VALUES)
     is_value = value < n_values
     total = tl.zeros((VALUES,), tl.float32)
-    for split in range(splits):
-        total += tl.load(parts + split.to(tl.int64) * n_values + value, mask=is_value, other=0.0)
+    for _ in range(splits):
+        total += tl.load(parts + value, mask=is_value, other=0.0)
+        parts += n_values
     if HAS_BIAS:
         total += tl.load(bias + value % rows, mask=is_value, other=0.0)
     tl.store(out + value, total, mask=is_value)
