@@ -44,8 +44,19 @@ class Shape:
 
 SHAPES: Mapping[GGUFType, Shape] = MappingProxyType(
     {
+        GGUFType.F32: Shape(1, 4, 1, (8, 8, 8, 8)),
+        GGUFType.F16: Shape(1, 8, 1, (8, 8, 8, 8)),
+        GGUFType.BF16: Shape(1, 8, 1, (8, 8, 8, 8)),
+        GGUFType.Q4_0: Shape(1, 32, 1, (8, 8, 4, 4)),
+        GGUFType.Q4_1: Shape(1, 32, 1, (8, 8, 4, 4)),
+        GGUFType.Q5_0: Shape(1, 32, 1, (8, 8, 4, 4)),
+        GGUFType.Q5_1: Shape(1, 32, 1, (8, 8, 4, 4)),
         GGUFType.Q8_0: Shape(2, 16, 1, (8, 8, 8, 8)),
+        GGUFType.Q2_K: Shape(4, 64, 2, (8, 8, 4, 4)),
+        GGUFType.Q3_K: Shape(4, 64, 2, (8, 8, 4, 4)),
         GGUFType.Q4_K: Shape(8, 32, 2, (8, 8, 4, 4)),
+        GGUFType.Q5_K: Shape(8, 32, 2, (8, 8, 4, 4)),
+        GGUFType.Q6_K: Shape(8, 32, 4, (8, 8, 4, 4)),
     }
 )
 

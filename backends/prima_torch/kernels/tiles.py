@@ -18,25 +18,63 @@ Both must give every lane its own values only: reshape, split and arithmetic, no
 import triton
 import triton.language as tl
 
-from prima_torch.kernels import kquants, legacy
+from prima_torch.kernels import floats, kquants, legacy
 
 
 @triton.jit
 def load(TYPE: tl.constexpr, f0, f1, f2, f3, f4, table, at, segment, mask):
     """`load_TYPE`; f0 to f4 are the fields in the order of the planes, `table` is the codebook of types that have one."""
-    if TYPE == "Q8_0":
+    if TYPE == "F32":
+        return floats.load_f32(f0, at, segment, mask)
+    elif TYPE == "F16" or TYPE == "BF16":
+        return floats.load_half(f0, at, segment, mask)
+    elif TYPE == "Q4_0":
+        return legacy.load_q4_0(f0, f1, at, segment, mask)
+    elif TYPE == "Q4_1":
+        return legacy.load_q4_1(f0, f1, f2, at, segment, mask)
+    elif TYPE == "Q5_0":
+        return legacy.load_q5_0(f0, f1, f2, at, segment, mask)
+    elif TYPE == "Q5_1":
+        return legacy.load_q5_1(f0, f1, f2, f3, at, segment, mask)
+    elif TYPE == "Q8_0":
         return legacy.load_q8_0(f0, f1, at, segment, mask)
+    elif TYPE == "Q2_K":
+        return kquants.load_q2_k(f0, f1, f2, f3, at, segment, mask)
+    elif TYPE == "Q3_K":
+        return kquants.load_q3_k(f0, f1, f2, f3, at, segment, mask)
     elif TYPE == "Q4_K":
         return kquants.load_q4_k(f0, f1, f2, f3, at, segment, mask)
+    elif TYPE == "Q5_K":
+        return kquants.load_q5_k(f0, f1, f2, f3, f4, at, segment, mask)
+    elif TYPE == "Q6_K":
+        return kquants.load_q6_k(f0, f1, f2, f3, at, segment, mask)
     else:
         tl.static_assert(False, "no such type")
 
 
 @triton.jit
 def weight(TYPE: tl.constexpr, raw, P: tl.constexpr):
-    if TYPE == "Q8_0":
+    if TYPE == "F32" or TYPE == "F16" or TYPE == "BF16":
+        return floats.weight(raw, P)
+    elif TYPE == "Q4_0":
+        return legacy.weight_q4_0(raw, P)
+    elif TYPE == "Q4_1":
+        return legacy.weight_q4_1(raw, P)
+    elif TYPE == "Q5_0":
+        return legacy.weight_q5_0(raw, P)
+    elif TYPE == "Q5_1":
+        return legacy.weight_q5_1(raw, P)
+    elif TYPE == "Q8_0":
         return legacy.weight_q8_0(raw, P)
+    elif TYPE == "Q2_K":
+        return kquants.weight_q2_k(raw, P)
+    elif TYPE == "Q3_K":
+        return kquants.weight_q3_k(raw, P)
     elif TYPE == "Q4_K":
         return kquants.weight_q4_k(raw, P)
+    elif TYPE == "Q5_K":
+        return kquants.weight_q5_k(raw, P)
+    elif TYPE == "Q6_K":
+        return kquants.weight_q6_k(raw, P)
     else:
         tl.static_assert(False, "no such type")
