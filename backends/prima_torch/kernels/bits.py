@@ -1,39 +1,48 @@
-"""Words of packed codes to floats, in registers of a Triton kernel.
+"""Words of packed codes to weights, in registers of a Triton kernel.
 
-`(word & field << b) | exponent` is the float 2^(23 - b) + field for a field at bit b: an operation and a subtraction
-where a conversion would take a slow one. Whatever the shape, a lane keeps its own: nothing here moves data between
-lanes.
+Kernels on fast memory are bound by instructions: about four for a weight are all there is time for. So no code is
+converted to a float. `word & field << at` read as a float is a subnormal, exactly code * 2^(at - 149), and one fused
+multiply-add makes a weight of it, where the scale makes up for the power of two. As 2^149 is too much for one float32,
+weights come out times 2^-48; the kernels multiply their sums by 2^48. Both are exact, for any scale that float16 units
+and integers make.
+
+Whatever the shape: a lane keeps its own, nothing here moves data between lanes.
 """
 
 import triton
 import triton.language as tl
 
+SHRINK = tl.constexpr(2.0**-48)
+GROW = tl.constexpr(2.0**48)
+
 
 @triton.jit
-def bits(word, AT: tl.constexpr, WIDTH: tl.constexpr, OFFSET: tl.constexpr = 0):
-    """Bits AT to AT + WIDTH - 1 of int32 `word`, minus OFFSET, as float32, exactly. WIDTH <= 8."""
+def weigh(word, AT: tl.constexpr, WIDTH: tl.constexpr, scale, addend):
+    """(bits AT to AT + WIDTH - 1 of int32 `word`) * `scale` * 2^-48 + `addend`, rounded once. WIDTH <= 8."""
     if AT + WIDTH > 23:
         shifted = word >> 16  # what moves in from the left is masked
-        return bits(shifted, AT - 16, WIDTH, OFFSET)
+        return weigh(shifted, AT - 16, WIDTH, scale, addend)
     else:
-        MASK: tl.constexpr = ((1 << WIDTH) - 1) << AT
-        EXPONENT: tl.constexpr = (150 - AT) << 23
-        BASE: tl.constexpr = (1 << (23 - AT)) + OFFSET
-        return ((word & MASK) | EXPONENT).to(tl.float32, bitcast=True) - BASE
+        code = (word & (((1 << WIDTH) - 1) << AT)).to(tl.float32, bitcast=True)
+        return tl.fma(code, scale * 2.0 ** (101 - AT), addend)
+
+
+@triton.jit
+def number(word, AT: tl.constexpr, WIDTH: tl.constexpr):
+    """Bits AT to AT + WIDTH - 1 of int32 `word` as float32. For scales, of which there are few: it converts."""
+    return ((word >> AT) & ((1 << WIDTH) - 1)).to(tl.float32)
 
 
 @triton.jit
 def load4(pointer, mask):
     """Four neighbours at each of `pointer` [rows, blocks, segments], a multiple of 16 bytes: four of that shape."""
-    item = tl.load(pointer[:, :, :, None] + tl.arange(0, 4), mask=mask[:, :, :, None], other=0)
-    return split4(item)
+    return split4(tl.load(pointer[:, :, :, None] + tl.arange(0, 4), mask=mask[:, :, :, None], other=0))
 
 
 @triton.jit
 def split4(item):
-    """[..., 4] -> four [...]"""
-    pairs = tl.reshape(item, (item.shape[0], item.shape[1], item.shape[2], 2, 2))
-    even, odd = tl.split(pairs)
+    """[..., 4] of four dimensions -> four [...]"""
+    even, odd = tl.split(tl.reshape(item, (item.shape[0], item.shape[1], item.shape[2], 2, 2)))
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
     return first, second, third, fourth

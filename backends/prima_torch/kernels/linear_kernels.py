@@ -62,7 +62,7 @@ def matvec_kernel(
             four = split4(tl.load(inputs[:, :, :, None] + start + tl.arange(0, 4), mask=has_input, other=0.0))
             for i in tl.static_range(4):
                 sums = tl.fma(tiles.weight(TYPE, raw, p + i)[:, None], four[i][None], sums)
-    total = tl.sum(tl.sum(sums, axis=3), axis=2)
+    total = tl.sum(tl.sum(sums, axis=3), axis=2) * tiles.unit(TYPE)
     if HAS_BIAS:
         total += tl.load(bias + row, mask=has_row, other=0.0)[:, None]
     target = out + (tl.program_id(1).to(tl.int64) * n + token[None, :]) * rows + row[:, None]
@@ -113,7 +113,7 @@ def dequantize_kernel(
     column = segment // SPLIT * (PER_LANE * SPLIT) + segment % SPLIT * RUN
     target = out + (row * n_blocks + block) * (SEGMENTS * PER_LANE) + column
     for p in tl.static_range(0, PER_LANE, RUN):
-        weights = _run(TYPE, raw, p, 1, RUN).to(out.dtype.element_ty)
+        weights = (_run(TYPE, raw, p, 1, RUN) * tiles.unit(TYPE)).to(out.dtype.element_ty)
         tl.store(target[:, :, :, None] + p * SPLIT + tl.arange(0, RUN), weights, mask=mask[:, :, :, None])
 
 

@@ -10,7 +10,7 @@ For each type there are two functions of Triton:
   the planes, `segment` is int32 [1, 1, segments], `mask` [rows, blocks, 1] says which blocks exist; fields are pointers
   as `pointers` gives them. Returns a tuple of tensors [rows, blocks, segments], of words and scales.
 - `weight_TYPE(raw, P)` takes weight P of each segment out of that tuple: float32 [rows, blocks, segments], 0 where
-  masked. P is a constant: the loop over it is unrolled.
+  masked, divided by `unit(TYPE)`. P is a constant: the loop over it is unrolled.
 
 Both must give every lane its own values only: reshape, split and arithmetic, no tensor of another shape.
 """
@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from prima_torch.kernels import floats, kquants, legacy
+from prima_torch.kernels.bits import GROW
 
 
 @triton.jit
@@ -57,13 +58,13 @@ def weight(TYPE: tl.constexpr, raw, P: tl.constexpr):
     if TYPE == "F32" or TYPE == "F16" or TYPE == "BF16":
         return floats.weight(raw, P)
     elif TYPE == "Q4_0":
-        return legacy.weight_q4_0(raw, P)
+        return legacy.weight_q4(raw, P)
     elif TYPE == "Q4_1":
-        return legacy.weight_q4_1(raw, P)
+        return legacy.weight_q4(raw, P)
     elif TYPE == "Q5_0":
-        return legacy.weight_q5_0(raw, P)
+        return legacy.weight_q5(raw, P)
     elif TYPE == "Q5_1":
-        return legacy.weight_q5_1(raw, P)
+        return legacy.weight_q5(raw, P)
     elif TYPE == "Q8_0":
         return legacy.weight_q8_0(raw, P)
     elif TYPE == "Q2_K":
@@ -78,3 +79,12 @@ def weight(TYPE: tl.constexpr, raw, P: tl.constexpr):
         return kquants.weight_q6_k(raw, P)
     else:
         tl.static_assert(False, "no such type")
+
+
+@triton.jit
+def unit(TYPE: tl.constexpr):
+    """What `weight` has to be multiplied by."""
+    if TYPE == "F32" or TYPE == "F16" or TYPE == "BF16":
+        return 1.0
+    else:
+        return GROW
