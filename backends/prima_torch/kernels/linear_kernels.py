@@ -8,8 +8,36 @@ from prima_torch.kernels.bits import split4
 
 
 @triton.jit
-def matvec_kernel(
+def arrange_kernel(
     x,  # f32 [n, columns]
+    out,  # f32 [tokens, steps, PER_LANE / 4, BLOCKS * SEGMENTS, 4], zeros for tokens and blocks that are not there
+    n,
+    columns,
+    n_blocks,
+    BLOCKS: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    PER_LANE: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """Program (i, j): step i of token j, in the order in which the lanes of `matvec_kernel` read it."""
+    RUN: tl.constexpr = 16 if PER_LANE > 16 else PER_LANE
+    step, token = tl.program_id(0), tl.program_id(1)
+    lane = tl.arange(0, BLOCKS * SEGMENTS)
+    block, segment = step * BLOCKS + lane // SEGMENTS, lane % SEGMENTS
+    column = block * (SEGMENTS * PER_LANE) + segment // SPLIT * (PER_LANE * SPLIT) + segment % SPLIT * RUN
+    source = x + token.to(tl.int64) * columns + column
+    target = out + (token.to(tl.int64) * tl.num_programs(0) + step) * (BLOCKS * SEGMENTS * PER_LANE) + lane * 4
+    is_there = (block < n_blocks) & (token < n)
+    four = tl.arange(0, 4)
+    for p in tl.static_range(0, PER_LANE, 4):
+        start = p // RUN * (RUN * SPLIT) + p % RUN
+        value = tl.load(source[:, None] + start + four, mask=is_there[:, None], other=0.0)
+        tl.store(target[:, None] + p * (BLOCKS * SEGMENTS) + four, value)
+
+
+@triton.jit
+def matvec_kernel(
+    x,  # f32 [TOKENS, columns], or what `arrange_kernel` makes of it where IS_ARRANGED
     f0,
     f1,
     f2,
@@ -33,6 +61,8 @@ def matvec_kernel(
     SPLIT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_EXPERTS: tl.constexpr,
+    IS_ARRANGED: tl.constexpr,
+    HAS_TAIL: tl.constexpr,  # whether the last step has fewer blocks than others
 ):
     """Program (i, j, k): rows i * ROWS and on, steps j * `steps` and on of BLOCKS blocks, tokens k * TOKENS and on.
 
@@ -45,21 +75,32 @@ def matvec_kernel(
     segment = tl.arange(0, SEGMENTS)[None, None, :]
     column = segment // SPLIT * (PER_LANE * SPLIT) + segment % SPLIT * RUN
     has_row, has_token = row < rows, token < n
-    first = row
+    first = tl.minimum(row, rows - 1)  # what is read for rows that are not there is not written
     if HAS_EXPERTS:
         first += tl.load(experts + tl.program_id(2)).to(tl.int64) * rows
+    n_steps = tl.cdiv(n_blocks, BLOCKS)
     sums = tl.zeros((ROWS, TOKENS, BLOCKS, SEGMENTS), tl.float32)
-    for step in range(tl.program_id(1) * steps, (tl.program_id(1) + 1) * steps):
+    for step in range(tl.program_id(1) * steps, tl.minimum((tl.program_id(1) + 1) * steps, n_steps)):
         block = (step * BLOCKS + tl.arange(0, BLOCKS))[None, :, None]
-        has_block = block < n_blocks
+        if HAS_TAIL:
+            has_block = block < n_blocks
+        else:
+            has_block = tl.full((1, BLOCKS, 1), True, tl.int1)
         # Said to have no neighbours, so that every load is laid out lane by lane, as the words are.
         at = tl.max_contiguous(first[:, None, None] * n_blocks + block, (1, 1, 1))
-        raw = tiles.load(TYPE, f0, f1, f2, f3, f4, table, at, segment, has_row[:, None, None] & has_block)
-        inputs = x + token[:, None, None] * columns + block * (SEGMENTS * PER_LANE) + column
-        has_input = (has_token[:, None, None] & has_block)[:, :, :, None]
+        raw = tiles.load(TYPE, f0, f1, f2, f3, f4, table, at, segment, has_block)
+        if IS_ARRANGED:
+            lane = tl.arange(0, BLOCKS)[None, :, None] * SEGMENTS + segment
+            inputs = x + (token[:, None, None] * n_steps + step) * (BLOCKS * SEGMENTS * PER_LANE) + lane * 4
+        else:
+            inputs = x + token[:, None, None] * columns + block * (SEGMENTS * PER_LANE) + column
         for p in tl.static_range(0, PER_LANE, 4):
-            start = p // RUN * (RUN * SPLIT) + p % RUN
-            four = split4(tl.load(inputs[:, :, :, None] + start + tl.arange(0, 4), mask=has_input, other=0.0))
+            if IS_ARRANGED:
+                four = split4(tl.load(inputs[:, :, :, None] + p * (BLOCKS * SEGMENTS) + tl.arange(0, 4)))
+            else:
+                start = p // RUN * (RUN * SPLIT) + p % RUN
+                pointer = inputs[:, :, :, None] + start + tl.arange(0, 4)
+                four = split4(tl.load(pointer, mask=has_block[:, :, :, None], other=0.0))
             for i in tl.static_range(4):
                 sums = tl.fma(tiles.weight(TYPE, raw, p + i)[:, None], four[i][None], sums)
     total = tl.sum(tl.sum(sums, axis=3), axis=2) * tiles.unit(TYPE)

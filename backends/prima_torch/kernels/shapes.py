@@ -60,6 +60,9 @@ SHAPES: Mapping[GGUFType, Shape] = MappingProxyType(
     }
 )
 
+ARRANGED_TOKENS = 4
+"""From this number of tokens on, inputs are put into the order of the lanes first."""
+
 PROGRAMS = 2048
 """Wanted at once: 16 warps on each of 128 multiprocessors. Fewer rows are made up for by splitting the columns."""
 
