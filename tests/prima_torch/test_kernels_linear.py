@@ -63,13 +63,15 @@ def test_a_row_has_the_same_bits_among_any_number_of_tokens(type: GGUFType) -> N
         np.testing.assert_array_equal(product(x[-n:], weight), together[-n:])
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 512), (8, 1024), (19, 1280)])
-@pytest.mark.parametrize("programs", [1, 2048])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 512), (8, 2048), (19, 1280)])
+@pytest.mark.parametrize(("wanted", "most"), [(1, 1), (1 << 20, 1), (1 << 20, 4)])
 @pytest.mark.parametrize("type", MANY)
 def test_any_number_of_rows_and_blocks_is_multiplied(
-    type: GGUFType, programs: int, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
+    type: GGUFType, wanted: int, most: int, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shapes, "PROGRAMS", programs)  # 1: a program takes all steps of its rows
+    """Whether all steps of a row are one warp's, or shared out among programs, or among warps of a program."""
+    monkeypatch.setattr(shapes, "WARPS", wanted)
+    monkeypatch.setattr(shapes, "MAX_WARPS", most)
     weight, x = random_weight(type, rows, columns), random_rows(1, columns)
     assert_product(product(x, weight), x, floats(weight))
 

@@ -10,7 +10,7 @@ from typing import TypedDict
 import torch
 
 from prima_torch.kernels.linear_kernels import arrange_kernel, dequantize_kernel, matvec_kernel, sum_splits_kernel
-from prima_torch.kernels.shapes import ARRANGED_TOKENS, LANES, SHAPES, Shape, pointers, steps_of_split
+from prima_torch.kernels.shapes import ARRANGED_TOKENS, LANES, SHAPES, Shape, cut, pointers, rows_of_program
 from prima_torch.planes import Planes
 
 MAX_TOKENS = 8
@@ -40,8 +40,8 @@ def dequantize(matrix: Planes, out: torch.Tensor, first_row: int = 0) -> None:
     """Write rows first_row and on of `matrix` as floats into `out` [rows of the part, columns], contiguous: bf16, f16, f32."""
     shape = SHAPES[matrix.type]
     rows, n_blocks = out.shape[0], matrix.columns // shape.block
-    fields = pointers(matrix)
-    grid = (-(-rows // shape.rows[0]), -(-n_blocks // shape.blocks))
+    fields, n_rows = pointers(matrix), shape.rows[0]
+    grid = (-(-rows // n_rows), -(-n_blocks // shape.blocks(1)))
     dequantize_kernel[grid](
         *fields,
         fields[0],
@@ -50,8 +50,8 @@ def dequantize(matrix: Planes, out: torch.Tensor, first_row: int = 0) -> None:
         rows,
         n_blocks,
         TYPE=matrix.type.name,
-        ROWS=shape.rows[0],
-        **_cut(shape),
+        ROWS=n_rows,
+        **_lanes(shape, 1),
         num_warps=1,
     )
 
@@ -60,16 +60,15 @@ def _product(
     x: torch.Tensor, matrix: Planes, rows: int, bias: torch.Tensor | None, experts: torch.Tensor | None
 ) -> torch.Tensor:
     shape = SHAPES[matrix.type]
+    columns = cut(shape, rows, matrix.columns)
     n, n_blocks = x.shape[0], matrix.columns // shape.block
     tokens = 1 if experts is not None else 1 << (n - 1).bit_length()
-    steps = steps_of_split(shape, rows, matrix.columns)
-    splits = -(-n_blocks // (steps * shape.blocks))
-    parts = torch.empty((splits, n, rows), dtype=torch.float32, device=x.device)
-    fields = pointers(matrix)
+    n_rows = rows_of_program(shape, columns, rows, tokens)
     is_arranged = tokens >= ARRANGED_TOKENS
-    grid = (-(-rows // shape.rows_for(tokens)), splits, n if experts is not None else 1)
-    matvec_kernel[grid](
-        _arranged(x, shape, tokens) if is_arranged else x,
+    parts = torch.empty((columns.splits, n, rows), dtype=torch.float32, device=x.device)
+    fields = pointers(matrix)
+    matvec_kernel[(-(-rows // n_rows), columns.splits, n if experts is not None else 1)](
+        _arranged(x, shape, columns.warps, tokens) if is_arranged else x,
         *fields,
         fields[0],
         x if bias is None else bias,
@@ -79,28 +78,28 @@ def _product(
         rows,
         matrix.columns,
         n_blocks,
-        steps,
+        columns.steps,
         TYPE=matrix.type.name,
-        ROWS=shape.rows_for(tokens),
-        **_cut(shape),
         TOKENS=tokens,
-        HAS_BIAS=bias is not None and splits == 1,
+        ROWS=n_rows,
+        **_lanes(shape, columns.warps),
+        HAS_BIAS=bias is not None and columns.splits == 1,
         HAS_EXPERTS=experts is not None,
         IS_ARRANGED=is_arranged,
-        HAS_TAIL=n_blocks % shape.blocks != 0,
-        num_warps=1,
+        HAS_TAIL=n_blocks % shape.blocks(columns.warps) != 0,
+        num_warps=columns.warps,
     )
-    return parts[0] if splits == 1 else _summed(parts, bias)
+    return parts[0] if columns.splits == 1 else _summed(parts, bias)
 
 
-def _arranged(x: torch.Tensor, shape: Shape, tokens: int) -> torch.Tensor:
+def _arranged(x: torch.Tensor, shape: Shape, warps: int, tokens: int) -> torch.Tensor:
     """`x` in the order in which the kernel's lanes read it: neighbouring lanes would else read far apart, which the first
-    level cache serves at a quarter of its speed. Worth a launch when there are several tokens to read."""
+    level cache serves at a quarter of its speed. Worth a launch where there are several tokens to read."""
     n, columns = x.shape
     n_blocks = columns // shape.block
-    n_steps = -(-n_blocks // shape.blocks)
-    out = torch.empty((tokens, n_steps, shape.per_lane * LANES), dtype=torch.float32, device=x.device)
-    arrange_kernel[(n_steps, tokens)](x, out, n, columns, n_blocks, **_cut(shape), num_warps=1)
+    n_steps = -(-n_blocks // shape.blocks(warps))
+    out = torch.empty((tokens, n_steps, shape.per_lane * LANES * warps), dtype=torch.float32, device=x.device)
+    arrange_kernel[(n_steps, tokens)](x, out, n, columns, n_blocks, **_lanes(shape, warps), num_warps=warps)
     return out
 
 
@@ -114,12 +113,12 @@ def _summed(parts: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return out
 
 
-class _Cut(TypedDict):
+class _Lanes(TypedDict):
     BLOCKS: int
     SEGMENTS: int
     PER_LANE: int
     SPLIT: int
 
 
-def _cut(shape: Shape) -> _Cut:
-    return _Cut(BLOCKS=shape.blocks, SEGMENTS=shape.segments, PER_LANE=shape.per_lane, SPLIT=shape.split)
+def _lanes(shape: Shape, warps: int) -> _Lanes:
+    return _Lanes(BLOCKS=shape.blocks(warps), SEGMENTS=shape.segments, PER_LANE=shape.per_lane, SPLIT=shape.split)

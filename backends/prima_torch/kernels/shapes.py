@@ -16,7 +16,7 @@ LANES = 32
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A block of the kernel has segments * per_lane weights.
+    """A block of the kernel has segments * per_lane weights; a lane has a segment.
 
     Weight p of segment s stands at column
     s // split * (per_lane * split) + p // run * (run * split) + s % split * run + p % run, where run = min(16, per_lane).
@@ -25,21 +25,28 @@ class Shape:
     segments: int
     per_lane: int
     split: int
-    rows: tuple[int, int, int, int]  # of a program, for up to 1, 2, 4 and 8 tokens
-
-    @property
-    def blocks(self) -> int:
-        """Of a row, in a step of a program."""
-        return LANES // self.segments
+    rows: tuple[int, int, int, int]  # of a program, for up to 1, 2, 4 and 8 tokens: as registers allow
 
     @property
     def block(self) -> int:
         """Weights of a block."""
         return self.segments * self.per_lane
 
-    def rows_for(self, tokens: int) -> int:
-        """`tokens`: 1, 2, 4 or 8."""
-        return self.rows[tokens.bit_length() - 1]
+    def blocks(self, warps: int) -> int:
+        """Of a row, in a step of a program."""
+        return warps * LANES // self.segments
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How the columns of a row are shared out: a warp of a program takes every `warps`-th run of blocks of its part.
+
+    It settles the order in which a row is summed, so it comes of the matrix alone, whatever the number of tokens.
+    """
+
+    warps: int
+    steps: int  # of a program
+    splits: int  # programs for a row; their sums are added by a second kernel
 
 
 SHAPES: Mapping[GGUFType, Shape] = MappingProxyType(
@@ -63,19 +70,32 @@ SHAPES: Mapping[GGUFType, Shape] = MappingProxyType(
 ARRANGED_TOKENS = 4
 """From this number of tokens on, inputs are put into the order of the lanes first."""
 
-PROGRAMS = 2048
-"""Wanted at once: 16 warps on each of 128 multiprocessors. Fewer rows are made up for by splitting the columns."""
+WARPS = 2048
+"""Wanted at once: 16 on each of 128 multiprocessors, which then have about 64 KiB on its way from memory."""
 
-ROWS_FOR_SPLITS = 8
-"""Rows that a program is taken to have when columns are split: one number for all tokens, so that a row's sums are the same
-for any number of tokens."""
+MAX_WARPS = 4
+"""Of a program."""
 
 
-def steps_of_split(shape: Shape, rows: int, columns: int) -> int:
-    """Steps of the loop over a row that one program makes, of all that it takes."""
-    steps = -(-columns // (shape.block * shape.blocks))
-    splits = max(1, min(steps, PROGRAMS * ROWS_FOR_SPLITS // rows))
-    return -(-steps // splits)
+def cut(shape: Shape, rows: int, columns: int) -> Cut:
+    """Where there are too few rows, first the warps of a program share the columns, then programs do."""
+    runs = _cdiv(columns, shape.block * shape.blocks(1))
+    wanted = max(1, min(runs, WARPS * shape.rows[0] // rows))
+    warps = min(MAX_WARPS, 1 << (wanted.bit_length() - 1))
+    steps = _cdiv(runs, wanted // warps * warps)
+    return Cut(warps, steps, _cdiv(runs, steps * warps))
+
+
+def rows_of_program(shape: Shape, cut: Cut, rows: int, tokens: int) -> int:
+    """`tokens`: 1, 2, 4 or 8. Fewer than there is room for where a matrix is small."""
+    most = shape.rows[tokens.bit_length() - 1]
+    while most > 2 and _cdiv(rows, most) * cut.warps * cut.splits < WARPS:
+        most //= 2
+    return most
+
+
+def _cdiv(number: int, by: int) -> int:
+    return -(-number // by)
 
 
 def pointers(matrix: Planes) -> list[torch.Tensor]:
