@@ -59,11 +59,11 @@ def test_a_row_has_the_same_bits_alone_and_among_many(type: GGUFType) -> None:
 def test_a_row_has_the_same_bits_among_any_number_of_tokens(type: GGUFType) -> None:
     weight, x = random_weight(type, rows=3, cols=1280), random_rows(MAX_TOKENS, 1280)
     together = product(x, weight)
-    for n in range(2, MAX_TOKENS):
+    for n in (2, 3, 5):
         np.testing.assert_array_equal(product(x[-n:], weight), together[-n:])
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 512), (8, 2048), (19, 1280)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 512), (8, 2048), (9, 1280)])
 @pytest.mark.parametrize(("wanted", "most"), [(1, 1), (1 << 20, 1), (1 << 20, 4)])
 @pytest.mark.parametrize("type", MANY)
 def test_any_number_of_rows_and_blocks_is_multiplied(

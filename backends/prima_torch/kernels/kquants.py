@@ -38,7 +38,7 @@ def load_q3_k(hmask, qs, scales, d, at, segment, mask):
     w0, w1, w2, w3 = load4(qs + at * 16 + segment * 4, mask)
     half, side = segment // 2, segment % 2
     h0, h1, h2, h3 = load4(hmask + at * 8 + side * 4, mask)
-    # Of the 6 bits of a scale, four are a nibble of eight bytes (low for the first half), two are in the last four bytes.
+    # Of a scale's 6 bits, four are a nibble of eight bytes (low for the first half), two are in the last four bytes.
     shift = half * 4 + side * 8
     first = load_word(scales + at * 3 + half * 0, mask) >> shift
     second = load_word(scales + at * 3 + half * 0 + 1, mask) >> shift
@@ -137,4 +137,9 @@ def _scales_and_addends(d, dmin, scales, at, run, mask):
     scale = tl.where(is_low, low_scales & 0x3F3F, (rest & 0x0F0F) | ((low_scales >> 2) & 0x3030))
     minimum = tl.where(is_low, low_minima & 0x3F3F, ((rest >> 4) & 0x0F0F) | ((low_minima >> 2) & 0x3030))
     unit, lift = load_unit(d + at, mask), load_unit(dmin + at, mask) * -SHRINK
-    return number(scale, 0, 6) * unit, number(scale, 8, 6) * unit, number(minimum, 0, 6) * lift, number(minimum, 8, 6) * lift
+    return (
+        number(scale, 0, 6) * unit,
+        number(scale, 8, 6) * unit,
+        number(minimum, 0, 6) * lift,
+        number(minimum, 8, 6) * lift,
+    )

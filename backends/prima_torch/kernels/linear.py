@@ -37,7 +37,7 @@ def matvec_experts(x: torch.Tensor, stack: Planes, outputs: int, experts: torch.
 
 
 def dequantize(matrix: Planes, out: torch.Tensor, first_row: int = 0) -> None:
-    """Write rows first_row and on of `matrix` as floats into `out` [rows of the part, columns], contiguous: bf16, f16, f32."""
+    """Write rows first_row and on of `matrix` into `out` [rows of the part, columns], contiguous: bf16, f16 or f32."""
     shape = SHAPES[matrix.type]
     rows, n_blocks = out.shape[0], matrix.columns // shape.block
     fields, n_rows = pointers(matrix), shape.rows[0]
@@ -93,8 +93,8 @@ def _product(
 
 
 def _arranged(x: torch.Tensor, shape: Shape, warps: int, tokens: int) -> torch.Tensor:
-    """`x` in the order in which the kernel's lanes read it: neighbouring lanes would else read far apart, which the first
-    level cache serves at a quarter of its speed. Worth a launch where there are several tokens to read."""
+    """`x` in the order in which the kernel's lanes read it. Neighbouring lanes would else read far apart, which the
+    first level cache serves at a fraction of its speed. Worth a launch where there are several tokens to read."""
     n, columns = x.shape
     n_blocks = columns // shape.block
     n_steps = -(-n_blocks // shape.blocks(warps))

@@ -82,10 +82,7 @@ def matvec_kernel(
     sums = tl.zeros((ROWS, TOKENS, BLOCKS, SEGMENTS), tl.float32)
     for step in range(tl.program_id(1) * steps, tl.minimum((tl.program_id(1) + 1) * steps, n_steps)):
         block = (step * BLOCKS + tl.arange(0, BLOCKS))[None, :, None]
-        if HAS_TAIL:
-            has_block = block < n_blocks
-        else:
-            has_block = tl.full((1, BLOCKS, 1), True, tl.int1)
+        has_block = block < n_blocks if HAS_TAIL else tl.full((1, BLOCKS, 1), True, tl.int1)
         # Said to have no neighbours, so that every load is laid out lane by lane, as the words are.
         at = tl.max_contiguous(first[:, None, None] * n_blocks + block, (1, 1, 1))
         raw = tiles.load(TYPE, f0, f1, f2, f3, f4, table, at, segment, has_block)

@@ -18,8 +18,8 @@ LANES = 32
 class Shape:
     """A block of the kernel has segments * per_lane weights; a lane has a segment.
 
-    Weight p of segment s stands at column
-    s // split * (per_lane * split) + p // run * (run * split) + s % split * run + p % run, where run = min(16, per_lane).
+    Where run = min(16, per_lane), weight p of segment s stands at column
+    s // split * (per_lane * split) + p // run * (run * split) + s % split * run + p % run.
     """
 
     segments: int
@@ -51,14 +51,14 @@ class Cut:
 
 SHAPES: Mapping[GGUFType, Shape] = MappingProxyType(
     {
-        GGUFType.F32: Shape(1, 4, 1, (8, 8, 8, 8)),
-        GGUFType.F16: Shape(1, 8, 1, (8, 8, 8, 8)),
-        GGUFType.BF16: Shape(1, 8, 1, (8, 8, 8, 8)),
+        GGUFType.F32: Shape(1, 4, 1, (8, 8, 8, 4)),
+        GGUFType.F16: Shape(1, 8, 1, (8, 8, 8, 4)),
+        GGUFType.BF16: Shape(1, 8, 1, (8, 8, 8, 4)),
         GGUFType.Q4_0: Shape(1, 32, 1, (8, 8, 4, 4)),
         GGUFType.Q4_1: Shape(1, 32, 1, (8, 8, 4, 4)),
         GGUFType.Q5_0: Shape(1, 32, 1, (8, 8, 4, 4)),
         GGUFType.Q5_1: Shape(1, 32, 1, (8, 8, 4, 4)),
-        GGUFType.Q8_0: Shape(2, 16, 1, (8, 8, 8, 8)),
+        GGUFType.Q8_0: Shape(2, 16, 1, (8, 8, 8, 4)),
         GGUFType.Q2_K: Shape(4, 64, 2, (8, 8, 4, 4)),
         GGUFType.Q3_K: Shape(4, 64, 2, (8, 8, 4, 4)),
         GGUFType.Q4_K: Shape(8, 32, 2, (8, 8, 4, 4)),
