@@ -1,0 +1,84 @@
+"""Run as a program: what the kernels' callers launch on CPU tensors is compiled for a GPU, which need not be there.
+
+    python compiling.py COMPUTE_CAPABILITY
+
+Prints the name of each kernel and the bytes of shared memory that it takes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from prima_core.arch.ops import AttentionRule, RoutingRule
+from prima_core.arch.rope import Rope
+from prima_core.interfaces import KvType
+from prima_core.model.rope import RopeKind
+from prima_torch.kernels import attention, elementwise, kv_write, routing
+from tests.prima_torch.paged import empty_pool
+
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.uint8: "*u8",
+    torch.int8: "*i8",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
+
+
+def compile_launch(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+    """Stands for `JITFunction.run`."""
+    options = {name: kwargs.pop(name) for name in OPTIONS & kwargs.keys()}
+    bound = inspect.signature(kernel.fn).bind(*args, **kwargs).arguments
+    constants = {param.name: bound[param.name] for param in kernel.params if param.is_constexpr}
+    signature = {name: "constexpr" if name in constants else _type(value) for name, value in bound.items()}
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): c for name, c in constants.items()})
+    compiled = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
+    print(kernel.fn.__name__, compiled.metadata.shared, flush=True)
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return POINTERS[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if abs(value) < 1 << 31 else "i64"
+
+
+def launch_attention(type: KvType, group: int, head_dim: int, rule: AttentionRule) -> None:
+    pool, q = empty_pool(type, 3, 2, head_dim), torch.zeros(2, 2 * group * head_dim)
+    table, lengths = torch.zeros(2, 5, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    k, scales = pool.values, pool.scales
+    attention.decode_attention(q, k, k, table, lengths, rule, 2, 300, scales, scales)
+    kv_write.write_kv(q, k, scales, torch.zeros(2, dtype=torch.int64))
+
+
+def launch_others() -> None:
+    x = torch.zeros(2, 4096)
+    elementwise.rms_norm(x, x[0], 1e-5)
+    elementwise.swiglu(x, x)
+    elementwise.geglu(x, x)
+    for kind in RopeKind:
+        elementwise.rope(x, Rope(kind, 128, x[:, :40], x[:, :40]))
+    _, weights = routing.route(x[:, :60].contiguous(), RoutingRule(6))
+    routing.mix(torch.zeros(12, 4096), weights)
+
+
+if __name__ == "__main__":
+    JITFunction.run = compile_launch
+    launch_attention(KvType.F16, 4, 128, AttentionRule(1.0))
+    launch_attention(KvType.F32, 1, 80, AttentionRule(1.0, softcap=50.0))
+    launch_attention(KvType.Q8_0, 17, 96, AttentionRule(1.0, window=100))
+    launch_attention(KvType.Q8_0, 1, 256, AttentionRule(1.0))
+    launch_others()
