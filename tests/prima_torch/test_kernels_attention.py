@@ -12,7 +12,8 @@ from prima_core.arch.ops import AttentionRule
 from prima_core.interfaces import KvType
 from prima_numpy.kv import Room
 from prima_numpy.ops import _attend
-from prima_torch.kernels.attention import CHUNK, JOINED, decode_attention
+from prima_torch.kernels.attention import CHUNK, JOINED, PAGE, decode_attention
+from prima_torch.kernels.kv_write import write_kv
 from tests.prima_torch.paged import Pool, empty_pool, fill, page_table, pages_of, room_of, slots_of
 
 RULE = AttentionRule(0.3)
@@ -140,3 +141,15 @@ def test_large_scores_do_not_overflow() -> None:
     close(batch.attend(rule), batch.expected(rule))
     capped = AttentionRule(1e4, softcap=30)
     close(batch.attend(capped), batch.expected(capped))
+
+
+def test_pages_beyond_two_to_the_31_are_written_and_read() -> None:
+    page = (1 << 31) // (PAGE * 256) + 1
+    values = torch.from_numpy(np.zeros((page + 1, PAGE, 1, 256), np.int8))  # 2.1 GB that are hardly touched
+    scales = torch.from_numpy(np.zeros((page + 1, PAGE, 1, 8), np.float16))
+    row = torch.arange(256, dtype=torch.float32)[None] % 128
+    row[:, ::32] = 127  # scales are 1
+    write_kv(row, values, scales, torch.tensor([page * PAGE + 1]))
+    table, lengths = torch.tensor([[page]], dtype=torch.int32), torch.tensor([2], dtype=torch.int32)
+    out = decode_attention(row, values, values, table, lengths, AttentionRule(1.0), 1, 2, scales, scales)
+    torch.testing.assert_close(out, row, rtol=0, atol=0)

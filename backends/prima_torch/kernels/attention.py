@@ -19,7 +19,8 @@ PAGE = 64
 CHUNK = 128
 """Positions that one program sees."""
 TILE = 32
-"""Positions that a program loads at once, a part of a page."""
+"""Positions that a program loads at once, a part of a page; half of them for heads of more than 128 values, whose tiles
+would take more shared memory than some GPUs have (99 KiB on Ada)."""
 MOST_HEADS = 16
 """Query heads of a group that share a program; larger groups take several."""
 JOINED = 16
@@ -86,9 +87,10 @@ def decode_attention(
         CAPPED=rule.softcap > 0,
         PAGE=PAGE,
         CHUNK=CHUNK,
-        TILE=TILE,
+        TILE=TILE if width <= 128 else TILE // 2,
         RUN=RUN,
         num_warps=4,
+        num_stages=2,
     )
     _join[(batch, n_heads)](
         sums,
@@ -155,6 +157,7 @@ def _attend(q, k, v, k_scales, v_scales, table, lengths, sums, maxima, weights, 
         first = (page * PAGE + begin % PAGE) * N_KV_HEADS + kv_head
         offsets = tl.arange(0, TILE) * N_KV_HEADS
         keys = _tile(k, k_scales, first, offsets, dims, seen, HEAD_DIM, WIDTH, SCALED, RUN)
+        values = _tile(v, v_scales, first, offsets, dims, seen, HEAD_DIM, WIDTH, SCALED, RUN)  # asked for early
         if GROUP == 1:
             scores = tl.sum(own * keys, axis=1)[None, :]
         else:
@@ -166,7 +169,6 @@ def _attend(q, k, v, k_scales, v_scales, table, lengths, sums, maxima, weights, 
         better = tl.maximum(best, tl.max(scores, axis=1))
         fading = tl.exp(best - better)
         shares = tl.exp(scores - better[:, None])
-        values = _tile(v, v_scales, first, offsets, dims, seen, HEAD_DIM, WIDTH, SCALED, RUN)
         if GROUP == 1:
             mixed = tl.sum(tl.trans(shares) * values, axis=0)[None, :]
         else:

@@ -40,11 +40,10 @@ def dequantize(matrix: Planes, out: torch.Tensor, first_row: int = 0) -> None:
     """Write rows first_row and on of `matrix` into `out` [rows of the part, columns], contiguous: bf16, f16 or f32."""
     shape = SHAPES[matrix.type]
     rows, n_blocks = out.shape[0], matrix.columns // shape.block
-    fields, n_rows = pointers(matrix), shape.rows[0]
+    n_rows = shape.rows[0]
     grid = (-(-rows // n_rows), -(-n_blocks // shape.blocks(1)))
     dequantize_kernel[grid](
-        *fields,
-        fields[0],
+        *pointers(matrix),
         out,
         first_row,
         rows,
@@ -66,11 +65,9 @@ def _product(
     n_rows = rows_of_program(shape, columns, rows, tokens)
     is_arranged = tokens >= ARRANGED_TOKENS
     parts = torch.empty((columns.splits, n, rows), dtype=torch.float32, device=x.device)
-    fields = pointers(matrix)
     matvec_kernel[(-(-rows // n_rows), columns.splits, n if experts is not None else 1)](
         _arranged(x, shape, columns.warps, tokens) if is_arranged else x,
-        *fields,
-        fields[0],
+        *pointers(matrix),
         x if bias is None else bias,
         x if experts is None else experts,
         parts,

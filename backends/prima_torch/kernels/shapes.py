@@ -9,6 +9,7 @@ from types import MappingProxyType
 import torch
 
 from prima_core.model.quant import GGUFType
+from prima_torch.kernels.tables import table
 from prima_torch.planes import Planes
 
 LANES = 32
@@ -64,6 +65,16 @@ SHAPES: Mapping[GGUFType, Shape] = MappingProxyType(
         GGUFType.Q4_K: Shape(8, 32, 2, (8, 8, 4, 4)),
         GGUFType.Q5_K: Shape(8, 32, 2, (8, 8, 4, 4)),
         GGUFType.Q6_K: Shape(8, 32, 4, (8, 8, 4, 4)),
+        GGUFType.IQ1_S: Shape(8, 32, 1, (4, 4, 2, 2)),
+        GGUFType.IQ1_M: Shape(8, 32, 1, (4, 4, 2, 2)),
+        GGUFType.IQ2_XXS: Shape(8, 32, 1, (4, 4, 2, 2)),
+        GGUFType.IQ2_XS: Shape(8, 32, 1, (4, 4, 2, 2)),
+        GGUFType.IQ2_S: Shape(8, 32, 1, (4, 4, 2, 2)),
+        GGUFType.IQ3_XXS: Shape(8, 32, 1, (4, 4, 2, 2)),
+        GGUFType.IQ3_S: Shape(8, 32, 1, (4, 4, 2, 2)),
+        GGUFType.IQ4_NL: Shape(1, 32, 1, (4, 4, 2, 2)),
+        GGUFType.IQ4_XS: Shape(8, 32, 1, (4, 4, 2, 2)),
+        GGUFType.MXFP4: Shape(1, 32, 1, (4, 4, 2, 2)),
     }
 )
 
@@ -99,9 +110,11 @@ def _cdiv(number: int, by: int) -> int:
 
 
 def pointers(matrix: Planes) -> list[torch.Tensor]:
-    """The five field arguments of a kernel: int32 words (int16 or bytes where a field is too short), float16 units."""
+    """The five field arguments of a kernel: int32 words (int16 or bytes where a field is too short), float16 units; and
+    the type's codebook. Any pointer stands for one that a type lacks."""
     fields = [_typed(matrix.type, name, field) for name, field in matrix.fields.items()]
-    return fields + fields[:1] * (5 - len(fields))
+    book = table(matrix.type, fields[0].device)
+    return [*fields, *fields[:1] * (5 - len(fields)), fields[0] if book is None else book]
 
 
 def _typed(type: GGUFType, name: str, field: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ compiler keeps to it shows in the shared memory that a kernel takes: only sums o
 import triton
 import triton.language as tl
 
-from prima_torch.kernels import floats, kquants, legacy
+from prima_torch.kernels import floats, iquants, kquants, legacy
 from prima_torch.kernels.bits import GROW
 
 
@@ -52,7 +52,7 @@ def load(TYPE: tl.constexpr, f0, f1, f2, f3, f4, table, at, segment, mask):
     elif TYPE == "Q6_K":
         return kquants.load_q6_k(f0, f1, f2, f3, at, segment, mask)
     else:
-        tl.static_assert(False, "no such type")
+        return iquants.load(TYPE, f0, f1, f2, f3, f4, table, at, segment, mask)
 
 
 @triton.jit
@@ -76,13 +76,13 @@ def weight(TYPE: tl.constexpr, raw, P: tl.constexpr):
     elif TYPE == "Q6_K":
         return kquants.weight_q6_k(raw, P)
     else:
-        tl.static_assert(False, "no such type")
+        return iquants.weight(TYPE, raw, P)
 
 
 @triton.jit
 def unit(TYPE: tl.constexpr):
     """What `weight` has to be multiplied by."""
-    if TYPE == "F32" or TYPE == "F16" or TYPE == "BF16":
+    if TYPE == "F32" or TYPE == "F16" or TYPE == "BF16" or TYPE == "IQ4_NL" or TYPE == "IQ4_XS" or TYPE == "MXFP4":
         return 1.0
     else:
         return GROW
