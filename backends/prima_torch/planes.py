@@ -60,11 +60,34 @@ class Planes:
         return sum(field.numel() for field in self.fields.values())
 
 
+def empty(type: GGUFType, rows: int, columns: int, device: torch.device) -> Planes:
+    """Room for a matrix, not written yet."""
+    n_blocks = columns // BLOCKS[type].n_weights
+    fields = {
+        name: torch.empty((rows, n_blocks, stop - start), dtype=torch.uint8, device=device)
+        for name, start, stop in layout(type)
+    }
+    return Planes(type, rows, columns, MappingProxyType(fields))
+
+
+def fill(planes: Planes, first_row: int, data: torch.Tensor) -> None:
+    """Write some rows from their bytes as in the file, uint8 [rows * bytes of a row] on the planes' device."""
+    blocks = data.reshape(-1, planes.columns // BLOCKS[planes.type].n_weights, BLOCKS[planes.type].n_bytes)
+    for name, start, stop in layout(planes.type):
+        planes.fields[name][first_row : first_row + len(blocks)] = blocks[:, :, start:stop]
+
+
 def split(type: GGUFType, rows: int, columns: int, data: torch.Tensor) -> Planes:
     """Planes of `data`, the tensor's bytes as in the file, uint8 [rows * bytes of a row] on any device: a copy."""
-    blocks = data.reshape(rows, columns // BLOCKS[type].n_weights, BLOCKS[type].n_bytes)
-    fields = {name: blocks[:, :, start:stop].contiguous() for name, start, stop in layout(type)}
-    return Planes(type, rows, columns, MappingProxyType(fields))
+    planes = empty(type, rows, columns, data.device)
+    fill(planes, 0, data)
+    return planes
+
+
+def part(planes: Planes, start: int, stop: int) -> Planes:
+    """Rows [start, stop), a view."""
+    fields = {name: field[start:stop] for name, field in planes.fields.items()}
+    return Planes(planes.type, stop - start, planes.columns, MappingProxyType(fields))
 
 
 def layout(type: GGUFType) -> Iterator[tuple[str, int, int]]:

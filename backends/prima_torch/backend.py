@@ -1,0 +1,92 @@
+"""torch as a backend: NVIDIA's GPUs, by Triton kernels where Triton is, and every CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+
+import torch
+
+from prima_core.arch.fits import check_fits
+from prima_core.arch.shard import OpsShard
+from prima_core.errors import ConfigError, DeviceMemoryError, PluginError
+from prima_core.interfaces import BackendOptions, Device, Shard, Slice, Store
+from prima_core.model.spec import ModelSpec
+from prima_torch.memory import available_bytes
+from prima_torch.ops import TorchOps
+from prima_torch.support import cuda_fault, triton_fault
+
+KINDS = ("auto", "triton", "torch")
+CPU = torch.device("cpu")
+
+
+class TorchBackend:
+    """Raises ConfigError for unknown kernels or a negative thread count, PluginError for Triton that is not usable.
+
+    `threads` hold for the whole process: torch has one pool.
+    """
+
+    def __init__(self, options: BackendOptions, available: Callable[[torch.device], int] = available_bytes) -> None:
+        if options.kernels not in KINDS:
+            raise ConfigError(f"kernels {options.kernels!r} are unknown", hint=f"one of: {', '.join(KINDS)}")
+        if options.threads < 0:
+            raise ConfigError(f"{options.threads} threads cannot be", hint="0 leaves the choice to torch")
+        self._fault = "torch's own were asked for" if options.kernels == "torch" else triton_fault()
+        if options.kernels == "triton" and self._fault:
+            raise PluginError(f"Triton is not usable: {self._fault}", hint="leave --kernels at auto")
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        self._available = available
+
+    def devices(self) -> Sequence[Device]:
+        return [self._device(device) for device in _devices()]
+
+    def describe(self) -> Mapping[str, str]:
+        return {
+            "torch": torch.__version__,
+            "cuda": cuda_fault() or f"{torch.version.cuda or torch.version.hip}",
+            "kernels": f"torch: {self._fault}" if self._fault else f"triton {version('triton')}",
+            "threads": str(torch.get_num_threads()),
+        }
+
+    def ops(self, device: str) -> TorchOps:
+        """Raises PluginError for a device that is not there."""
+        found = next((found for found in _devices() if _id(found) == device), None)
+        if found is None:
+            known = ", ".join(map(_id, _devices()))
+            raise PluginError(f"backend 'torch' has no device {device!r}", hint=f"it has {known}")
+        return TorchOps(found)
+
+    def load(self, model: ModelSpec, device: str, part: Slice, store: Store) -> Shard:
+        """See `Backend.load`. Weights and, on a GPU, the KV that the plan counts with are taken now."""
+        ops = self.ops(device)
+        counted = replace(part, kv_tokens=0) if ops.device == CPU else part
+        check_fits(device, self._available(ops.device), model, counted, store)
+        try:
+            return OpsShard(ops, model, part, store)
+        except DeviceMemoryError as error:
+            failed = error.with_traceback(None)  # its frames hold what was uploaded
+        # What was free was not in one piece, or another program was quicker: say it by what was got.
+        check_fits(device, ops.uploaded_bytes, model, counted, store)
+        raise failed
+
+    def close(self) -> None:
+        """Nothing to give back: shards have what there is."""
+
+    def _device(self, device: torch.device) -> Device:
+        free = self._available(device)
+        if device == CPU:
+            return Device(_id(device), free, f"CPU, torch {torch.__version__}, {torch.get_num_threads()} threads")
+        facts = torch.cuda.get_device_properties(device)
+        summary = f"{facts.name}, compute capability {facts.major}.{facts.minor}, {facts.total_memory / 1e9:.1f} GB"
+        return Device(_id(device), free, summary, shares_host=False)
+
+
+def _devices() -> list[torch.device]:
+    n_gpus = 0 if cuda_fault() else torch.cuda.device_count()
+    return [*(torch.device("cuda", index) for index in range(n_gpus)), CPU]
+
+
+def _id(device: torch.device) -> str:
+    return f"torch:{device}"

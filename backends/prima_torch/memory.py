@@ -1,0 +1,41 @@
+"""A device's memory: what is free, and what its lack is called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+
+from prima_core.errors import DeviceMemoryError
+
+RESERVE_BYTES = 768 << 20
+"""Of a GPU's free memory, kept for what a pass needs: weights dequantised for prefill, activations, the workspaces of
+cuBLAS, captured graphs."""
+
+
+def available_bytes(device: torch.device) -> int:
+    """What weights and KV may take now."""
+    if device.type == "cpu":
+        return int(psutil.virtual_memory().available)
+    return max(0, torch.cuda.mem_get_info(device)[0] - RESERVE_BYTES)
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether torch could not allocate: on the CPU that is a RuntimeError like any other."""
+    words = "not enough memory", "can't allocate memory", "Storage size calculation overflowed"
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+@contextmanager
+def room_for(what: str, hint: str) -> Iterator[None]:
+    """Translates a failed allocation into DeviceMemoryError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lack_of_memory(error):
+            raise
+        raise DeviceMemoryError(f"no memory for {what}", hint=hint) from error
