@@ -15,7 +15,7 @@ from prima_core.interfaces import BackendOptions, Device, Shard, Slice, Store
 from prima_core.model.spec import ModelSpec
 from prima_torch.memory import available_bytes
 from prima_torch.ops import TorchOps
-from prima_torch.support import cuda_fault, triton_fault
+from prima_torch.support import Support, look
 
 KINDS = ("auto", "triton", "torch")
 CPU = torch.device("cpu")
@@ -27,12 +27,18 @@ class TorchBackend:
     `threads` hold for the whole process: torch has one pool.
     """
 
-    def __init__(self, options: BackendOptions, available: Callable[[torch.device], int] = available_bytes) -> None:
+    def __init__(
+        self,
+        options: BackendOptions,
+        support: Support | None = None,
+        available: Callable[[torch.device], int] = available_bytes,
+    ) -> None:
         if options.kernels not in KINDS:
             raise ConfigError(f"kernels {options.kernels!r} are unknown", hint=f"one of: {', '.join(KINDS)}")
         if options.threads < 0:
             raise ConfigError(f"{options.threads} threads cannot be", hint="0 leaves the choice to torch")
-        self._fault = "torch's own were asked for" if options.kernels == "torch" else triton_fault()
+        self._support = support or look() or Support(torch.__version__, None, "")
+        self._fault = "as asked" if options.kernels == "torch" else self._support.triton_fault
         if options.kernels == "triton" and self._fault:
             raise PluginError(f"Triton is not usable: {self._fault}", hint="leave --kernels at auto")
         if options.threads:
@@ -40,23 +46,22 @@ class TorchBackend:
         self._available = available
 
     def devices(self) -> Sequence[Device]:
-        return [self._device(device) for device in _devices()]
+        return [self._described(device) for device in self._devices()]
 
     def describe(self) -> Mapping[str, str]:
         return {
             "torch": torch.__version__,
-            "cuda": cuda_fault() or f"{torch.version.cuda or torch.version.hip}",
-            "kernels": f"torch: {self._fault}" if self._fault else f"triton {version('triton')}",
+            "cuda": self._support.describe(),
+            "kernels": f"torch's own: {self._fault}" if self._fault else f"triton {version('triton')}",
             "threads": str(torch.get_num_threads()),
         }
 
     def ops(self, device: str) -> TorchOps:
         """Raises PluginError for a device that is not there."""
-        found = next((found for found in _devices() if _id(found) == device), None)
-        if found is None:
-            known = ", ".join(map(_id, _devices()))
-            raise PluginError(f"backend 'torch' has no device {device!r}", hint=f"it has {known}")
-        return TorchOps(found)
+        known = {_id(known): known for known in self._devices()}
+        if device not in known:
+            raise PluginError(f"backend 'torch' has no device {device!r}", hint=f"it has {', '.join(known)}")
+        return TorchOps(known[device])
 
     def load(self, model: ModelSpec, device: str, part: Slice, store: Store) -> Shard:
         """See `Backend.load`. Weights and, on a GPU, the KV that the plan counts with are taken now."""
@@ -74,7 +79,7 @@ class TorchBackend:
     def close(self) -> None:
         """Nothing to give back: shards have what there is."""
 
-    def _device(self, device: torch.device) -> Device:
+    def _described(self, device: torch.device) -> Device:
         free = self._available(device)
         if device == CPU:
             return Device(_id(device), free, f"CPU, torch {torch.__version__}, {torch.get_num_threads()} threads")
@@ -82,10 +87,9 @@ class TorchBackend:
         summary = f"{facts.name}, compute capability {facts.major}.{facts.minor}, {facts.total_memory / 1e9:.1f} GB"
         return Device(_id(device), free, summary, shares_host=False)
 
-
-def _devices() -> list[torch.device]:
-    n_gpus = 0 if cuda_fault() else torch.cuda.device_count()
-    return [*(torch.device("cuda", index) for index in range(n_gpus)), CPU]
+    def _devices(self) -> list[torch.device]:
+        n_gpus = 0 if self._support.fault else torch.cuda.device_count()
+        return [*(torch.device("cuda", index) for index in range(n_gpus)), CPU]
 
 
 def _id(device: torch.device) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.util import find_spec
 
 from prima_core.hookspecs import hookimpl
 from prima_core.interfaces import Backend, BackendOptions, BackendPlugin, Probe
@@ -16,16 +15,14 @@ def prima_backends() -> Iterable[BackendPlugin]:
 
 def _probe() -> Probe:
     """Usable wherever torch is; what keeps it from a GPU is said."""
-    if find_spec("torch") is None:
+    from prima_torch.support import look
+
+    support = look()
+    if support is None:
         return Probe(usable=False, reason="torch is not installed", hint='pip install "prima-llm[torch]"')
-    try:
-        from prima_torch.support import cuda_fault, cuda_hint
-    except (ImportError, OSError) as error:  # OSError: a library of CUDA's is missing
-        return Probe(usable=False, reason=f"torch cannot be imported: {error}", hint="install torch again")
-    fault = cuda_fault()
-    if not fault:
-        return Probe(usable=True, reason="a GPU is there")
-    return Probe(usable=True, reason=f"on the CPU only: {fault}", hint=cuda_hint(fault))
+    if support.fault:
+        return Probe(usable=True, reason=f"on the CPU only: {support.fault}", hint=support.hint)
+    return Probe(usable=True, reason=f"CUDA {support.describe()}")
 
 
 def _open(options: BackendOptions) -> Backend:

@@ -1,49 +1,84 @@
-"""What of torch works on this machine, and why the rest does not."""
+"""What of torch works on this machine, and why the rest does not: found out without torch, which takes seconds to
+import."""
 
 from __future__ import annotations
 
+import ctypes
 import os
-import warnings
+import runpy
+import sys
+from dataclasses import dataclass
 from importlib.util import find_spec
-
-import torch
+from pathlib import Path
 
 CUDA_BUILDS = "pip install torch --index-url https://download.pytorch.org/whl/cu128"
-"""The line for builds with CUDA 12.8; pytorch.org/get-started names those for other versions."""
+"""The line for builds with CUDA 12.8; pytorch.org/get-started has those for other versions."""
+
+Version = tuple[int, int]
 
 
-def cuda_fault() -> str:
-    """Why no GPU can be used; "" where one can."""
-    if torch.version.cuda is None and torch.version.hip is None:
-        return f"torch {torch.__version__} was built without CUDA"
-    with warnings.catch_warnings(record=True) as caught:  # how torch says that a driver is too old
-        warnings.simplefilter("always")
-        if torch.cuda.is_available():
-            return ""
-    try:
-        torch.cuda.current_device()
-    except (RuntimeError, AssertionError) as error:
-        return _first_line(error)
-    return _first_line(caught[0].message) if caught else "torch finds no GPU"
+@dataclass(frozen=True, slots=True)
+class Support:
+    """The installed torch and NVIDIA's driver. `cuda`: what torch was built for; None: the CPU. `driver`: the newest
+    CUDA that the driver can do, or why it cannot be used."""
 
+    torch: str
+    cuda: Version | None
+    driver: Version | str
 
-def cuda_hint(fault: str) -> str:
-    """What to do about it."""
-    if "built without" in fault:
-        return f"for NVIDIA's GPUs: {CUDA_BUILDS}"
-    if "too old" in fault:
-        return "update the driver, or install a torch for an older CUDA (pytorch.org/get-started)"
-    return ""
-
-
-def triton_fault() -> str:
-    """Why Triton's kernels cannot be used; "" where they can, on a GPU or (TRITON_INTERPRET=1) without."""
-    if find_spec("triton") is None:
-        return "triton is not installed"
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    @property
+    def fault(self) -> str:
+        """Why no GPU can be used; "" where one can."""
+        if self.cuda is None:
+            return f"torch {self.torch} was built without CUDA"
+        if isinstance(self.driver, str):
+            return self.driver
+        if self.driver[0] < self.cuda[0]:
+            return f"the driver is too old: it can do CUDA {_dotted(self.driver)}, torch needs {_dotted(self.cuda)}"
         return ""
-    return cuda_fault()
+
+    @property
+    def hint(self) -> str:
+        """What to do about the fault."""
+        if self.cuda is None:
+            return "" if sys.platform == "darwin" else f"for NVIDIA's GPUs: {CUDA_BUILDS}"
+        is_old = not isinstance(self.driver, str) and self.fault
+        return "update the driver, or install a torch for an older CUDA: pytorch.org/get-started" if is_old else ""
+
+    @property
+    def triton_fault(self) -> str:
+        """Why Triton's kernels cannot be used; "" where they can: on a GPU, and in its interpreter (for tests)."""
+        if find_spec("triton") is None:
+            return "triton is not installed"
+        return "" if os.environ.get("TRITON_INTERPRET") == "1" else self.fault
+
+    def describe(self) -> str:
+        """The CUDA that is used, or why none is."""
+        if self.fault or self.cuda is None or isinstance(self.driver, str):
+            return f"none: {self.fault}"
+        return f"{_dotted(self.cuda)}, the driver can do {_dotted(self.driver)}"
 
 
-def _first_line(message: Warning | Exception | str) -> str:
-    return str(message).strip().splitlines()[0]
+def look() -> Support | None:
+    """None where torch is not installed."""
+    spec = find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    facts = runpy.run_path(str(Path(spec.submodule_search_locations[0]) / "version.py"))
+    cuda = facts["cuda"] and tuple(map(int, facts["cuda"].split(".")[:2]))
+    return Support(str(facts["__version__"]), cuda, _driver())
+
+
+def _driver() -> Version | str:
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return "there is no driver for NVIDIA's GPUs"
+    error, number = driver.cuInit(0), ctypes.c_int()
+    if error or driver.cuDriverGetVersion(ctypes.byref(number)):
+        return f"NVIDIA's driver finds no GPU that it can use (error {error})"
+    return number.value // 1000, number.value % 1000 // 10
+
+
+def _dotted(version: Version) -> str:
+    return ".".join(map(str, version))

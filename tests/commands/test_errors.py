@@ -54,7 +54,6 @@ def test_a_model_file_that_is_none(prima: Prima, files: Path, command: tuple[str
     [
         ("--solver", "pigeon", "no solver 'pigeon'", "even"),
         ("--backend", "pigeon", "no backend 'pigeon'", "numpy"),
-        ("--backend", "torch", "'torch' is not usable", ""),
         ("--transport", "pigeon", "no transport 'pigeon'", "ipc"),
         ("--kernels", "pigeon", "'pigeon'", "auto, native, int8, exact"),
         ("--memory", "lots", "'lots' is not a size", "4GB"),
