@@ -203,9 +203,6 @@ class TorchKv:
         """Apply checked operations. All memory is taken first, so that a failed allocation changes nothing."""
         changes = [_Change(group, operations) for group in groups]
         for group, change in zip(groups, changes, strict=True):
-            if group.n_pages < change.n_used:
-                group.grow(change.n_used)
-        for group, change in zip(groups, changes, strict=True):
             group.apply(change)
 
 
@@ -276,11 +273,12 @@ class _Group:
 
 
 class _Change:
-    """What operations make of a group's rooms. Nothing of the group changes yet."""
+    """What operations make of a group's rooms. Nothing of the group changes yet, but it may get more pages."""
 
     def __init__(self, group: _Group, operations: Iterable[KvOp]) -> None:
         self.rooms, self.free, self.n_used = dict(group.rooms), list(group.free), group.n_used
         self.copies: list[tuple[PageNumbers, PageNumbers]] = []  # from pages, to pages: one after the other
+        self._group = group
         for operation in operations:
             self._follow(operation)
 
@@ -308,9 +306,12 @@ class _Change:
         self.free.extend(pages[n:].tolist())
         missing = max(0, n - len(pages))
         n_again = min(missing, len(self.free))
+        n_used = self.n_used + missing - n_again
+        if n_used > self._group.n_pages:
+            self._group.grow(n_used)
         again = np.array([self.free.pop() for _ in range(n_again)], np.int32)
-        fresh = np.arange(self.n_used, self.n_used + missing - n_again, dtype=np.int32)
-        self.n_used += len(fresh)
+        fresh = np.arange(self.n_used, n_used, dtype=np.int32)
+        self.n_used = n_used
         return np.concatenate([pages[:n], again, fresh])
 
 
