@@ -41,6 +41,7 @@ class TorchBackend:
         self._fault = "as asked" if options.kernels == "torch" else self._support.triton_fault
         if options.kernels == "triton" and self._fault:
             raise PluginError(f"Triton is not usable: {self._fault}", hint="leave --kernels at auto")
+        self._on_cpu = options.kernels == "triton"  # in Triton's interpreter, which is for tests
         if options.threads:
             torch.set_num_threads(options.threads)
         self._available = available
@@ -61,7 +62,12 @@ class TorchBackend:
         known = {_id(known): known for known in self._devices()}
         if device not in known:
             raise PluginError(f"backend 'torch' has no device {device!r}", hint=f"it has {', '.join(known)}")
-        return TorchOps(known[device])
+        found = known[device]
+        if self._fault or (found == CPU and not self._on_cpu):
+            return TorchOps(found)
+        from prima_torch.cuda_ops import CudaOps  # imports Triton
+
+        return CudaOps(found)
 
     def load(self, model: ModelSpec, device: str, part: Slice, store: Store) -> Shard:
         """See `Backend.load`. Weights and, on a GPU, the KV that the plan counts with are taken now."""

@@ -129,7 +129,7 @@ class TorchOps:
             rows = slice(start, stop)
             write(held.k, inputs.slots[rows], k[rows])
             write(held.v, inputs.slots[rows], v[rows])
-            self._attend(q[rows], held.k, held.v, inputs.table[i], chunk.start, rule, out[rows])
+            out[rows] = self._attend(q[rows], held.k, held.v, inputs.table[i], chunk.start, rule)
         return out
 
     def swiglu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -169,17 +169,25 @@ class TorchOps:
             yield start, stop, self._unpacker.rows(planes, start, stop)
 
     def _attend(
-        self, q: torch.Tensor, k: Half, v: Half, table: torch.Tensor, start: int, rule: AttentionRule, out: torch.Tensor
-    ) -> None:
-        """Rows of q and out [n, n_heads * head_dim] stand at positions from `start` on of the pages in `table`."""
-        first_page = max(0, start + 1 - rule.window) // PAGE if rule.window else 0
-        first, end = first_page * PAGE, start + len(q)
-        pages = table[first_page : -(-end // PAGE)]
-        keys, values = (read(half, pages)[: end - first].transpose(0, 1) for half in (k, v))
+        self, q: torch.Tensor, k: Half, v: Half, table: torch.Tensor, start: int, rule: AttentionRule
+    ) -> torch.Tensor:
+        """Rows of q [n, n_heads * head_dim] stand at positions from `start` on of the pages in `table`."""
+        keys, values, first = seen(k, v, table, start, len(q), rule)
         step = max(1, PIECE_SCORES // (keys.shape[1] * q.shape[1] // keys.shape[2]))
-        for row in range(0, len(q), step):
-            rows = slice(row, row + step)
-            out[rows] = attend(q[rows], keys, values, start + row - first, rule)
+        starts = range(0, len(q), step)
+        return torch.cat([attend(q[row : row + step], keys, values, start + row - first, rule) for row in starts])
+
+
+def seen(
+    k: Half, v: Half, table: torch.Tensor, start: int, n: int, rule: AttentionRule
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Keys and values f32 [n_kv_heads, positions, head_dim] that rows at `start` to start + n may see, from a first
+    position on, which is given too."""
+    first_page = max(0, start + 1 - rule.window) // PAGE if rule.window else 0
+    first, end = first_page * PAGE, start + n
+    pages = table[first_page : -(-end // PAGE)]
+    keys, values = (read(half, pages)[: end - first].transpose(0, 1) for half in (k, v))
+    return keys, values, first
 
 
 def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int, rule: AttentionRule) -> torch.Tensor:

@@ -46,11 +46,15 @@ class Unpacker:
         return self._values(Planes(planes.type, len(rows), planes.columns, fields))
 
     def _values(self, planes: Planes) -> torch.Tensor:
-        floats = _FLOATS.get(planes.type)
-        if floats is not None:
-            return planes.fields["w"].view(floats).to(torch.float32).reshape(planes.rows, planes.columns)
+        if planes.type in FLOATS:
+            return as_floats(planes).to(torch.float32)
         blocks = {name: field.flatten(0, 1) for name, field in planes.fields.items()}
         return _multiplied(_UNPACK[planes.type](blocks, self._tables)).reshape(planes.rows, planes.columns)
+
+
+def as_floats(planes: Planes) -> torch.Tensor:
+    """A matrix of one of FLOATS as what it is [rows, columns], a view."""
+    return planes.fields["w"].view(FLOATS[planes.type]).view(planes.rows, planes.columns)
 
 
 class _Tables:
@@ -291,7 +295,7 @@ def _half(two_bytes: torch.Tensor, unit: float = 1) -> torch.Tensor:
     return two_bytes.view(torch.float16)[:, 0].to(torch.float32) * unit
 
 
-_FLOATS: Mapping[GGUFType, torch.dtype] = MappingProxyType(
+FLOATS: Mapping[GGUFType, torch.dtype] = MappingProxyType(
     {GGUFType.F32: torch.float32, GGUFType.F16: torch.float16, GGUFType.BF16: torch.bfloat16}
 )
 _UNPACK: Mapping[GGUFType, Callable[[Fields, _Tables], Codes]] = MappingProxyType(

@@ -11,87 +11,119 @@ from numpy.typing import NDArray
 
 from prima_core.arch.ops import AttentionRule, RoutingRule
 from prima_core.arch.rope import Rope
+from prima_core.errors import ModelError
 from prima_core.interfaces import Chunk, KvKind, KvOp, KvType, Layers, Slice, Step
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_core.model.rope import RopeKind
 from prima_numpy.ops import ReferenceOps, exact_product
+from prima_torch import cuda_ops as cuda_ops_module
 from prima_torch import ops as ops_module
+from prima_torch.cuda_ops import CudaOps
 from prima_torch.ops import TOLERANCE, TorchOps
 from tests.arch.small import f32_weight
 from tests.prima_numpy.blocks import random_rows, random_stack, random_weight
 
 FloatArray = NDArray[np.float32]
 TWIN = ReferenceOps(exact_product, KvType.F32)
-OPS = TorchOps(torch.device("cpu"))
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["torch", "triton"])
+def ops(request: pytest.FixtureRequest) -> TorchOps:
+    return TorchOps(CPU) if request.param == "torch" else CudaOps(CPU)
 
 
 def on_device(values: FloatArray) -> torch.Tensor:
-    return OPS.from_host(values)
+    return torch.from_numpy(values.copy())
 
 
 def assert_close(got: torch.Tensor, expected: FloatArray, tolerance: float = TOLERANCE) -> None:
-    host = OPS.to_host(got)
-    assert host.shape == expected.shape
-    assert host.dtype == np.float32
-    np.testing.assert_allclose(host, expected, rtol=0, atol=tolerance * float(np.abs(expected).max()))
+    assert got.shape == expected.shape
+    assert got.dtype is torch.float32
+    np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=tolerance * float(np.abs(expected).max()))
 
 
-@pytest.mark.parametrize("n", [1, 2, 7])
 @pytest.mark.parametrize("type", BLOCKS)
-def test_linear(type: GGUFType, n: int) -> None:
-    weight, x = random_weight(type, 6, 512), random_rows(n, 512)
-    assert_close(OPS.linear(on_device(x), OPS.matrix(weight)), TWIN.linear(x, TWIN.matrix(weight)))
+def test_linear_of_every_type(type: GGUFType) -> None:
+    ops, weight, x = TorchOps(CPU), random_weight(type, 6, 512), random_rows(3, 512)
+    assert_close(ops.linear(on_device(x), ops.matrix(weight)), TWIN.linear(x, TWIN.matrix(weight)))
 
 
-def test_linear_in_pieces_with_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n", [1, 3, 8, 20, 40])
+def test_linear_of_any_number_of_rows(ops: TorchOps, n: int) -> None:
+    weight, bias, x = random_weight(GGUFType.Q8_0, 6, 96), f32_weight("b", random_rows(1, 6)[0]), random_rows(n, 96)
+    assert_close(ops.linear(on_device(x), ops.matrix(weight, bias)), TWIN.linear(x, TWIN.matrix(weight, bias)))
+
+
+def test_rows_that_kernels_cannot_read_are_refused() -> None:
+    with pytest.raises(ModelError, match="w: rows of 12 weights are no multiple of the 8 of F16's kernels"):
+        CudaOps(CPU).matrix(random_weight(GGUFType.F16, 2, 12))
+
+
+def test_linear_in_pieces(ops: TorchOps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops_module, "PIECE_WEIGHTS", 3 * 256)
+    monkeypatch.setattr(cuda_ops_module, "DENSE_WEIGHTS", 3 * 256)
     monkeypatch.setattr(ops_module, "UPLOAD_BYTES", 2 * 144)
-    weight, bias, x = random_weight(GGUFType.Q4_K, 10, 256), f32_weight("b", random_rows(1, 10)[0]), random_rows(3, 256)
-    assert_close(OPS.linear(on_device(x), OPS.matrix(weight, bias)), TWIN.linear(x, TWIN.matrix(weight, bias)))
+    weight, bias = random_weight(GGUFType.Q4_K, 10, 256), f32_weight("b", random_rows(1, 10)[0])
+    x = random_rows(33, 256)
+    assert_close(ops.linear(on_device(x), ops.matrix(weight, bias)), TWIN.linear(x, TWIN.matrix(weight, bias)))
 
 
-def test_linears_are_linear_of_each() -> None:
+@pytest.mark.parametrize("type", [GGUFType.F32, GGUFType.F16])
+def test_products_of_many_rows_with_floats(type: GGUFType) -> None:
+    ops, weight, x = CudaOps(CPU), random_weight(type, 6, 64), random_rows(40, 64)
+    assert_close(ops.linear(on_device(x), ops.matrix(weight)), TWIN.linear(x, TWIN.matrix(weight)))
+
+
+def test_linears_of_many_rows_are_linear_of_each(ops: TorchOps) -> None:
+    weights, x = [random_weight(GGUFType.Q8_0, rows, 64, seed=rows) for rows in (4, 9)], random_rows(40, 64)
+    results = ops.linears(on_device(x), [ops.matrix(weight) for weight in weights])
+    for got, weight in zip(results, weights, strict=True):
+        assert_close(got, TWIN.linear(x, TWIN.matrix(weight)))
+
+
+def test_linears_are_linear_of_each(ops: TorchOps) -> None:
     weights, x = [random_weight(GGUFType.Q8_0, rows, 64, seed=rows) for rows in (4, 9)], random_rows(2, 64)
-    results = OPS.linears(on_device(x), [OPS.matrix(weight) for weight in weights])
+    results = ops.linears(on_device(x), [ops.matrix(weight) for weight in weights])
     for got, weight in zip(results, weights, strict=True):
         assert_close(got, TWIN.linear(x, TWIN.matrix(weight)))
 
 
 @pytest.mark.parametrize("type", [GGUFType.F32, GGUFType.BF16, GGUFType.Q6_K])
-def test_embedding_has_the_rows_bits(type: GGUFType) -> None:
+def test_embedding_has_the_rows_bits(ops: TorchOps, type: GGUFType) -> None:
     table = random_weight(type, 9, 256)
-    rows = OPS.to_host(OPS.embedding(OPS.matrix(table), [8, 0, 8]))
+    rows = ops.to_host(ops.embedding(ops.matrix(table), [8, 0, 8]))
     np.testing.assert_array_equal(rows, TWIN.embedding(TWIN.matrix(table), [8, 0, 8]))
 
 
 @pytest.mark.parametrize("width", [48, 12], ids=["rows", "heads"])
-def test_rms_norm(width: int) -> None:
+def test_rms_norm(ops: TorchOps, width: int) -> None:
     x, gain = random_rows(3, 48), random_rows(1, width)[0]
-    got = OPS.rms_norm(on_device(x), OPS.vector(f32_weight("gain", gain)), 1e-5)
+    got = ops.rms_norm(on_device(x), ops.vector(f32_weight("gain", gain)), 1e-5)
     assert_close(got, TWIN.rms_norm(x, gain, 1e-5))
 
 
 @pytest.mark.parametrize("kind", RopeKind)
 @pytest.mark.parametrize("n_pairs", [8, 5], ids=["whole heads", "a part of each"])
-def test_rope(kind: RopeKind, n_pairs: int) -> None:
+def test_rope(ops: TorchOps, kind: RopeKind, n_pairs: int) -> None:
     x, angles = random_rows(4, 3 * 16), random_rows(4, n_pairs, seed=2)
     cos, sin = np.cos(angles), np.sin(angles)
-    got = OPS.rope(on_device(x), Rope(kind, 16, on_device(cos), on_device(sin)))
+    got = ops.rope(on_device(x), Rope(kind, 16, on_device(cos), on_device(sin)))
     assert_close(got, TWIN.rope(x.copy(), Rope(kind, 16, cos, sin)))
 
 
-def test_gates_and_sums() -> None:
+def test_gates_and_sums(ops: TorchOps) -> None:
     gate, up = random_rows(3, 40) * 9, random_rows(3, 40, seed=2)
     gate[0, :2] = 200, -200
-    assert_close(OPS.swiglu(on_device(gate), on_device(up)), TWIN.swiglu(gate, up))
-    assert_close(OPS.geglu(on_device(gate), on_device(up)), TWIN.geglu(gate, up))
-    assert_close(OPS.add(on_device(gate), on_device(up)), gate + up)
+    assert_close(ops.swiglu(on_device(gate), on_device(up)), TWIN.swiglu(gate, up))
+    assert_close(ops.geglu(on_device(gate), on_device(up)), TWIN.geglu(gate, up))
+    assert_close(ops.add(on_device(gate), on_device(up)), gate + up)
 
 
-def test_add_leaves_its_first_argument_alone() -> None:
+def test_add_leaves_its_first_argument_alone(ops: TorchOps) -> None:
     x = on_device(random_rows(2, 8))
     before = x.clone()
-    OPS.add(x, on_device(random_rows(2, 8)))
+    ops.add(x, on_device(random_rows(2, 8)))
     assert torch.equal(x, before)
 
 
@@ -108,9 +140,9 @@ LAYERS = Layers(0, 1)
 class Both:
     """The same steps through the ops and the twin."""
 
-    def __init__(self, rule: AttentionRule, kv_type: KvType = KvType.F32) -> None:
-        part, self.rule = Slice((LAYERS,), kv_type=kv_type), rule
-        self.kv = OPS.kv_cache(part, N_KV_HEADS, HEAD_DIM)
+    def __init__(self, ops: TorchOps, rule: AttentionRule, kv_type: KvType = KvType.F32) -> None:
+        part, self.ops, self.rule = Slice((LAYERS,), kv_type=kv_type), ops, rule
+        self.kv = ops.kv_cache(part, N_KV_HEADS, HEAD_DIM)
         self.twin = ReferenceOps(exact_product, kv_type)
         self.twin_kv = self.twin.kv_cache(part, N_KV_HEADS, HEAD_DIM)
 
@@ -119,7 +151,7 @@ class Both:
         n, width = step.n_tokens, N_KV_HEADS * HEAD_DIM
         q, k, v = random_rows(n, N_HEADS * HEAD_DIM, seed=n), random_rows(n, width, seed=7), random_rows(n, width)
         x, y, z = map(on_device, (q, k, v))
-        got = OPS.attention(x, y, z, 0, self.kv.begin(LAYERS, step), self.rule)
+        got = self.ops.attention(x, y, z, 0, self.kv.begin(LAYERS, step), self.rule)
         assert_close(got, self.twin.attention(q, k, v, 0, self.twin_kv.begin(LAYERS, step), self.rule))
 
 
@@ -128,9 +160,11 @@ def opened(sequence: int) -> KvOp:
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_attention_in_chunks_and_in_company(rule: AttentionRule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_in_chunks_and_in_company(
+    ops: TorchOps, rule: AttentionRule, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ops_module, "PIECE_SCORES", N_HEADS * 30 * 64)  # a chunk comes apart
-    both = Both(rule)
+    both = Both(ops, rule)
     both.check(Chunk(0, 0, 90), Chunk(1, 0, 1), kv=(opened(0), opened(1)))
     both.check(Chunk(0, 90, 1), Chunk(1, 1, 1))
     both.check(Chunk(1, 2, 40), Chunk(0, 91, 45))
@@ -139,34 +173,34 @@ def test_attention_in_chunks_and_in_company(rule: AttentionRule, monkeypatch: py
 
 
 @pytest.mark.parametrize("kv_type", KvType)
-def test_attention_reads_what_the_cache_keeps(kv_type: KvType) -> None:
-    both = Both(RULES["plain"], kv_type)
+def test_attention_reads_what_the_cache_keeps(ops: TorchOps, kv_type: KvType) -> None:
+    both = Both(ops, RULES["plain"], kv_type)
     both.check(Chunk(0, 0, 70), kv=(opened(0),))
     both.check(Chunk(0, 70, 1))
 
 
-def test_a_text_in_two_chunks_of_one_step() -> None:
-    Both(RULES["plain"]).check(Chunk(0, 0, 9), Chunk(0, 9, 11), kv=(opened(0),))
+def test_a_text_in_two_chunks_of_one_step(ops: TorchOps) -> None:
+    Both(ops, RULES["plain"]).check(Chunk(0, 0, 9), Chunk(0, 9, 11), kv=(opened(0),))
 
 
 @pytest.mark.parametrize("rule", [RoutingRule(2), RoutingRule(1), RoutingRule(3, normalize=False, scale=2.5)], ids=str)
-@pytest.mark.parametrize("n", [1, 3, 20])
-def test_mixture(rule: RoutingRule, n: int) -> None:
-    x, scores = random_rows(n, 64), random_rows(n, 5, seed=3)
+@pytest.mark.parametrize("n", [1, 3, 9])
+def test_mixture(ops: TorchOps, rule: RoutingRule, n: int) -> None:
+    x, scores = random_rows(n, 16), random_rows(n, 5, seed=3)
     scores[0, 1:] = scores[0, 0]  # ties go to the lower index
-    shapes = ((5, 32, 64), (5, 32, 64), (5, 64, 32))
-    gate, up, down = (random_stack(GGUFType.Q8_0, *shape, seed=seed) for seed, shape in enumerate(shapes))
-    got = OPS.mixture(on_device(x), on_device(scores), OPS.matrix(gate), OPS.matrix(up), OPS.matrix(down), rule)
+    shapes = ((5, 8, 16), (5, 8, 16), (5, 16, 8))
+    gate, up, down = (random_stack(GGUFType.F16, *shape, seed=seed) for seed, shape in enumerate(shapes))
+    got = ops.mixture(on_device(x), on_device(scores), ops.matrix(gate), ops.matrix(up), ops.matrix(down), rule)
     expected = TWIN.mixture(x, scores, TWIN.matrix(gate), TWIN.matrix(up), TWIN.matrix(down), rule)
     assert_close(got, expected)
 
 
-def test_host_arrays_may_lie_anywhere_and_are_not_shared() -> None:
+def test_host_arrays_may_lie_anywhere_and_are_not_shared(ops: TorchOps) -> None:
     frame = b"odd" + random_rows(2, 8).tobytes()
     received = np.frombuffer(frame, np.float32, offset=3).reshape(2, 8)
     x = on_device(received)
     x.mul_(2)
-    np.testing.assert_array_equal(OPS.to_host(x), received * 2)
+    np.testing.assert_array_equal(ops.to_host(x), received * 2)
 
 
 def test_what_the_matrices_take_is_counted() -> None:

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from prima_core.arch.families import open_model
+from prima_core.errors import ConfigError, DeviceMemoryError, PluginError
+from prima_core.interfaces import BackendOptions, Device, KvType, Layers, Shard, Slice
+from prima_core.model.weights import Model
+from prima_core.testing.reference import exact_logits
+from prima_core.testing.tinymodel import TinyModel, write_tiny_model
+from prima_torch.backend import TorchBackend
+from prima_torch.kv import TorchKv
+from prima_torch.memory import RESERVE_BYTES, available_bytes
+from prima_torch.ops import TorchOps
+from prima_torch.support import Support
+from tests.arch.drive import chunked, joined, logits_of_all, opened, pass_through, step_of
+
+FloatArray = NDArray[np.float32]
+IDS = [int(i) for i in np.random.default_rng(5).integers(0, 260, 50)]
+GPU = Support("2.13.0", (13, 0), (13, 1))
+MODELS = {
+    "llama in Q4_K_M": TinyModel(types="Q4_K_M", d_ff=256, vocab_size=384),
+    "qwen2 with biases": TinyModel(arch="qwen2", types="BF16", d_model=64, d_ff=96, vocab_size=384, tied_output=True),
+    "gemma2 with windows and softcaps": TinyModel(
+        arch="gemma2", types="Q5_1", d_model=64, d_ff=96, vocab_size=384, window=20, tied_output=True
+    ),
+    "qwen3moe": TinyModel(
+        arch="qwen3moe", types="MXFP4", d_model=64, head_dim=32, d_ff=64, vocab_size=384, n_experts=5, n_experts_used=2
+    ),
+}
+SMALL = TinyModel(d_model=32, n_heads=2, n_kv_heads=1, d_ff=32, vocab_size=260, n_layers=1)
+KERNELS = {
+    "llama": replace(SMALL, types="Q8_0"),
+    "gemma2 with windows and softcaps": replace(SMALL, arch="gemma2", types="F16", window=20, tied_output=True),
+}  # every program of a kernel takes the interpreter 0.05 s
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def path_of(folder: Path, tiny: TinyModel) -> Path:
+    path = folder / f"{tiny.arch}-{tiny.types}.gguf"
+    if not path.exists():
+        write_tiny_model(path, tiny)
+    return path
+
+
+def whole(model: Model, kv_type: KvType = KvType.F32) -> Slice:
+    return Slice((Layers(0, model.spec.n_layers),), has_input=True, has_output=True, kv_type=kv_type)
+
+
+def loaded(model: Model, kernels: str = "torch") -> Shard:
+    backend = TorchBackend(BackendOptions(threads=1, kernels=kernels))
+    return backend.load(model.spec, "torch:cpu", whole(model), model.store())
+
+
+def assert_close(logits: FloatArray, expected: FloatArray) -> None:
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * float(np.abs(expected).max()))
+
+
+# ---------------------------------------------------------------- whole models
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 50])
+@pytest.mark.parametrize("name", MODELS)
+def test_whole_models_say_what_the_exact_twin_says_in_any_chunks(name: str, chunk: int, folder: Path) -> None:
+    path = path_of(folder, MODELS[name])
+    with open_model(path) as model:
+        where = loaded(model), Layers(0, model.spec.n_layers)
+        logits = [logits_of_all([where], step) for step in chunked(0, IDS, chunk)]
+        assert_close(np.concatenate(logits), exact_logits(path, IDS))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_whole_models_by_kernels_say_what_the_exact_twin_says(name: str, folder: Path) -> None:
+    """Many rows in chunks, then one of each of two sequences."""
+    path = path_of(folder, KERNELS[name])
+    expected = exact_logits(path, IDS)
+    with open_model(path) as model:
+        shard, layers = loaded(model, "triton"), Layers(0, model.spec.n_layers)
+        first = pass_through(
+            [(shard, layers)], joined(step_of(0, IDS[:33], kv=[opened(0)]), step_of(1, IDS[:1], kv=[opened(1)]))
+        )
+        second = pass_through([(shard, layers)], step_of(0, IDS[33:42], 33))
+        both = pass_through([(shard, layers)], joined(step_of(1, IDS[1:2], 1), step_of(0, IDS[42:43], 42)))
+        logits = shard.logits(np.concatenate([first[32:], second[-1:], both]), range(5))
+    assert_close(logits, expected[[32, 0, 41, 1, 42]])
+
+
+# ---------------------------------------------------------------- devices
+
+
+def test_a_cpu_shares_the_hosts_memory() -> None:
+    backend = TorchBackend(BackendOptions(threads=1), available=lambda device: 1234)
+    device = backend.devices()[-1]
+    assert (device.id, device.memory_bytes, device.shares_host) == ("torch:cpu", 1234, True)
+    assert device.summary.startswith("CPU, torch 2")
+    assert backend.describe()["threads"] == "1"
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = SimpleNamespace(name="NVIDIA Toy", major=9, minor=0, total_memory=8_000_000_000)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ((device.index + 2) << 30, 8 << 30))
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_every_gpu_is_a_device_with_memory_of_its_own() -> None:
+    devices = TorchBackend(BackendOptions(), support=GPU).devices()
+    summary = "NVIDIA Toy, compute capability 9.0, 8.0 GB"
+    assert devices[:2] == [
+        Device(f"torch:cuda:{n}", ((n + 2) << 30) - RESERVE_BYTES, summary, shares_host=False) for n in range(2)
+    ]
+    assert devices[2].id == "torch:cpu"
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_gpu_with_less_than_the_reserve_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 8 << 30))
+    assert available_bytes(torch.device("cuda:0")) == 0
+
+
+def test_what_is_used_is_described() -> None:
+    facts = TorchBackend(BackendOptions(kernels="torch"), support=GPU).describe()
+    assert facts["torch"] == torch.__version__
+    assert facts["cuda"] == "13.0, the driver can do 13.1"
+    assert facts["kernels"] == "torch's own: as asked"
+    assert TorchBackend(BackendOptions(), support=GPU).describe()["kernels"].startswith("triton 3")
+
+
+def test_without_triton_torchs_own_operations_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prima_torch.support.find_spec", lambda name: None)
+    backend = TorchBackend(BackendOptions(), support=GPU)
+    assert backend.describe()["kernels"] == "torch's own: triton is not installed"
+    assert type(backend.ops("torch:cpu")) is TorchOps
+    with pytest.raises(PluginError, match="Triton is not usable: triton is not installed"):
+        TorchBackend(BackendOptions(kernels="triton"), support=GPU)
+
+
+def test_a_cpu_computes_by_torchs_own_operations_unless_kernels_are_asked_for() -> None:
+    assert type(TorchBackend(BackendOptions()).ops("torch:cpu")) is TorchOps
+    assert type(TorchBackend(BackendOptions(kernels="triton")).ops("torch:cpu")) is not TorchOps
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (BackendOptions(kernels="pigeon"), "'pigeon' are unknown.*auto, triton, torch"),
+        (BackendOptions(threads=-1), "-1 threads"),
+    ],
+)
+def test_wrong_options_are_refused(options: BackendOptions, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        TorchBackend(options)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(PluginError, match=r"no device 'torch:cuda:7' \(it has torch:cpu\)"):
+        TorchBackend(BackendOptions()).ops("torch:cuda:7")
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.fixture
+def model(folder: Path) -> Iterator[Model]:
+    with open_model(path_of(folder, MODELS["llama in Q4_K_M"])) as model:
+        yield model
+
+
+def test_a_part_that_does_not_fit_is_refused_before_anything_is_uploaded(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TorchOps, "matrix", lambda *args: pytest.fail("uploaded"))
+    backend = TorchBackend(BackendOptions(), available=lambda device: 500_000)
+    with pytest.raises(DeviceMemoryError, match=r"2 layers .* on torch:cpu.*1 of the layers would fit"):
+        backend.load(model.spec, "torch:cpu", whole(model), model.store())
+
+
+def test_a_device_that_is_full_sooner_than_it_said_names_the_layers_that_would_fit(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        made.append(1)
+        if len(made) > 60:  # both ends and a layer have fewer fields, two layers have more
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    monkeypatch.setattr("prima_torch.planes.torch", SimpleNamespace(empty=empty, uint8=torch.uint8))
+    with pytest.raises(DeviceMemoryError, match=r"on torch:cpu, which has .* available: 1 of the layers would fit"):
+        TorchBackend(BackendOptions()).load(model.spec, "torch:cpu", whole(model), model.store())
+
+
+def test_other_faults_of_torch_are_not_called_a_lack_of_memory(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("device-side assert triggered")
+
+    monkeypatch.setattr("prima_torch.ops.fill", broken)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        TorchBackend(BackendOptions()).load(model.spec, "torch:cpu", whole(model), model.store())
+
+
+def test_weights_are_given_back_to_the_store_and_their_bytes_are_held_once(model: Model) -> None:
+    ops = TorchBackend(BackendOptions()).ops("torch:cpu")
+    shared = model.store().shared()
+    matrix = ops.matrix(shared["output.weight"])
+    assert matrix.planes.n_bytes == shared["output.weight"].data.nbytes
+    assert ops.copies
+
+
+def test_closing_gives_the_memory_back_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    kv = TorchKv(Slice(()), 2, 32, torch.device("cuda:0"))
+    kv.close()
+    assert emptied == [True]
