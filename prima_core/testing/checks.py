@@ -1,0 +1,16 @@
+"""For authors of plugins: whether a backend does what prima asks of it.
+
+from prima_core.testing.checks import Tolerance, check_backend
+
+def test_conformance() -> None:
+    [plugin] = prima_backends()
+    print(check_backend(plugin, tolerance=Tolerance(logits=1e-3, batch=1e-5)))
+"""
+
+from __future__ import annotations
+
+from prima_core.testing.backends.check import check_backend
+from prima_core.testing.backends.subject import Tolerance
+from prima_core.testing.report import Check, CheckFailed, Report, State
+
+__all__ = ["Check", "CheckFailed", "Report", "State", "Tolerance", "check_backend"]
