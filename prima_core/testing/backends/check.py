@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prima_core.errors import ConfigError, PluginError
 from prima_core.interfaces import Backend, BackendOptions, BackendPlugin, Device, KvType
-from prima_core.testing.backends import border, kv, numbers
+from prima_core.testing.backends import border, kv, numbers, ops
 from prima_core.testing.backends.subject import Models, Subject, Tolerance
 from prima_core.testing.examples import ARCHS, TYPES
 from prima_core.testing.report import Recorder, Report
@@ -103,6 +103,7 @@ class _Suite:
 
     def _check_device(self, subject: Subject) -> None:
         check = self._recorder.run
+        self._check_ops(subject)
         for type in self._types:
             check(f"type {type}", partial(numbers.check_type, subject, type))
         for family in self._families:
@@ -116,6 +117,17 @@ class _Suite:
             self._check_kv(subject, kv_type)
         for name, border_check in BORDER.items():
             check(name, partial(border_check, subject))
+
+    def _check_ops(self, subject: Subject) -> None:
+        """Before the Shard: where an operation is wrong, the rest is wrong for that reason."""
+        check = self._recorder.run
+        pair = ops.Pair.of(subject)
+        if pair is None:
+            return
+        for name, ops_check in ops.CHECKS.items():
+            check(f"ops {name}", partial(ops_check, pair))
+        for type in self._types:
+            check(f"ops matrix {type}", partial(ops.check_matrix, pair, type))
 
     def _check_kv(self, subject: Subject, kv_type: KvType) -> None:
         """The scenarios, where the type is offered at all."""
