@@ -176,10 +176,10 @@ def check_ends(subject: Subject) -> None:
             first, middle, last, ends = (
                 exits.enter_context(subject.part(tiny, part))
                 for part in (
-                    Slice((), has_input=True),
+                    Slice((), has_input=True, kv_type=KvType.F32),
                     Slice((ALL,), kv_type=KvType.F32),
-                    Slice((), has_output=True),
-                    WHOLE,
+                    Slice((), has_output=True, kv_type=KvType.F32),
+                    replace(WHOLE, kv_type=KvType.F32),
                 )
             )
             y = middle.run(ALL, first.embed(step), step)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,39 +31,40 @@ def check_backend(
     types: Iterable[MatrixType] = TYPES,
     families: Iterable[Arch] = ARCHS,
     kv_types: Iterable[KvType] = tuple(KvType),
+    batches: Iterable[int] = numbers.BATCHES,
 ) -> Report:
     """Check one device of a backend against the exact twin; `device` None: its first. See `Tolerance`.
 
     `backend` is the plugin, or only its `open`. All calls come from one thread, which is not the main one. A type or
-    family that the backend refuses by ModelError is reported as not offered. Raises CheckFailed with all that is wrong,
-    PluginError when the backend says that it is not usable here, ConfigError without the `gguf` package.
+    family that the backend refuses by ModelError is reported as not offered. All types and families take some seconds:
+    choose fewer for a slow backend. Raises CheckFailed with all that is wrong, PluginError when the backend says that
+    it is not usable here, ConfigError without the `gguf` package.
     """
     if find_spec("gguf") is None:
         raise ConfigError("the kit writes tiny models with the package gguf", hint='pip install "prima-llm[testing]"')
-    selected = tuple(types), tuple(families), tuple(kv_types)
+    selection = Selection(tuple(types), tuple(families), tuple(kv_types), tuple(batches))
     with (
         tempfile.TemporaryDirectory(prefix="prima-check-") as folder,
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="prima-owner") as owner,
     ):
-        suite = _Suite(Path(folder), options, tolerance, *selected)
+        suite = _Suite(Path(folder), options, tolerance, selection)
         return owner.submit(suite.run, backend, device).result().demand()
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    types: tuple[MatrixType, ...]
+    families: tuple[Arch, ...]
+    kv_types: tuple[KvType, ...]
+    batches: tuple[int, ...]
 
 
 class _Suite:
     """All of it runs in the owner thread."""
 
-    def __init__(
-        self,
-        folder: Path,
-        options: BackendOptions,
-        tolerance: Tolerance,
-        types: Sequence[MatrixType],
-        families: Sequence[Arch],
-        kv_types: Sequence[KvType],
-    ) -> None:
+    def __init__(self, folder: Path, options: BackendOptions, tolerance: Tolerance, selection: Selection) -> None:
         self._models = Models(folder)
-        self._options, self._tolerance = options, tolerance
-        self._types, self._families, self._kv_types = types, families, kv_types
+        self._options, self._tolerance, self._selection = options, tolerance, selection
         self._recorder = Recorder()
 
     def run(self, backend: BackendPlugin | Open, device: str | None) -> Report:
@@ -104,16 +106,16 @@ class _Suite:
     def _check_device(self, subject: Subject) -> None:
         check = self._recorder.run
         self._check_ops(subject)
-        for type in self._types:
+        for type in self._selection.types:
             check(f"type {type}", partial(numbers.check_type, subject, type))
-        for family in self._families:
+        for family in self._selection.families:
             check(f"family {family}", partial(numbers.check_family, subject, family))
-        for n in numbers.BATCHES:
+        for n in self._selection.batches:
             check(f"a chunk of {n}", partial(numbers.check_chunk, subject, n))
             check(f"{n} sequences together", partial(numbers.check_company, subject, n))
         for cut in numbers.CUTS:
             check(f"layers cut: {cut.name}", partial(numbers.check_cut, subject, cut))
-        for kv_type in self._kv_types:
+        for kv_type in self._selection.kv_types:
             self._check_kv(subject, kv_type)
         for name, border_check in BORDER.items():
             check(name, partial(border_check, subject))
@@ -121,13 +123,13 @@ class _Suite:
     def _check_ops(self, subject: Subject) -> None:
         """Before the Shard: where an operation is wrong, the rest is wrong for that reason."""
         check = self._recorder.run
-        pair = ops.Pair.of(subject)
-        if pair is None:
-            return
-        for name, ops_check in ops.CHECKS.items():
-            check(f"ops {name}", partial(ops_check, pair))
-        for type in self._types:
-            check(f"ops matrix {type}", partial(ops.check_matrix, pair, type))
+        pairs: list[ops.Pair] = []
+        check("ops", lambda: pairs.append(ops.Pair.of(subject)))
+        for pair in pairs:
+            for name, ops_check in ops.CHECKS.items():
+                check(f"ops {name}", partial(ops_check, pair))
+            for type in self._selection.types:
+                check(f"ops matrix {type}", partial(ops.check_matrix, pair, type))
 
     def _check_kv(self, subject: Subject, kv_type: KvType) -> None:
         """The scenarios, where the type is offered at all."""

@@ -145,8 +145,8 @@ def check_cut(subject: Subject, cut: Cut) -> Figures:
         shards = [exits.enter_context(subject.part(CUT_MODEL, cut.part(i))) for i in range(cut.n_shards)]
         rows = np.concatenate([_passed(shards, cut, step) for step in steps])
     limit = subject.tolerance.of(CUT_MODEL)
-    error = close_to_exact(rows, subject.models.exact(CUT_MODEL, IDS[:33]), limit, "logits of chained shards")
-    hint = "layers know their numbers in the model (windows, ropes): not their place in the shard"
+    hint = "layers go by their numbers in the model (windows, ropes), not by their place in the shard"
+    error = close_to_exact(rows, subject.models.exact(CUT_MODEL, IDS[:33]), limit, "logits of chained shards", hint)
     return {"error": error, "batch": same_in_company(rows, uncut, subject.tolerance.batch, "chained shards", hint)}
 
 

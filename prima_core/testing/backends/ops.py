@@ -35,10 +35,12 @@ class Pair:
     subject: Subject
 
     @classmethod
-    def of(cls, subject: Subject) -> Pair | None:
-        """None where the backend has no `ops`: it is no part of the Protocol."""
+    def of(cls, subject: Subject) -> Pair:
+        """Raises NotOffered where the backend has no `ops`: it is no part of the Protocol."""
         offer = getattr(subject.backend, "ops", None)
-        return None if offer is None else cls(cast(AnyOps, offer(subject.device.id)), exact_ops(), subject)
+        if offer is None:
+            raise NotOffered("the backend has no ops(device): families are not written against it")
+        return cls(cast(AnyOps, offer(subject.device.id)), exact_ops(), subject)
 
     def close(self, what: str, call: Call, type: MatrixType = "F32") -> float:
         """How far both are apart."""
