@@ -14,3 +14,8 @@ from prima_core.testing.backends.subject import Tolerance
 from prima_core.testing.report import Check, CheckFailed, Report, State
 
 __all__ = ["Check", "CheckFailed", "Report", "State", "Tolerance", "check_backend"]
+
+if __name__ == "__main__":
+    from prima_core.testing.command import checks
+
+    checks(prog_name="python -m prima_core.testing.checks")

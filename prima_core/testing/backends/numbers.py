@@ -22,6 +22,7 @@ from prima_core.testing.report import Figures, expect
 from prima_core.testing.tinymodel import Arch, MatrixType, TinyModel
 
 N_GREEDY = 6
+_ROUNDS = "a backend that rounds (activations to int8, K and V) says how much that costs: see Tolerance"
 BATCHES = (1, 2, 7, 64)
 BATCH_MODEL = example("llama", "Q8_0")
 
@@ -47,7 +48,7 @@ def against_exact(subject: Subject, tiny: TinyModel, n_prompt: int, kv_type: KvT
         text = [*prompt, *ids[:-1]]
         at_once = model.logits(step_of(1, text, kv=[opened(1, len(text))]))
     exact = subject.models.exact(tiny, text)
-    error = close_to_exact(rows, exact, limit, "logits")
+    error = close_to_exact(rows, exact, limit, "logits", _ROUNDS)
     _check_greedy(ids, exact[n_prompt - 1 :], limit)
     batch = same_in_company(at_once, rows, subject.tolerance.batch, "decoded tokens once more as one chunk")
     return {"error": error, "greedy": f"{len(ids)} of {len(ids)}", "batch": batch}
