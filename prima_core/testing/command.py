@@ -37,12 +37,8 @@ def checks() -> None:
 @click.option("--device", help="The device to check.  [default: the backend's first]")
 @click.option("--kernels", default="auto", help="As prima's --kernels.")
 @click.option("-t", "--threads", default=0, help="As prima's --threads.")
-@click.option(
-    "--type", "types", type=click.Choice(TYPES), multiple=True, help="A tensor type; repeat it.  [default: all]"
-)
-@click.option(
-    "--family", "families", type=click.Choice(ARCHS), multiple=True, help="Only this family; may be repeated."
-)
+@click.option("--type", "types", type=click.Choice(TYPES), multiple=True, help="Only this type; may be repeated.")
+@click.option("--family", "families", type=click.Choice(ARCHS), multiple=True, help="As --type, a family.")
 @click.option("--logits", default=STANDARD.logits, show_default=True, help="Largest relative error of logits.")
 @click.option("--blocks", type=float, help="The same with quantised matrices.  [default: that of --logits]")
 @click.option("--batch", default=STANDARD.batch, show_default=True, help="The same between a row alone and in company.")

@@ -113,7 +113,7 @@ def _cycled(rows: list[FloatArray], n: int) -> FloatArray:
 # ---------------------------------------------------------------- cuts
 
 
-CUT_MODEL = example("gemma3")
+CUT_MODEL = replace(example("gemma3"), d_model=64, d_ff=64)  # windows and ropes by layer
 
 
 @dataclass(frozen=True, slots=True)
