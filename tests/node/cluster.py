@@ -65,12 +65,14 @@ def worker_thread(
 
 
 @contextmanager
-def worker_process(head: str, name: str, models: Path, secret: bytes = SECRET) -> Iterator[subprocess.Popen[bytes]]:
+def worker_process(
+    head: str, name: str, models: Path, secret: bytes = SECRET, backend: str = "numpy"
+) -> Iterator[subprocess.Popen[bytes]]:
     """`prima join` as a user types it."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "prima_core", "join", head, "--name", name, "--models", str(models)),
-            *("--threads", "1", "--until-stdin-closes"),
+            *("--backend", backend, "--threads", "1", "--until-stdin-closes"),
         ],
         stdin=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

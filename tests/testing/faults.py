@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from prima_core.arch.ops import AttentionRule, RoutingRule
 from prima_core.arch.rope import Rope
 from prima_core.arch.shard import OpsShard
-from prima_core.errors import ConfigError, FrameError, ModelError
+from prima_core.errors import ConfigError, DeviceMemoryError, FrameError, ModelError
 from prima_core.interfaces import (
     BackendOptions,
     BackendPlugin,
@@ -397,6 +397,13 @@ class CountsNoKv(Faulty):
 
     def devices(self) -> Sequence[Device]:
         return [Device("numpy:cpu", 1 << 30, shares_host=False)]
+
+
+class MiscountsWhatFits(Faulty):
+    def load(self, model: ModelSpec, device: str, part: Slice, store: Store) -> Shard:
+        if part.kv_tokens:
+            raise DeviceMemoryError("2 layers need 0.4 MB on numpy:cpu, which has 0.4 MB: 1 of the layers would fit")
+        return super().load(model, device, part, store)
 
 
 class LacksFloat16Kv(Faulty):

@@ -155,6 +155,7 @@ def test_a_fault_of_a_shard_is_found(shard: type[faults.OneShard], check: str, s
         (plugin(faults.GrowsUnknownTypes), "devices", "'q4_k'"),
         (plugin(faults.TakesAnyDevice), "unknown device", "numpy:cpu99"),
         (plugin(faults.CountsNoKv), "memory", "check_fits"),
+        (plugin(faults.MiscountsWhatFits), "memory", "no layer would fit"),
         (plugin(faults.DescribesByNumbers), "describe", "facts that are strings"),
     ],
     ids=lambda value: getattr(getattr(value, "open", None), "__name__", ""),
@@ -191,7 +192,7 @@ def test_all_that_failed_is_raised_in_one_readable_error() -> None:
     with pytest.raises(CheckFailed) as raised:
         check_backend(plugin(faults.HasNoMemory), types=(), families=(), kv_types=())
     text = str(raised.value)
-    assert text.startswith("backend numpy: 1 of 6 checks failed\ndevices\n  expected: ")
+    assert text.startswith("backend numpy: 1 of 7 checks failed\ndevices\n  expected: ")
     assert "\n  came:     0\n  hint:     a positive int" in text
     assert raised.value.failures == raised.value.report.failures
 

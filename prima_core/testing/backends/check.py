@@ -90,18 +90,18 @@ class _Suite:
         check("options", partial(border.check_options, open_backend))
         opened: list[Backend] = []
         if not check("open", lambda: opened.append(open_backend(self._options))):
-            return self._recorder.report(f"backend {name or open_backend}")
-        backend = opened[0]
+            return self._recorder.report(f"backend {name or ''}".strip())
+        [backend] = opened
+        subject = f"backend {name or type(backend).__name__}"
         try:
-            name = name or backend.devices()[0].id.partition(":")[0]
             check("describe", partial(border.check_describe, backend))
-            if not check("devices", partial(border.check_devices, backend, name)):
-                return self._recorder.report(f"backend {name}")
-            chosen = _device(backend, device)
-            self._check_device(Subject(backend, chosen, self._tolerance, self._models))
+            if check("devices", partial(border.check_devices, backend, name)):
+                chosen = _device(backend, device)
+                subject = f"backend {chosen.id.partition(':')[0]} on {chosen.id}"
+                self._check_device(Subject(backend, chosen, self._tolerance, self._models))
         finally:
             check("close of the backend", backend.close)
-        return self._recorder.report(f"backend {name} on {chosen.id}")
+        return self._recorder.report(subject)
 
     def _check_device(self, subject: Subject) -> None:
         check = self._recorder.run

@@ -35,7 +35,7 @@ class Tolerance:
     alone and in company; 0: the same bits.
     """
 
-    logits: float = 2e-3
+    logits: float = 1e-4
     blocks: float | None = None
     f16: float = 5e-3
     q8_0: float = 0.06
