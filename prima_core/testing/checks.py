@@ -1,4 +1,4 @@
-"""For authors of plugins: whether a backend does what prima asks of it.
+"""For authors of plugins: whether a backend or a transport does what prima asks of it.
 
 from prima_core.testing.checks import Tolerance, check_backend
 
@@ -12,8 +12,17 @@ from __future__ import annotations
 from prima_core.testing.backends.check import check_backend
 from prima_core.testing.backends.subject import Tolerance
 from prima_core.testing.report import Check, CheckFailed, Report, State
+from prima_core.testing.transports import check_transport
 
-__all__ = ["Check", "CheckFailed", "Report", "State", "Tolerance", "check_backend"]
+__all__ = [
+    "Check",
+    "CheckFailed",
+    "Report",
+    "State",
+    "Tolerance",
+    "check_backend",
+    "check_transport",
+]
 
 if __name__ == "__main__":
     from prima_core.testing.command import checks

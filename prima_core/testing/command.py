@@ -2,7 +2,6 @@
 
 python -m prima_core.testing.checks backend torch --device torch:cpu --blocks 0.01
 python -m prima_core.testing.checks transport tcp --address tcp://127.0.0.1:0
-python -m prima_core.testing.checks solver even --json
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from prima_core.testing.backends.check import check_backend
 from prima_core.testing.backends.subject import Tolerance
 from prima_core.testing.examples import ARCHS, TYPES
 from prima_core.testing.report import CheckFailed, Report
+from prima_core.testing.transports import STRANGERS, check_transport
 
 STANDARD = Tolerance()
 
@@ -68,6 +68,23 @@ def backend(
             types=[type for type in TYPES if not types or type in types],
             families=[arch for arch in ARCHS if not families or arch in families],
         )
+
+    _tell(check, as_json)
+
+
+@checks.command()
+@click.argument("scheme")
+@click.option("--address", default="", help="Where to listen, such that a free place is found.  [default: SCHEME://]")
+@click.option("--trusting", is_flag=True, help="It asks for no credentials: only friends can reach it.")
+@click.option("--one-process", is_flag=True, help="Its links reach no other process.")
+@as_json
+def transport(scheme: str, address: str, trusting: bool, one_process: bool, as_json: bool) -> None:
+    """Check a transport by its scheme, e.g. `tcp --address tcp://127.0.0.1:0`."""
+    strangers = None if trusting else STRANGERS
+
+    def check(registry: Registry) -> Report:
+        registry.transport(f"{scheme}://")  # of an unknown one every check would fail
+        return check_transport(scheme, address=address, wrong_credentials=strangers, crosses_processes=not one_process)
 
     _tell(check, as_json)
 

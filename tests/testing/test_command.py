@@ -35,14 +35,21 @@ def test_faults_are_told_with_exit_code_1() -> None:
     assert "hint:     a backend that rounds" in result.stderr
 
 
+def test_a_transport_is_checked_by_its_scheme() -> None:
+    result = run("transport", "inproc", "--trusting", "--one-process")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("transport inproc: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nump"], "did you mean 'numpy'?"),
-        (["numpy", "--device", "numpy:gpu"], "no device 'numpy:gpu' (there are: numpy:cpu)"),
+        (["backend", "nump"], "did you mean 'numpy'?"),
+        (["backend", "numpy", "--device", "numpy:gpu"], "no device 'numpy:gpu' (there are: numpy:cpu)"),
+        (["transport", "pigeon"], "pigeon"),
     ],
 )
 def test_what_cannot_be_checked_is_an_error_with_exit_code_2(arguments: list[str], said: str) -> None:
-    result = run("backend", *arguments)
+    result = run(*arguments)
     assert result.exit_code == 2
     assert said in result.stderr
