@@ -1,4 +1,4 @@
-"""For authors of plugins: whether a backend or a transport does what prima asks of it.
+"""For authors of plugins: whether a backend, a transport or a solver does what prima asks of it.
 
 from prima_core.testing.checks import Tolerance, check_backend
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 from prima_core.testing.backends.check import check_backend
 from prima_core.testing.backends.subject import Tolerance
 from prima_core.testing.report import Check, CheckFailed, Report, State
+from prima_core.testing.solvers import check_solver
 from prima_core.testing.transports import check_transport
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "State",
     "Tolerance",
     "check_backend",
+    "check_solver",
     "check_transport",
 ]
 

@@ -2,6 +2,7 @@
 
 python -m prima_core.testing.checks backend torch --device torch:cpu --blocks 0.01
 python -m prima_core.testing.checks transport tcp --address tcp://127.0.0.1:0
+python -m prima_core.testing.checks solver even --json
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from prima_core.testing.backends.check import check_backend
 from prima_core.testing.backends.subject import Tolerance
 from prima_core.testing.examples import ARCHS, TYPES
 from prima_core.testing.report import CheckFailed, Report
+from prima_core.testing.solvers import check_solver
 from prima_core.testing.transports import STRANGERS, check_transport
 
 STANDARD = Tolerance()
@@ -87,6 +89,14 @@ def transport(scheme: str, address: str, trusting: bool, one_process: bool, as_j
         return check_transport(scheme, address=address, wrong_credentials=strangers, crosses_processes=not one_process)
 
     _tell(check, as_json)
+
+
+@checks.command()
+@click.argument("name")
+@as_json
+def solver(name: str, as_json: bool) -> None:
+    """Check a solver, e.g. `even`."""
+    _tell(lambda registry: check_solver(registry.solver(name)), as_json)
 
 
 def _tell(check: Callable[[Registry], Report], as_json: bool) -> None:

@@ -41,12 +41,19 @@ def test_a_transport_is_checked_by_its_scheme() -> None:
     assert result.stdout.startswith("transport inproc: ")
 
 
+def test_a_solver_is_checked_by_its_name() -> None:
+    result = run("solver", "even", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["subject"] == "solver even"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["backend", "nump"], "did you mean 'numpy'?"),
         (["backend", "numpy", "--device", "numpy:gpu"], "no device 'numpy:gpu' (there are: numpy:cpu)"),
         (["transport", "pigeon"], "pigeon"),
+        (["solver", "event"], "did you mean 'even'?"),
     ],
 )
 def test_what_cannot_be_checked_is_an_error_with_exit_code_2(arguments: list[str], said: str) -> None:
