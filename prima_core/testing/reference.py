@@ -9,15 +9,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from prima_core.arch.families import open_model
-from prima_core.interfaces import BackendOptions, Chunk, KvKind, KvOp, Layers, Shard, Slice, Step
+from prima_core.arch.shard import OpsShard
+from prima_core.interfaces import BackendOptions, Chunk, KvKind, KvOp, KvType, Layers, Shard, Slice, Step, Weight
+from prima_core.model.weights import Model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from prima_core.arch.ops import Ops
 
 Path = str | os.PathLike[str]
 Twin = Literal["exact", "int8", "native"]
@@ -60,14 +64,44 @@ class _Continued:
 
 @contextmanager
 def _whole_model(path: Path, twin: Twin, capacity: int) -> Iterator[_Continued]:
-    from prima_numpy.backend import DEVICE, NumpyBackend
-
     with open_model(path) as model:
-        store = model.store()
-        part = Slice((Layers(0, model.spec.n_layers),), has_input=True, has_output=True)
-        shard = NumpyBackend(BackendOptions(kernels=twin)).load(model.spec, DEVICE, part, store)
+        shard = _exact_shard(model) if twin == "exact" else _numpy_shard(model, twin)
         try:
             yield _Continued(shard, model.spec.n_layers, capacity)
         finally:
             shard.close()
-            store.close()
+
+
+def _whole(model: Model) -> Slice:
+    return Slice((Layers(0, model.spec.n_layers),), has_input=True, has_output=True)
+
+
+def _numpy_shard(model: Model, twin: Twin) -> Shard:
+    from prima_numpy.backend import DEVICE, NumpyBackend
+
+    return NumpyBackend(BackendOptions(kernels=twin)).load(model.spec, DEVICE, _whole(model), model.store())
+
+
+def _exact_shard(model: Model) -> Shard:
+    return OpsShard(exact_ops(), model.spec, _whole(model), model.store())
+
+
+def exact_ops() -> Ops[NDArray[np.float32], Any, Any]:  # Any: its matrices and passes are nobody's business
+    """The exact twin's operations: plain numpy in float32, K and V too. It keeps every matrix that it has used
+    dequantised, and the weights alive: for tiny models."""
+    from prima_numpy.ops import ReferenceOps
+    from prima_numpy.quant import dequantize
+
+    known: dict[tuple[int, int], tuple[Weight, NDArray[np.float32]]] = {}
+
+    def product(matrix: Weight, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        key = matrix.data.ctypes.data, matrix.data.nbytes
+        if key not in known:
+            known[key] = matrix, dequantize(matrix.type, matrix.data, matrix.shape)
+        dense = known[key][1]
+        y = np.empty((len(x), len(dense)), np.float32)
+        for row, out in zip(x, y, strict=True):  # each alone: in a product of all, sums depend on how many there are
+            np.dot(dense, row, out=out)
+        return y
+
+    return ReferenceOps(product, KvType.F32)

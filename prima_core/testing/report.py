@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
+from prima_core.errors import PrimaError
+
 Figures = Mapping[str, float | int | str]
 
 
@@ -97,6 +99,17 @@ def expect(holds: bool, expected: str, came: object, hint: str = "") -> None:
         raise Wrong(expected, str(came), hint)
 
 
+def expect_refusal(kind: type[PrimaError], what: str, call: Callable[[], object]) -> PrimaError:
+    """The error that `call` raises. Raises `Wrong` when it raises none, or one of another kind."""
+    try:
+        result = call()
+    except kind as error:
+        return error
+    except Exception as error:
+        raise Wrong(f"{kind.__name__} for {what}", _told_error(error), "raise the documented class of error") from error
+    raise Wrong(f"{kind.__name__} for {what}", f"no error, but {_short(result)}", "refuse it before anything changes")
+
+
 class Recorder:
     """Runs the checks of one subject and keeps what became of each."""
 
@@ -127,6 +140,11 @@ def _told_error(error: Exception) -> str:
     """The error and where it was raised."""
     [*_, frame] = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+
+
+def _short(result: object) -> str:
+    text = repr(result)
+    return f"{text[:60]} ..." if len(text) > 64 else text
 
 
 def _told(check: Check) -> str:
