@@ -183,8 +183,8 @@ def test_a_text_in_two_chunks_of_one_step(ops: TorchOps) -> None:
     Both(ops, RULES["plain"]).check(Chunk(0, 0, 9), Chunk(0, 9, 11), kv=(opened(0),))
 
 
-@pytest.mark.parametrize("rule", [RoutingRule(2), RoutingRule(1), RoutingRule(3, normalize=False, scale=2.5)], ids=str)
-@pytest.mark.parametrize("n", [1, 3, 9])
+@pytest.mark.parametrize("rule", [RoutingRule(1), RoutingRule(2, normalize=False, scale=2.5)], ids=str)
+@pytest.mark.parametrize("n", [2, 9])
 def test_mixture(ops: TorchOps, rule: RoutingRule, n: int) -> None:
     x, scores = random_rows(n, 16), random_rows(n, 5, seed=3)
     scores[0, 1:] = scores[0, 0]  # ties go to the lower index
