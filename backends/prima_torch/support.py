@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-CUDA_BUILDS = "pip install torch --index-url https://download.pytorch.org/whl/cu128"
-"""The line for builds with CUDA 12.8; pytorch.org/get-started has those for other versions."""
+CUDA_BUILDS = "pip install torch --index-url https://download.pytorch.org/whl/cu130"
+"""The line for builds with CUDA 13.0; pytorch.org/get-started has those for other versions."""
 
 Version = tuple[int, int]
 
