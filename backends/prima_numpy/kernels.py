@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from prima_core.errors import ConfigError
@@ -45,6 +44,8 @@ def load_kernels(threads: int = 0, variant: str | None = None) -> Kernels | None
 
 def default_threads() -> int:
     """Physical cores, but no more than this process may use by affinity and by its cgroup's quota."""
+    import psutil  # not at the top: the reference in numpy is used where it is not installed
+
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     return max(1, min(physical, _affinity(), cgroup_quota(Path("/sys/fs/cgroup"))))
 

@@ -9,12 +9,12 @@ from importlib.metadata import version
 import torch
 
 from prima_core.arch.fits import check_fits
-from prima_core.arch.shard import OpsShard
 from prima_core.errors import ConfigError, DeviceMemoryError, PluginError
 from prima_core.interfaces import BackendOptions, Device, Shard, Slice, Store
 from prima_core.model.spec import ModelSpec
 from prima_torch.memory import available_bytes
 from prima_torch.ops import TorchOps
+from prima_torch.shard import TorchShard
 from prima_torch.support import Support, look
 
 KINDS = ("auto", "triton", "torch")
@@ -75,7 +75,7 @@ class TorchBackend:
         counted = replace(part, kv_tokens=0) if ops.device == CPU else part
         check_fits(device, self._available(ops.device), model, counted, store)
         try:
-            return OpsShard(ops, model, part, store)
+            return TorchShard(ops, model, part, store, ops.recorder())
         except DeviceMemoryError as error:
             failed = error.with_traceback(None)  # its frames hold what was uploaded
         # What was free was not in one piece, or another program was quicker: say it by what was got.

@@ -18,6 +18,7 @@ from prima_core.arch.ops import AttentionRule, RoutingRule
 from prima_core.arch.rope import Rope
 from prima_core.errors import ModelError
 from prima_core.interfaces import Weight
+from prima_torch.graphs import CudaGraphs, Recorder
 from prima_torch.kernels import elementwise, routing
 from prima_torch.kernels.attention import decode_attention
 from prima_torch.kernels.kv_write import write_kv
@@ -54,6 +55,9 @@ class CudaOps(TorchOps):
                 hint="compute by torch's own operations (--kernels torch)",
             )
         return super().matrix(weight, bias)
+
+    def recorder(self) -> Recorder | None:
+        return CudaGraphs(self.device) if self.device.type == "cuda" else None
 
     def from_host(self, values: NDArray[np.float32]) -> torch.Tensor:
         if self.device.type == "cuda":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psutil
 import torch
 
 from prima_core.errors import DeviceMemoryError
@@ -18,6 +17,8 @@ cuBLAS, captured graphs."""
 def available_bytes(device: torch.device) -> int:
     """What weights and KV may take now."""
     if device.type == "cpu":
+        import psutil  # not at the top: what computes on a GPU is used where it is not installed
+
         return int(psutil.virtual_memory().available)
     return max(0, torch.cuda.mem_get_info(device)[0] - RESERVE_BYTES)
 

@@ -21,6 +21,7 @@ from prima_core.arch.rope import Rope
 from prima_core.interfaces import Slice, Weight
 from prima_core.model.quant import GGUFType
 from prima_core.model.rope import RopeKind
+from prima_torch.graphs import Recorder
 from prima_torch.kv import PAGE, Half, Pass, TorchKv, read, write
 from prima_torch.memory import room_for
 from prima_torch.planes import Planes, empty, fill, part
@@ -57,6 +58,10 @@ class TorchOps:
         self.uploaded_bytes = 0
         self._unpacker = Unpacker(device)
 
+    def recorder(self) -> Recorder | None:
+        """What records passes of these ops: None, as they look at values on the host."""
+        return None
+
     # -- at load
 
     def vector(self, weight: Weight) -> torch.Tensor:
@@ -92,8 +97,8 @@ class TorchOps:
 
     # -- in a pass
 
-    def embedding(self, table: Matrix, ids: Sequence[int]) -> torch.Tensor:
-        return self._unpacker.picked(table.planes, torch.tensor(ids, device=self.device))
+    def embedding(self, table: Matrix, ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        return self._unpacker.picked(table.planes, torch.as_tensor(ids, device=self.device))
 
     def linear(self, x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
         y = torch.empty((len(x), matrix.planes.rows), device=self.device)

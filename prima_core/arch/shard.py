@@ -63,7 +63,7 @@ class OpsShard(Generic[A, W, K]):
             raise FrameError(f"token id {wrong[0]} is outside the vocabulary of {self._model.vocab_size}")
         if not step.tokens:  # a step that only changes KV
             return np.empty((0, self._model.d_model), np.float32)
-        rows = self._ops.to_host(self._ops.embedding(self._embedding, step.tokens))
+        rows = self.look_up(self._embedding, step.tokens)
         return rows * np.float32(self._model.d_model**0.5) if self._family.scaled_embedding else rows
 
     def run(self, layers: Layers, activation: FloatArray, step: Step) -> FloatArray:
@@ -74,21 +74,7 @@ class OpsShard(Generic[A, W, K]):
         self._check_layers(layers)
         self._check_activation(activation, step.n_tokens)
         kv = self._kv.begin(layers, step)
-        if not step.chunks:
-            return activation
-        ops = self._ops
-        ropes = {rope: self._rope(rope, step) for rope in self._frequencies}
-        return ops.to_host(self.compute(layers, ops.from_host(activation), ropes, kv))
-
-    def compute(self, layers: Layers, x: A, ropes: Mapping[RopeSpec, Rope[A]], kv: K) -> A:
-        """The layers one after the other. A backend that records passes (CUDA graphs) does so by overriding this."""
-        for layer in layers:
-            weights = self._store.acquire(layer)
-            try:
-                x = self._block(layer, weights)(x, ropes[self._model.layer_rope(layer)], kv)
-            finally:
-                self._store.release(layer)
-        return x
+        return self.forward(layers, activation, step, kv) if step.chunks else activation
 
     def logits(self, activation: FloatArray, rows: Sequence[int]) -> FloatArray:
         """[len(rows), vocab_size] f32. Raises PlanError without the output part, FrameError for rows out of range."""
@@ -97,9 +83,8 @@ class OpsShard(Generic[A, W, K]):
         self._check_activation(activation, len(activation))
         if any(not 0 <= row < len(activation) for row in rows):
             raise FrameError(f"logits are asked for rows {list(rows)} of {len(activation)}")
-        ops, (norm, matrix) = self._ops, self._output
-        x = ops.from_host(activation[list(rows)])
-        logits = ops.to_host(ops.linear(ops.rms_norm(x, norm, self._model.norm_eps), matrix))
+        norm, matrix = self._output
+        logits = self.project(norm, matrix, activation[list(rows)])
         cap = np.float32(self._model.logit_softcap)
         return np.tanh(logits / cap) * cap if cap else logits
 
@@ -109,6 +94,46 @@ class OpsShard(Generic[A, W, K]):
         self._embedding = self._output = None
         self._blocks.clear()
         self._kv.close()
+
+    # -- what was checked, from host to host: a backend that records passes (CUDA graphs) overrides these three
+
+    def look_up(self, table: W, ids: Sequence[int]) -> FloatArray:
+        """Rows `ids` of the token embeddings."""
+        return self._ops.to_host(self._ops.embedding(table, ids))
+
+    def forward(self, layers: Layers, activation: FloatArray, step: Step, kv: K) -> FloatArray:
+        """The activation after `layers`, for a step with chunks."""
+        ops = self._ops
+        turns = {rope: (ops.from_host(cos), ops.from_host(sin)) for rope, (cos, sin) in self.turns(step).items()}
+        return ops.to_host(self.compute(layers, ops.from_host(activation), self.ropes(turns), kv))
+
+    def project(self, norm: A, matrix: W, x: FloatArray) -> FloatArray:
+        """Logits of the rows of x, without the softcap."""
+        return self._ops.to_host(self.head(norm, matrix, self._ops.from_host(x)))
+
+    # -- on the device
+
+    def head(self, norm: A, matrix: W, x: A) -> A:
+        return self._ops.linear(self._ops.rms_norm(x, norm, self._model.norm_eps), matrix)
+
+    def compute(self, layers: Layers, x: A, ropes: Mapping[RopeSpec, Rope[A]], kv: K) -> A:
+        """The layers one after the other."""
+        for layer in layers:
+            weights = self._store.acquire(layer)
+            try:
+                x = self._block(layer, weights)(x, ropes[self._model.layer_rope(layer)], kv)
+            finally:
+                self._store.release(layer)
+        return x
+
+    def turns(self, step: Step) -> dict[RopeSpec, tuple[FloatArray, FloatArray]]:
+        """Cosines and sines [n_tokens, dim / 2] of each of the model's ropes for the rows of a step."""
+        return {rope: _turns(rope, frequencies, step) for rope, frequencies in self._frequencies.items()}
+
+    def ropes(self, turns: Mapping[RopeSpec, tuple[A, A]]) -> dict[RopeSpec, Rope[A]]:
+        """`turns` that are on the device, as blocks take them."""
+        kind, head_dim = self._family.rope, self._model.head_dim
+        return {rope: Rope(kind, head_dim, cos, sin) for rope, (cos, sin) in turns.items()}
 
     def _block(self, layer: int, weights: Mapping[str, Weight]) -> Block[A, K]:
         """Bound again only when the store gives another mapping: then the tensors lie elsewhere than last time."""
@@ -126,12 +151,6 @@ class OpsShard(Generic[A, W, K]):
         # A tied matrix is bound once: a device that uploads would hold it twice.
         return norm, self._ops.matrix(shared[TOKEN_EMBD]) if self._embedding is None else self._embedding
 
-    def _rope(self, rope: RopeSpec, step: Step) -> Rope[A]:
-        angles = rope_angles(self._frequencies[rope], step.chunks)
-        cos = self._ops.from_host((np.cos(angles) * rope.amplitude).astype(np.float32))
-        sin = self._ops.from_host((np.sin(angles) * rope.amplitude).astype(np.float32))
-        return Rope(self._family.rope, self._model.head_dim, cos, sin)
-
     def _check_layers(self, layers: Layers) -> None:
         if not any(own.start <= layers.start <= layers.stop <= own.stop for own in self._part.layers):
             own = ", ".join(f"[{own.start}, {own.stop})" for own in self._part.layers) or "none"
@@ -145,3 +164,8 @@ class OpsShard(Generic[A, W, K]):
             raise FrameError(
                 f"an activation is {activation.dtype} {list(activation.shape)}, expected float32 {list(expected)}"
             )
+
+
+def _turns(rope: RopeSpec, frequencies: NDArray[np.float64], step: Step) -> tuple[FloatArray, FloatArray]:
+    angles = rope_angles(frequencies, step.chunks)
+    return (np.cos(angles) * rope.amplitude).astype(np.float32), (np.sin(angles) * rope.amplitude).astype(np.float32)
