@@ -1,0 +1,63 @@
+"""bench/gpu.py is sent to machines that have torch, Triton and numpy, and this repository as a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is there on Linux only")
+
+SCRIPT = Path(__file__).parent.parent / "bench" / "gpu.py"
+ABSENT = ("click", "gguf", "jinja2", "msgspec", "pluggy", "prometheus_client", "psutil", "pynng", "rich", "starlette",
+          "tokenizers", "uvicorn")  # fmt: skip
+BLOCKER = f"""
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT}:
+            raise ModuleNotFoundError(f"{{name}} is not there", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "sitecustomize.py").write_text(BLOCKER)
+    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.timeout(240)
+def test_the_whole_script_runs_where_only_torch_triton_and_numpy_are(tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers.json"
+    done = run(str(SCRIPT), "--tiny", "--profile", "--json", str(numbers), folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sections = {section["part"]: section for section in json.loads(numbers.read_text())["sections"]}
+    assert list(sections) == ["linear", "attention", "ops", "graphs", "machine", "kernels", "model"]
+    assert all(section["right"] and section["rows"] for section in sections.values())
+    decode = next(row for row in sections["model"]["rows"] if row["what"] == "decode, batch 1")
+    assert decode["tokens/s"] > 0
+    assert decode["share"] > 0
+    assert "all results right" in done.stdout
+
+
+def test_the_backend_can_be_loaded_there(tmp_path: Path) -> None:
+    folders = f"import sys; sys.path[:0] = {[str(SCRIPT.parent.parent), str(SCRIPT.parent.parent / 'backends')]}"
+    done = run("-c", f"{folders}; import prima_torch.backend, bench.gpu_speed", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_wrong_or_does_not_run_fails_the_script_and_stops_no_other_part(tmp_path: Path) -> None:
+    """The interpreter's variable is set by the script; a Triton that cannot be imported breaks all parts but one."""
+    (tmp_path / "triton.py").write_text("raise ImportError('no Triton')")
+    done = run(str(SCRIPT), "--tiny", "--only", "ops", "machine", folder=tmp_path)
+    assert done.returncode == 1
+    assert "ops: FAILED" in done.stdout
+    assert "no Triton" in done.stdout
+    assert "machine: right" in done.stdout
