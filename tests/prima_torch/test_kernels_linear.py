@@ -93,6 +93,11 @@ def test_too_many_tokens_are_refused(n: int) -> None:
         product(random_rows(n, 32), random_weight(GGUFType.Q8_0, 2, 32))
 
 
+def test_floats_that_do_not_fill_16_bytes_are_refused() -> None:
+    with pytest.raises(ValueError, match="rows of 36 F16 weights"):
+        product(random_rows(1, 36), random_weight(GGUFType.F16, 2, 36))
+
+
 @pytest.mark.parametrize("columns", [512, 1280])
 @pytest.mark.parametrize("type", MANY)
 def test_each_row_is_multiplied_by_its_expert(type: GGUFType, columns: int) -> None:

@@ -18,7 +18,7 @@ _VALUES = 256  # of a program of the second reduction
 
 
 def matvec(x: torch.Tensor, matrix: Planes, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x f32 [n, columns] @ matrix.T (+ bias f32 [rows]) -> f32 [n, rows], for n from 1 to MAX_TOKENS.
+    """x f32 [n, columns] @ matrix.T (+ bias f32 [rows]) -> f32 [n, rows], for n from 1 to MAX_TOKENS; all contiguous.
 
     Weights are float32 in registers and sums float32: the result differs from a float32 product by rounding alone.
     """
@@ -39,7 +39,7 @@ def matvec_experts(x: torch.Tensor, stack: Planes, outputs: int, experts: torch.
 def dequantize(matrix: Planes, out: torch.Tensor, first_row: int = 0) -> None:
     """Write rows first_row and on of `matrix` into `out` [rows of the part, columns], contiguous: bf16, f16 or f32."""
     shape = SHAPES[matrix.type]
-    rows, n_blocks = out.shape[0], matrix.columns // shape.block
+    rows, n_blocks = out.shape[0], _n_blocks(matrix, shape)
     n_rows = shape.rows[0]
     grid = (-(-rows // n_rows), -(-n_blocks // shape.blocks(1)))
     dequantize_kernel[grid](
@@ -60,7 +60,7 @@ def _product(
 ) -> torch.Tensor:
     shape = SHAPES[matrix.type]
     columns = cut(shape, rows, matrix.columns)
-    n, n_blocks = x.shape[0], matrix.columns // shape.block
+    n, n_blocks = x.shape[0], _n_blocks(matrix, shape)
     tokens = 1 if experts is not None else 1 << (n - 1).bit_length()
     n_rows = rows_of_program(shape, columns, rows, tokens)
     is_arranged = tokens >= ARRANGED_TOKENS
@@ -87,6 +87,12 @@ def _product(
         num_warps=columns.warps,
     )
     return parts[0] if columns.splits == 1 else _summed(parts, bias)
+
+
+def _n_blocks(matrix: Planes, shape: Shape) -> int:
+    if matrix.columns % shape.block:
+        raise ValueError(f"rows of {matrix.columns} {matrix.type.name} weights are no multiple of {shape.block}")
+    return matrix.columns // shape.block
 
 
 def _arranged(x: torch.Tensor, shape: Shape, warps: int, tokens: int) -> torch.Tensor:

@@ -37,7 +37,7 @@ def arrange_kernel(
 
 @triton.jit
 def matvec_kernel(
-    x,  # f32 [TOKENS, columns], or what `arrange_kernel` makes of it where IS_ARRANGED
+    x,  # f32 [n, columns] where n is TOKENS (or HAS_EXPERTS), or what `arrange_kernel` makes of it where IS_ARRANGED
     f0,
     f1,
     f2,
@@ -66,8 +66,8 @@ def matvec_kernel(
 ):
     """Program (i, j, k): rows i * ROWS and on, steps j * `steps` and on of BLOCKS blocks, tokens k * TOKENS and on.
 
-    One warp. The inputs of four columns are loaded, then used for all rows: registers hold them, the words of the rows
-    and one sum for each row, token and lane.
+    BLOCKS * SEGMENTS lanes, 32 to a warp. The inputs of four columns are loaded, then used for all rows: registers hold
+    them, the words of the rows and one sum for each row, token and lane.
     """
     RUN: tl.constexpr = 16 if PER_LANE > 16 else PER_LANE
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
