@@ -21,7 +21,7 @@ def _probe() -> Probe:
     if support is None:
         return Probe(usable=False, reason="torch is not installed", hint='pip install "prima-llm[torch]"')
     if support.fault:
-        return Probe(usable=True, reason=f"on the CPU only: {support.fault}", hint=support.hint)
+        return Probe(usable=True, reason=f"on the CPU only: {support.fault}", hint=support.hint, cpu_only=True)
     return Probe(usable=True, reason=f"CUDA {support.describe()}")
 
 

@@ -92,7 +92,7 @@ def test_the_probe_says_what_is_missing(
     monkeypatch.setattr(support_module, "look", lambda: found)
     [plugin] = prima_backends()
     probe = plugin.probe()
-    assert (probe.usable, probe.reason, probe.hint) == (usable, reason, hint)
+    assert (probe.usable, probe.reason, probe.hint, probe.cpu_only) == (usable, reason, hint, found is CPU_BUILD)
 
 
 def test_the_plugin_opens_the_backend() -> None:
