@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 
 import torch
@@ -70,16 +69,15 @@ class TorchBackend:
         return CudaOps(found)
 
     def load(self, model: ModelSpec, device: str, part: Slice, store: Store) -> Shard:
-        """See `Backend.load`. Weights and, on a GPU, the KV that the plan counts with are taken now."""
+        """See `Backend.load`. Weights and the KV that the plan counts with are taken now."""
         ops = self.ops(device)
-        counted = replace(part, kv_tokens=0) if ops.device == CPU else part
-        check_fits(device, self._available(ops.device), model, counted, store)
+        check_fits(device, self._available(ops.device), model, part, store)
         try:
             return TorchShard(ops, model, part, store, ops.recorder())
         except DeviceMemoryError as error:
             failed = error.with_traceback(None)  # its frames hold what was uploaded
         # What was free was not in one piece, or another program was quicker: say it by what was got.
-        check_fits(device, ops.uploaded_bytes, model, counted, store)
+        check_fits(device, ops.uploaded_bytes, model, part, store)
         raise failed
 
     def close(self) -> None:
