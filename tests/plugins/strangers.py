@@ -20,9 +20,7 @@ def run(*arguments: str | Path, path: Path | None = None, cwd: Path | None = Non
     """`python ARGUMENTS`, with the modules in `path` beside those of this environment."""
     environ = os.environ if path is None else {**os.environ, "PYTHONPATH": str(path)}
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command, env=environ, cwd=cwd, capture_output=True, text=True, timeout=WITHIN_S, check=False
-    )
+    return subprocess.run(command, env=environ, cwd=cwd, capture_output=True, text=True, timeout=WITHIN_S, check=False)
 
 
 def done(process: subprocess.CompletedProcess[str]) -> str:

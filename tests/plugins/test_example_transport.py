@@ -34,4 +34,6 @@ def test_its_own_tests_pass(installed: Installed) -> None:
 
 
 def test_it_passes_the_kit_from_the_command_line(installed: Installed) -> None:
-    assert installed.checks("transport", "folder", "--trusting").endswith(", 2 not offered, 0 failed")
+    report = installed.checks("transport", "folder", "--trusting")
+    assert report.startswith("transport folder: ")
+    assert report.endswith(", 2 not offered, 0 failed")  # both ask for credentials

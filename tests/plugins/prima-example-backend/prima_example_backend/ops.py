@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from prima_core.model.rope import RopeKind
 from prima_example_backend.kv import Cache, Pass, Room
 
 Array = NDArray[np.float64]
-LAYOUTS = {
+LAYOUTS: dict[GGUFType, np.dtype[Any]] = {  # Any: the elements differ
     GGUFType.F32: np.dtype("<f4"),
     GGUFType.F16: np.dtype("<f2"),
     GGUFType.Q8_0: np.dtype([("scale", "<f2"), ("codes", "i1", 32)]),
@@ -78,14 +79,15 @@ class Float64Ops:
 
     def rope(self, x: Array, rope: Rope[Array]) -> Array:
         n_pairs = rope.cos.shape[1]
-        turned = x.reshape(len(x), -1, rope.head_dim)[:, :, : 2 * n_pairs]  # a view: x may be overwritten
-        pairs = (np.s_[..., :n_pairs], np.s_[..., n_pairs:])
+        x = x.reshape(len(x), -1, rope.head_dim).copy()
+        turned = x[:, :, : 2 * n_pairs]
+        first, second = turned[:, :, :n_pairs], turned[:, :, n_pairs:]
         if rope.kind != RopeKind.NEOX:
-            pairs = (np.s_[..., 0::2], np.s_[..., 1::2])
-        a, b = (turned[half].copy() for half in pairs)
+            first, second = turned[:, :, 0::2], turned[:, :, 1::2]
         cos, sin = rope.cos[:, None], rope.sin[:, None]
-        turned[pairs[0]], turned[pairs[1]] = a * cos - b * sin, a * sin + b * cos
-        return x
+        new = first * cos - second * sin, first * sin + second * cos
+        first[:], second[:] = new  # views of x
+        return x.reshape(len(x), -1)
 
     def attention(self, q: Array, k: Array, v: Array, layer: int, kv: Pass, rule: AttentionRule) -> Array:
         out = np.empty_like(q)
@@ -97,39 +99,39 @@ class Float64Ops:
         return out
 
     def swiglu(self, gate: Array, up: Array) -> Array:
-        return 0.5 * gate * (1 + np.tanh(gate / 2)) * up  # sigmoid(x) = (1 + tanh(x / 2)) / 2, and no overflow
+        sigmoid = (1 + np.tanh(gate / 2)) / 2  # so written it cannot overflow
+        return np.multiply(gate * sigmoid, up)
 
     def geglu(self, gate: Array, up: Array) -> Array:
-        return 0.5 * gate * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))) * up
+        inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate * gate * gate)
+        return np.multiply(gate * (1 + np.tanh(inner)), up / 2)
 
     def mixture(self, x: Array, scores: Array, gate: Matrix, up: Matrix, down: Matrix, rule: RoutingRule) -> Array:
-        return np.stack([self._mixed(row[None], s, (gate, up, down), rule) for row, s in zip(x, scores, strict=True)])
+        return np.stack([self._mixed(*row, (gate, up, down), rule) for row in zip(x, scores, strict=True)])
 
     def _mixed(self, x: Array, scores: Array, stacks: Sequence[Matrix], rule: RoutingRule) -> Array:
-        shares = np.exp(scores - scores.max())
+        """One row's answer [d_model]."""
+        likely = np.exp(scores - scores.max())
         chosen = np.argsort(-scores, kind="stable")[: rule.n_used]
-        shares = shares[chosen] / (shares[chosen] if rule.normalize else shares).sum() * rule.scale
-        return sum((share * self._answer(x, stacks, int(e)) for e, share in zip(chosen, shares, strict=True)), _NOTHING)
-
-    def _answer(self, x: Array, stacks: Sequence[Matrix], expert: int) -> Array:
-        gate, up, down = (widened(stack.weight.part(expert, expert + 1))[0] for stack in stacks)
-        answer: Array = down @ self.swiglu(gate @ x[0], up @ x[0])
-        return answer
+        shares = likely[chosen] / (likely[chosen] if rule.normalize else likely).sum() * rule.scale
+        mixed = np.zeros_like(x)
+        for expert, share in zip(chosen.tolist(), shares, strict=True):
+            gate, up, down = (widened(stack.weight.part(expert, expert + 1))[0] for stack in stacks)
+            mixed += share * (down @ self.swiglu(gate @ x, up @ x))
+        return mixed
 
     def add(self, x: Array, y: Array) -> Array:
         # Each layer ends with a sum: rounded as at the border, so that it does not matter where a model is cut.
         return (x + y).astype(np.float32).astype(np.float64)
 
 
-_NOTHING = np.float64(0)
-
-
 def widened(weight: Weight) -> Array:
     """All of its values, of its shape."""
     blocks = weight.data.view(LAYOUTS[weight.type])
     if blocks.dtype.names:
-        return (blocks["scale"].astype(np.float64)[:, None] * blocks["codes"]).reshape(weight.shape)
-    return blocks.astype(np.float64).reshape(weight.shape)
+        blocks = blocks["scale"].astype(np.float64)[:, None] * blocks["codes"]
+    values: Array = blocks.astype(np.float64).reshape(weight.shape)
+    return values
 
 
 def _attended(q: Array, room: Room, position: int, rule: AttentionRule) -> Array:

@@ -1,7 +1,5 @@
 """Offers the backend `float64`."""
 
-from __future__ import annotations
-
 from prima_core.hookspecs import hookimpl
 from prima_core.interfaces import Backend, BackendOptions, BackendPlugin, Probe
 
@@ -12,7 +10,7 @@ def prima_backends() -> list[BackendPlugin]:
 
 
 def _probe() -> Probe:
-    return Probe(usable=True, reason="needs nothing but numpy")
+    return Probe(usable=True, reason="needs nothing but numpy", cpu_only=True)
 
 
 def _open(options: BackendOptions) -> Backend:

@@ -131,8 +131,7 @@ def _tried(attempt: Callable[[], T | None], timeout_s: float, closed: threading.
     """What the attempt gives as soon as it gives something. Raises LinkTimeout, and LinkClosed as soon as it is."""
     deadline, pause_s = time.monotonic() + timeout_s, FIRST_PAUSE_S
     while not closed.is_set():
-        result = attempt()
-        if result is not None:
+        if (result := attempt()) is not None:
             return result
         left_s = deadline - time.monotonic()
         if left_s <= 0:
