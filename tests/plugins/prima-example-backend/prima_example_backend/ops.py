@@ -100,11 +100,11 @@ class Float64Ops:
 
     def swiglu(self, gate: Array, up: Array) -> Array:
         sigmoid = (1 + np.tanh(gate / 2)) / 2  # so written it cannot overflow
-        return np.multiply(gate * sigmoid, up)
+        return gate * sigmoid * up
 
     def geglu(self, gate: Array, up: Array) -> Array:
-        inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate * gate * gate)
-        return np.multiply(gate * (1 + np.tanh(inner)), up / 2)
+        gelu: Array = gate / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
+        return gelu * up
 
     def mixture(self, x: Array, scores: Array, gate: Matrix, up: Matrix, down: Matrix, rule: RoutingRule) -> Array:
         return np.stack([self._mixed(*row, (gate, up, down), rule) for row in zip(x, scores, strict=True)])
