@@ -15,7 +15,8 @@ from tests.supported import table, told
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "plugins.md").read_text()
-EXAMPLE = ROOT / "tests" / "plugins" / "prima-example-greedy"
+EXAMPLES = ROOT / "tests" / "plugins"
+MOST_LINES = 80  # from nothing to a published plugin of each kind
 BLOCKS = re.findall(r"^```\w+ ([^\n]+)\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
 
 
@@ -45,9 +46,19 @@ def test_every_hook_is_explained(hook: str) -> None:
     assert len(re.findall(rf"\b{hook}\b", GUIDE)) >= 2
 
 
-@pytest.mark.parametrize("path", ["pyproject.toml", "prima_example_greedy/plugin.py", "prima_example_greedy/solver.py"])
-def test_the_example_in_the_guide_is_the_one_that_is_tested(path: str) -> None:
-    assert block(f"file={path}") == (EXAMPLE / path).read_text()
+@pytest.mark.parametrize(("title", "text"), [found for found in BLOCKS if found[0].startswith(("file=", "part="))])
+def test_the_examples_in_the_guide_are_those_that_are_tested(title: str, text: str) -> None:
+    kind, path = title.split("=")
+    file = (EXAMPLES / path).read_text()
+    assert text == file if kind == "file" else text in file
+
+
+@pytest.mark.parametrize("kind", ["solver", "backend", "transport"])
+def test_each_kind_of_plugin_is_reached_in_few_lines(kind: str) -> None:
+    chapters = {text.partition("\n")[0]: text for text in GUIDE.split("\n## ")}
+    way = chapters["From nothing to a plugin"] + "\n" + chapters[f"A {kind}"]
+    assert len(way.splitlines()) <= MOST_LINES
+    assert re.search(r"^python -m prima_core.testing.checks ", way, re.MULTILINE)
 
 
 @pytest.mark.parametrize("descriptor", [interfaces.BackendPlugin, interfaces.TransportPlugin])
@@ -67,6 +78,11 @@ def test_protocols_are_shown_with_all_their_methods(protocol: str) -> None:
         elif inspect.isfunction(member) and not name.startswith("_"):
             parameters = [parameter for parameter in inspect.signature(member).parameters if parameter != "self"]
             assert f"`{name}({', '.join(parameters)})`" in line
+
+
+def test_devices_are_shown_with_all_their_facts() -> None:
+    (line,) = re.findall(r"^- `Device`: (.*?)(?=^- )", GUIDE, re.MULTILINE | re.DOTALL)
+    assert [field.name for field in fields(interfaces.Device) if f"`{field.name}`" not in line] == []
 
 
 def test_the_variables_of_the_loader_are_told() -> None:

@@ -36,6 +36,9 @@ FOR_TRANSPORTS = ("prima_core.ring.security.", "prima_core.ring.sockets.")
 """And a transport these: how keys are derived from the cluster's secret, and where sockets lie as files."""
 
 PACKAGES = sorted(path for kind in ("backends", "transports", "solvers") for path in (ROOT / kind).glob("prima_*"))
+EXAMPLES = sorted((ROOT / "tests" / "plugins").glob("prima-example-*/prima_example_*"))
+"""What strangers do in the guide."""
+
 REFERENCE = CORE / "testing" / "reference.py"
 """The one file of prima_core that names a plugin: the numpy backend is the reference that the kits compare with."""
 
@@ -95,6 +98,7 @@ def part_of(path: Path) -> str:
 def test_the_sources_are_found() -> None:
     assert len(core_files()) > 20
     assert len(PACKAGES) >= 6
+    assert len(EXAMPLES) == 3
 
 
 def test_every_part_of_core_has_a_level() -> None:
@@ -122,16 +126,17 @@ def test_core_imports_no_plugin() -> None:
     assert guilty == []
 
 
-@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("package", [*PACKAGES, *EXAMPLES], ids=lambda path: path.name)
 def test_a_plugin_imports_the_lower_parts_of_core_and_no_other_plugin(package: Path) -> None:
     others = {other.name for other in PACKAGES} - {package.name}
-    leaving_out = FOR_TRANSPORTS if package.parent.name == "transports" else "-"
+    is_transport = package.parent.name in ("transports", "prima-example-transport")
+    leaving_out = FOR_TRANSPORTS if is_transport else "-"
     for path in package.rglob("*.py"):
         assert core_parts(path, leaving_out=leaving_out) <= FOR_PLUGINS, path
         assert not {name.split(".")[0] for name in imports(path)} & others, path
 
 
-@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("package", [*PACKAGES, *EXAMPLES], ids=lambda path: path.name)
 def test_a_plugin_file_imports_the_standard_library_and_descriptors_only(package: Path) -> None:
     for name in imports(package / "plugin.py", at_top_only=True):
         allowed = ("prima_core.interfaces.", "prima_core.hookspecs.", "prima_core.errors.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import PurePath
 from urllib.parse import urlsplit
 
 from prima_core.config import CLUSTER_PORT
@@ -22,7 +23,7 @@ def cluster_address(text: str) -> str:
 
 
 def with_port(address: str, port: int) -> str:
-    """The same scheme and host with another port; unix, ipc and inproc addresses get a fresh name instead."""
+    """The same scheme and host with another port; an address within this computer gets a fresh name instead."""
     scheme = address.partition("://")[0]
     if not is_network(address):
         return f"{scheme}://"
@@ -60,7 +61,9 @@ def host_of(address: str) -> str:
 
 
 def is_network(address: str) -> bool:
-    return address.partition("://")[0] not in ("unix", "ipc", "inproc")
+    """Whether it has a host: transports within a computer have names, or, plugins' ones too, paths."""
+    scheme, _, place = address.partition("://")
+    return scheme not in ("unix", "ipc", "inproc") and bool(place) and not PurePath(place).is_absolute()
 
 
 def _host_port(address: str) -> tuple[str, int]:

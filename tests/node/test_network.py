@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -81,12 +82,17 @@ def test_a_host_that_is_not_known_is_an_error_with_a_way_out(monkeypatch: pytest
 
 def test_parts_of_addresses() -> None:
     assert host_of("tcp://[::1]:1") == "::1"
-    assert [
-        is_network(address) for address in ("tcp://a:1", "tls+tcp://a:1", "unix:///a", "ipc:///a", "inproc://a")
-    ] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
+    assert all(map(is_network, ("tcp://a:1", "tls+tcp://a:1", "tcp://[::1]:0", "pigeon://a:1")))
+
+
+@pytest.mark.parametrize("address", ["unix:///a", "ipc:///a", "ipc://a", "inproc://a"])
+def test_addresses_within_a_computer_are_told_by_their_scheme(address: str) -> None:
+    assert not is_network(address)
+
+
+@pytest.mark.parametrize("place", ["", str(Path("a").absolute())])
+def test_transports_of_plugins_are_within_a_computer_where_their_addresses_are_paths(place: str) -> None:
+    address = f"pigeon://{place}"
+    assert not is_network(address)
+    assert with_port(address, 0) == "pigeon://"
+    assert advertised(address, "a-host") == address

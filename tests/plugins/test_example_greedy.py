@@ -1,85 +1,65 @@
-"""A stranger's distribution, installed by pip and used by name, in a process of its own."""
+"""A stranger's solver, installed by pip and used by name, in a process of its own."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from prima_core.plan.problem import ModelFacts, NodeFacts, Problem, problem_to_json
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
-
-EXAMPLE = Path(__file__).parent / "prima-example-greedy"
+from tests.plugins.strangers import Installed, install, listed, run
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder into which pip has put the example; built in a copy, without any network."""
-    source = shutil.copytree(EXAMPLE, tmp_path_factory.mktemp("source") / EXAMPLE.name)
-    target = tmp_path_factory.mktemp("site")
-    offline = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
-    command = [sys.executable, "-m", "pip", "install", "--quiet", *offline, "--target", str(target), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
-    assert done.returncode == 0, done.stderr
-    return target
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    return install("prima-example-greedy", tmp_path_factory.mktemp("greedy"))
 
 
-def prima(installed: Path, *arguments: str) -> object:
-    """What `prima ... --json` prints where the example is installed."""
-    environ = {**os.environ, "PYTHONPATH": str(installed)}
-    command = [sys.executable, "-m", "prima_core", *arguments, "--json"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=50, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def nodes_of(plan: str) -> list[str]:
+    return [visit["node"] for visit in json.loads(plan)["visits"]]
 
 
-def test_it_is_listed_among_the_plugins(installed: Path) -> None:
-    rows = prima(installed, "plugins")
-    assert isinstance(rows, list)
-    (greedy,) = [row for row in rows if row["name"] == "greedy"]
-    assert greedy == {
-        "name": "greedy",
-        "distribution": "prima-example-greedy",
-        "version": "0.1.0",
-        "state": "ok",
-        "offers": ["solver greedy"],
-        "fault": "",
-        "hint": "",
-    }
+def test_it_is_listed_among_the_plugins(installed: Installed) -> None:
+    assert installed.plugin("greedy") == listed("greedy", "prima-example-greedy", "solver greedy")
 
 
-def test_it_makes_the_plan_when_asked_for_by_name(installed: Path, tmp_path: Path) -> None:
+def test_it_makes_the_plan_when_asked_for_by_name(installed: Installed, tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "tiny.gguf", TinyModel())
-    sharing = prima(installed, "plan", str(model), "--nodes", "2", "--solver", "even")
-    filling = prima(installed, "plan", str(model), "--nodes", "2", "--solver", "greedy")
-    assert isinstance(sharing, dict)
-    assert isinstance(filling, dict)
-    assert filling["solver"] == "greedy"
-    assert len({visit["node"] for visit in sharing["visits"]}) == 2
-    assert len({visit["node"] for visit in filling["visits"]}) == 1
+    plan = ("plan", model, "--nodes", "2", "--json", "--solver")
+    assert len(set(nodes_of(installed.prima(*plan, "even")))) == 2
+    assert len(set(nodes_of(installed.prima(*plan, "greedy")))) == 1
 
 
-def test_it_passes_the_kit_for_solvers(installed: Path) -> None:
-    code = """
-from prima_core.testing.solvers import check_solver
-from prima_example_greedy.plugin import prima_solvers
-print(check_solver(prima_solvers()[0], n_problems=40))
-"""
-    environ = {**os.environ, "PYTHONPATH": str(installed)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=50, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "solver greedy: 11 ok, 0 not offered, 0 failed" in done.stdout
+def test_it_solves_a_problem_from_a_file_without_a_cluster(installed: Installed, tmp_path: Path) -> None:
+    model = ModelFacts("a model", (100,) * 8, 50, 50, 1, 64)
+    problem = Problem(model, (NodeFacts("small", 600), NodeFacts("large", 9000)), "small", 1)
+    file = tmp_path / "problem.json"
+    file.write_bytes(problem_to_json(problem))
+    plan = installed.prima("plan", "--problem", file, "--solver", "greedy", "--json")
+    visits: list[Mapping[str, object]] = json.loads(plan)["visits"]
+    assert [(visit["node"], visit["start"], visit["stop"]) for visit in visits] == [("small", 0, 4), ("large", 4, 8)]
+    file.write_bytes(problem_to_json(msgspec.structs.replace(problem, nodes=problem.nodes[:1])))
+    refused = run("-m", "prima_core", "plan", "--problem", file, "--solver", "greedy", path=installed.folder)
+    assert refused.returncode != 0
+    assert "layers 4 to 7 do not fit on any node" in refused.stderr
+
+
+def test_its_own_tests_pass(installed: Installed) -> None:
+    assert "1 passed" in installed.own_tests()
+
+
+def test_it_passes_the_kit_from_the_command_line(installed: Installed) -> None:
+    report = installed.checks("solver", "greedy")
+    assert report.startswith("solver greedy: ")
+    assert report.endswith(", 0 failed")
 
 
 def test_without_it_the_name_is_unknown(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "tiny.gguf", TinyModel())
-    command = [sys.executable, "-m", "prima_core", "plan", str(model), "--solver", "greedy"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
-    assert done.returncode != 0
-    assert "there is no solver 'greedy'" in done.stderr
+    refused = run("-m", "prima_core", "plan", model, "--solver", "greedy")
+    assert refused.returncode != 0
+    assert "there is no solver 'greedy'" in refused.stderr

@@ -18,6 +18,19 @@ def prima_solvers() -> list[SolverPlugin]:
 
 
 def solve(problem: Problem) -> Plan:
-    from prima_example_greedy.solver import solve  # here: a plugin module stays light
+    from prima_core.errors import PlanError
+    from prima_core.plan.fill import latest_stop, split_visits
+    from prima_core.plan.plan import Plan, Visit
 
-    return solve(problem)
+    n_layers, start = problem.model.n_layers, 0
+    visits: list[Visit] = []
+    for node in problem.nodes:
+        stop = latest_stop(problem, node.name, start)  # on all of its devices together
+        if stop is None:
+            raise PlanError(f"node {node.name} has no room for the input and output part", hint="use another head")
+        if stop > start:
+            visits.append(Visit(node.name, start, stop))
+        start = stop
+    if start < n_layers:
+        raise PlanError(f"layers {start} to {n_layers - 1} do not fit on any node", hint="add a node")
+    return Plan(n_layers=n_layers, head=problem.head, visits=split_visits(problem, visits), solver="greedy")
