@@ -11,6 +11,9 @@ import pytest
 
 from tests.site import Site
 
+# Triton's kernels are tested in its interpreter, on CPU tensors. It reads this when it is imported, by whomever.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(autouse=True)
 def no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
