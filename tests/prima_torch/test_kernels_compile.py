@@ -9,14 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from prima_core.model.quant import GGUFType
 from prima_torch.kernels.shapes import SHAPES
+from prima_torch.kernels.tables import table
 
 LEAST_SHARED = 99 << 10
 """Bytes of shared memory that a program may take on the GPUs that have the least of it: those of compute capability 8.6
 and 8.9."""
-NAMES = [type.name for type in SHAPES if type != GGUFType.F32]
+CPU = torch.device("cpu")
+TYPES = [type for type in SHAPES if table(type, CPU) is None or type == GGUFType.IQ2_S]
+"""Of the types with codebooks one: a product takes 5 s to compile, and the part `iquants` has what differs."""
+
+NAMES = [type.name for type in TYPES if type != GGUFType.F32]
 
 Compiled = Callable[..., dict[str, int]]
 
@@ -41,16 +47,19 @@ def compiled(tmp_path: Path) -> Compiled:
 
 @pytest.mark.parametrize("part", ["attention", "large attention", "others", "iquants"])
 def test_every_kernel_compiles_for_a_gpu(part: str, compiled: Compiled) -> None:
-    assert 0 < max(compiled("compiling", "90", part).values()) <= LEAST_SHARED
+    assert max(compiled("compiling", "90", part).values()) <= LEAST_SHARED
 
 
-@pytest.mark.parametrize(("capability", "names"), [("80", ["F32", "F16", "Q4_0"]), ("90", ["F32"])], ids=str)
-def test_all_linear_kernels_compile_for_a_gpu(capability: str, names: list[str], compiled: Compiled) -> None:
-    shared = compiled("compiling_linear", capability, *names)
+def test_every_linear_kernel_compiles_for_a_gpu(compiled: Compiled) -> None:
+    shared = compiled("compiling_linear", "90", "F32")
     assert shared.keys() == {"matvec_kernel", "arrange_kernel", "sum_splits_kernel", "dequantize_kernel"}
     assert max(shared.values()) <= 48 << 10  # bytes, on every GPU
 
 
-@pytest.mark.parametrize("names", [NAMES[start : start + 4] for start in range(0, len(NAMES), 4)], ids=str)
-def test_products_with_every_type_compile_for_a_gpu(names: list[str], compiled: Compiled) -> None:
-    assert compiled("compiling_linear", "90", *names)["matvec_kernel"] <= 48 << 10
+@pytest.mark.parametrize(
+    ("capability", "names"),
+    [("80", ["F16", "Q4_0"]), *(("90", NAMES[start : start + 5]) for start in range(0, len(NAMES), 5))],
+    ids=str,
+)
+def test_products_compile_for_a_gpu(capability: str, names: list[str], compiled: Compiled) -> None:
+    assert compiled("compiling_linear", capability, *names)["matvec_kernel"] <= 48 << 10
