@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bench import gpu
+
 pytest.importorskip("triton", reason="Triton is there on Linux only")
 
 SCRIPT = Path(__file__).parent.parent / "bench" / "gpu.py"
@@ -33,18 +35,35 @@ def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.timeout(240)
-def test_the_whole_script_runs_where_only_torch_triton_and_numpy_are(tmp_path: Path) -> None:
-    numbers = tmp_path / "numbers.json"
-    done = run(str(SCRIPT), "--tiny", "--profile", "--json", str(numbers), folder=tmp_path)
+def sections(folder: Path, *parts: str) -> dict[str, list[dict[str, object]]]:
+    """The rows of each part that the script reports."""
+    numbers = folder / "numbers.json"
+    done = run(str(SCRIPT), "--tiny", "--profile", "--only", *parts, "--json", str(numbers), folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    sections = {section["part"]: section for section in json.loads(numbers.read_text())["sections"]}
-    assert list(sections) == ["linear", "attention", "ops", "graphs", "machine", "kernels", "model"]
-    assert all(section["right"] and section["rows"] for section in sections.values())
-    decode = next(row for row in sections["model"]["rows"] if row["what"] == "decode, batch 1")
-    assert decode["tokens/s"] > 0
-    assert decode["share"] > 0
     assert "all results right" in done.stdout
+    found = json.loads(numbers.read_text())["sections"]
+    assert all(section["right"] and section["rows"] for section in found)
+    return {section["part"]: section["rows"] for section in found}
+
+
+@pytest.mark.parametrize("parts", [("linear", "attention"), ("ops", "graphs")], ids=" and ".join)
+def test_results_are_checked_where_only_torch_triton_and_numpy_are(parts: tuple[str, ...], tmp_path: Path) -> None:
+    assert tuple(sections(tmp_path, *parts)) == parts
+
+
+def test_speed_is_measured_where_only_torch_triton_and_numpy_are(tmp_path: Path) -> None:
+    found = sections(tmp_path, "machine", "kernels", "model")
+    assert list(found) == ["machine", "kernels", "model"]
+    decode = next(row for row in found["model"] if row["what"] == "decode, batch 1")
+    assert isinstance(decode["tokens/s"], float)
+    assert decode["tokens/s"] > 0
+    assert isinstance(decode["share"], float)
+    assert decode["share"] > 0
+
+
+def test_without_a_choice_every_part_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    assert gpu.parse().only == ("linear", "attention", "ops", "graphs", "machine", "kernels", "model")
 
 
 def test_the_backend_can_be_loaded_there(tmp_path: Path) -> None:

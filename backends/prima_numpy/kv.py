@@ -65,11 +65,6 @@ class NumpyKv:
         self._rooms: dict[int, Rooms] = {layer: {} for visited in layers for layer in visited}
 
     @property
-    def bytes_per_token(self) -> int:
-        """Bytes that one position of one sequence takes, over all layers of the cache."""
-        return 2 * self._n_kv_heads * self._row_bytes * len(self._rooms)
-
-    @property
     def reserved_bytes(self) -> int:
         """Bytes of all open rooms at their full capacity."""
         return sum(room.k.nbytes + room.v.nbytes for rooms in self._rooms.values() for room in rooms.values())

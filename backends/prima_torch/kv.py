@@ -29,6 +29,7 @@ SHORTEST = 256
 SMALLEST = 1e-30
 """Values all below this become 0 in Q8_0: 127 / largest could overflow."""
 RUN = BLOCKS[GGUFType.Q8_0].n_weights
+"""Values that share a scale in Q8_0."""
 
 _ELEMENTS: Mapping[KvType, torch.dtype] = MappingProxyType(
     {KvType.F32: torch.float32, KvType.F16: torch.float16, KvType.Q8_0: torch.int8}

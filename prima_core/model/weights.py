@@ -145,11 +145,6 @@ def end_tensors(model: ModelSpec, part: Slice) -> tuple[str, ...]:
 # ---------------------------------------------------------------- sizes, for planners
 
 
-def layer_bytes(file: GGUFFile, layer: int) -> int:
-    """Bytes of one layer's tensors."""
-    return sum(bytes_by_type(file, layer_names(file, layer)).values())
-
-
 def layer_names(file: GGUFFile, layer: int) -> list[str]:
     """Full names of one layer's tensors."""
     prefix = layer_tensor(layer, "")
@@ -162,17 +157,6 @@ def bytes_by_type(file: GGUFFile, names: Iterable[str]) -> dict[str, int]:
     for info in (file.tensors[name] for name in names):
         sizes[info.type_name] = sizes.get(info.type_name, 0) + info.n_bytes
     return sizes
-
-
-def input_bytes(file: GGUFFile) -> int:
-    """Bytes of the tensors that the input part holds: the token embeddings."""
-    return file.tensors[TOKEN_EMBD].n_bytes
-
-
-def output_bytes(file: GGUFFile) -> int:
-    """Bytes of the tensors that the output part holds. Tied models use the token embeddings there, so count them."""
-    matrix = OUTPUT if OUTPUT in file.tensors else TOKEN_EMBD
-    return file.tensors[OUTPUT_NORM].n_bytes + file.tensors[matrix].n_bytes
 
 
 # ---------------------------------------------------------------- reading ahead of use

@@ -1,4 +1,4 @@
-"""What a transport has to do between threads of one process. Each check is a claim, in its docstring's first words."""
+"""What a transport has to do between threads of one process. Each check's name is a claim."""
 
 from __future__ import annotations
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from prima_core.arch.families import open_model
 from prima_core.arch.shard import OpsShard
-from prima_core.interfaces import BackendOptions, Chunk, KvKind, KvOp, KvType, Layers, Shard, Slice, Step, Weight
+from prima_core.interfaces import BackendOptions, KvOp, KvType, Layers, Shard, Slice, Weight
 from prima_core.model.weights import Model
+from prima_core.testing.driving import logits_of_all, opened, step_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,17 +50,15 @@ class _Continued:
     """One sequence that goes on from call to call."""
 
     def __init__(self, shard: Shard, n_layers: int, capacity: int) -> None:
-        self._shard = shard
-        self._layers = Layers(0, n_layers)
+        self._visit = shard, Layers(0, n_layers)
         self._length = 0
-        self._opening: tuple[KvOp, ...] = (KvOp(KvKind.OPEN, 0, capacity=capacity),)
+        self._opening: tuple[KvOp, ...] = (opened(0, capacity),)
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """[len(ids), vocab_size] of the next `ids`, in one step."""
-        step = Step((Chunk(0, self._length, len(ids)),), self._opening, tuple(ids))
-        activation = self._shard.run(self._layers, self._shard.embed(step), step)
+        step = step_of(0, ids, self._length, self._opening)
         self._opening, self._length = (), self._length + len(ids)
-        return self._shard.logits(activation, range(len(ids)))
+        return logits_of_all([self._visit], step)
 
 
 @contextmanager

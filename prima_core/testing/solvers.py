@@ -1,6 +1,6 @@
 """For authors of solvers: whether a solver does what prima asks of it.
 
-from prima_core.testing.solvers import check_solver
+from prima_core.testing.checks import check_solver
 
 def test_conformance() -> None:
     [plugin] = prima_solvers()
@@ -58,7 +58,7 @@ def check_solver(solver: SolverPlugin | Solve, *, n_problems: int = 120, seed: i
         "memory": partial(_check_memory, cases),
         "problem unchanged": partial(_check_unchanged, cases),
         "same answer twice": partial(_check_again, solve, cases),
-        "JSON": partial(_check_json, solve, cases),
+        "JSON": partial(_check_json, cases),
         "same answer in a fresh process": partial(_check_fresh, solve, cases),
         "finds plans": partial(_check_found, even, cases),
         "speed": partial(_speed, cases),
@@ -155,8 +155,8 @@ def _check_again(solve: Solve, cases: Sequence[_Case]) -> None:
             raise case.wrong("the same plan again", "another one")
 
 
-def _check_json(solve: Solve, cases: Sequence[_Case]) -> None:
-    """Plans and problems travel as JSON; what is of another type than it says does not come back."""
+def _check_json(cases: Sequence[_Case]) -> None:
+    """Plans travel as JSON; what is of another type than it says does not come back."""
     for case, plan in _plans(cases):
         try:
             back = plan_from_json(plan_to_json(plan))

@@ -6,8 +6,8 @@ from prima_core.arch.shard import OpsShard
 from prima_core.errors import ModelError
 from prima_core.interfaces import KvType, Layers, Shard, Slice
 from prima_core.model.spec import ModelSpec
+from prima_core.testing.driving import logits_of_all, opened, step_of
 from prima_numpy.ops import ReferenceOps, exact_product
-from tests.arch.drive import logits_of_all, opened, step_of
 from tests.arch.small import SmallModel, logits_in_float64, small_model, small_spec
 
 IDS = list(np.random.default_rng(1).integers(0, 50, 21))

@@ -9,8 +9,8 @@ from prima_core.arch.shard import OpsShard
 from prima_core.errors import FrameError, PlanError
 from prima_core.interfaces import Chunk, KvKind, KvOp, KvType, Layers, Shard, Slice, Step, Weight
 from prima_core.model.names import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
+from prima_core.testing.driving import FloatArray, Visit, chunked, logits_of_all, opened, pass_through, step_of
 from prima_numpy.ops import ReferenceOps, exact_product
-from tests.arch.drive import FloatArray, Visit, chunked, logits_of_all, opened, pass_through, step_of
 from tests.arch.small import ArrayStore, SmallModel, small_model, small_spec
 
 IDS = list(np.random.default_rng(1).integers(0, 50, 13))

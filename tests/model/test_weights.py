@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from prima_core.arch.families import open_model
 from prima_core.errors import ModelError
-from prima_core.interfaces import Store, Weight
+from prima_core.interfaces import Slice, Store, Weight
 from prima_core.model import weights
-from prima_core.model.weights import input_bytes, layer_bytes, output_bytes, populate
+from prima_core.model.gguf import GGUFFile
+from prima_core.model.weights import bytes_by_type, end_tensors, layer_names, populate
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 from tests.model.gguf_builder import ARRAY, STRING, U8, Key, build, model_keys, model_tensors, small_model, with_key
 
@@ -45,18 +46,23 @@ def test_acquiring_again_makes_no_new_views(tiny: Path) -> None:
         assert store.acquire(1) is store.acquire(1)
 
 
-def test_sizes_add_up_to_all_tensors(tiny: Path) -> None:
+def layer_bytes(file: GGUFFile, layer: int) -> int:
+    return sum(bytes_by_type(file, layer_names(file, layer)).values())
+
+
+def test_layers_and_ends_are_all_tensors_each_once(tiny: Path) -> None:
     with open_model(tiny) as model:
-        parts = [layer_bytes(model.file, layer) for layer in range(3)]
-        total = sum(info.n_bytes for info in model.file.tensors.values())
-        assert sum(parts) + input_bytes(model.file) + output_bytes(model.file) == total
-        assert all(parts)
+        ends = end_tensors(model.spec, Slice((), has_input=True, has_output=True))
+        names = [*ends, *(name for layer in range(3) for name in layer_names(model.file, layer))]
+        assert sorted(names) == sorted(model.file.tensors)
+        assert all(layer_bytes(model.file, layer) for layer in range(3))
 
 
-def test_a_tied_output_counts_the_embeddings(tmp_path: Path) -> None:
+def test_a_tied_output_part_holds_the_embeddings(tmp_path: Path) -> None:
     with open_model(write_tiny_model(tmp_path / "m.gguf", TinyModel(tied_output=True))) as model:
-        norm = model.file.tensors["output_norm.weight"].n_bytes
-        assert output_bytes(model.file) == input_bytes(model.file) + norm
+        assert end_tensors(model.spec, Slice((), has_output=True)) == ("output_norm.weight", "token_embd.weight")
+        both = end_tensors(model.spec, Slice((), has_input=True, has_output=True))
+        assert both == ("token_embd.weight", "output_norm.weight")
 
 
 def test_a_vocabulary_alone_has_no_weights(tmp_path: Path) -> None:

@@ -17,20 +17,7 @@ from prima_core.node.network import with_port
 from prima_core.plugins import Registry
 from prima_core.ring.security import format_token
 from prima_core.testing import cluster
-from prima_core.testing.cluster import DEADLINE_S, NODE, SECRET, Answer, plan_of, until
-
-__all__ = [
-    "DEADLINE_S",
-    "NODE",
-    "SECRET",
-    "Answer",
-    "Cluster",
-    "free_port",
-    "plan_of",
-    "until",
-    "worker_process",
-    "worker_thread",
-]
+from prima_core.testing.cluster import DEADLINE_S, NODE, SECRET
 
 
 class Cluster(cluster.Cluster):

@@ -16,8 +16,9 @@ from prima_core.arch.families import open_model
 from prima_core.engine.request import GREEDY, Sampling
 from prima_core.model.weights import Model
 from prima_core.node.head import HeadOptions
+from prima_core.testing.cluster import NODE
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
-from tests.node.cluster import NODE, Cluster, free_port, worker_process
+from tests.node.cluster import Cluster, free_port, worker_process
 
 N_LAYERS = 8
 PROMPTS = {

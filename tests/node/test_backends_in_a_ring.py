@@ -15,11 +15,11 @@ from prima_core.node.head import HeadOptions
 from prima_core.node.node import NodeOptions
 from prima_core.plugins import Registry
 from prima_core.ring.wire import WirePolicy
-from prima_core.testing.cluster import Cluster, dealt, ring, until
+from prima_core.testing.cluster import NODE, Cluster, dealt, ring, until
 from prima_core.testing.examples import example
 from prima_core.testing.reference import greedy_ids
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
-from tests.node.cluster import NODE, worker_process
+from tests.node.cluster import worker_process
 from tests.node.conftest import PROMPTS
 
 OPTIONS = HeadOptions(node=NODE, kv_type=KvType.F32, wire=WirePolicy.F32, chunk=32)

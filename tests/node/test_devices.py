@@ -19,7 +19,8 @@ from prima_core.node.head import HeadOptions
 from prima_core.node.view import NodeView
 from prima_core.plan.plan import Plan, Split, Visit
 from prima_core.ring.wire import WirePolicy
-from tests.node.cluster import NODE, Cluster, until, worker_thread
+from prima_core.testing.cluster import NODE, until
+from tests.node.cluster import Cluster, worker_thread
 from tests.node.conftest import N_LAYERS, PROMPTS, Tokens
 from tests.node.fakegpu import FakeGpu, add_fake_gpu
 from tests.site import Site

@@ -10,9 +10,10 @@ import pytest
 
 from prima_core.arch.families import open_model
 from prima_core.ring.wire import WirePolicy
+from prima_core.testing.cluster import plan_of
 from prima_core.testing.reference import greedy_ids
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
-from tests.node.cluster import Cluster, plan_of
+from tests.node.cluster import Cluster
 from tests.node.conftest import PROMPTS
 
 _LLAMA = TinyModel(n_layers=7, d_model=64, d_ff=96, vocab_size=384, context_length=256, types="Q8_0", seed=41)

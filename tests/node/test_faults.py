@@ -27,17 +27,9 @@ from prima_core.ring import control, membership
 from prima_core.ring.control import Channel
 from prima_core.ring.security import format_token
 from prima_core.ring.wire import WirePolicy
+from prima_core.testing.cluster import DEADLINE_S, SECRET, plan_of, until
 from prima_inproc.transport import InprocSendLink
-from tests.node.cluster import (
-    DEADLINE_S,
-    SECRET,
-    Cluster,
-    free_port,
-    plan_of,
-    until,
-    worker_process,
-    worker_thread,
-)
+from tests.node.cluster import Cluster, free_port, worker_process, worker_thread
 from tests.node.conftest import N_LAYERS, PROMPTS, Tokens
 
 Start = Callable[..., Cluster]

@@ -19,7 +19,8 @@ from prima_core.node.driver import State
 from prima_core.node.head import HeadOptions
 from prima_core.node.node import NodeOptions
 from prima_core.ring.times import NodeTimes
-from tests.node.cluster import DEADLINE_S, NODE, Cluster, until, worker_thread
+from prima_core.testing.cluster import DEADLINE_S, NODE, until
+from tests.node.cluster import Cluster, worker_thread
 from tests.node.conftest import PROMPTS
 
 Start = Callable[..., Cluster]

@@ -13,9 +13,10 @@ from prima_core.interfaces import KvType
 from prima_core.model.weights import Model
 from prima_core.node.head import HeadOptions
 from prima_core.plan.plan import Plan, Split, Visit
+from prima_core.testing.cluster import NODE
 from prima_core.testing.reference import greedy_ids
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
-from tests.node.cluster import NODE, Cluster
+from tests.node.cluster import Cluster
 from tests.node.conftest import PROMPTS
 
 N_LAYERS = 6

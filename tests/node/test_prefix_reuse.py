@@ -18,7 +18,8 @@ from prima_core.node.head import HeadOptions
 from prima_core.node.node import NodeOptions
 from prima_core.ring import worker
 from prima_core.ring.wire import WirePolicy
-from tests.node.cluster import Answer, Cluster
+from prima_core.testing.cluster import Answer
+from tests.node.cluster import Cluster
 from tests.node.conftest import PROMPTS
 
 Start = Callable[..., Cluster]

@@ -16,7 +16,8 @@ from prima_core.interfaces import KvType
 from prima_core.model.weights import Model
 from prima_core.plan.plan import Plan, Visit, plan_to_json
 from prima_core.ring.wire import WirePolicy
-from tests.node.cluster import DEADLINE_S, Cluster, plan_of
+from prima_core.testing.cluster import DEADLINE_S, plan_of
+from tests.node.cluster import Cluster
 from tests.node.conftest import N_LAYERS, PROMPTS, Pool, Tokens
 
 Start = Callable[..., Cluster]

@@ -4,10 +4,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
 
 import mlx.core as mx
 import numpy as np
@@ -15,87 +13,31 @@ import pytest
 from numpy.typing import NDArray
 
 from prima_core.arch.families import open_model
-from prima_core.errors import ConfigError, DeviceMemoryError, PluginError
-from prima_core.interfaces import BackendOptions, KvType, Layers, Shard, Slice
+from prima_core.errors import DeviceMemoryError
+from prima_core.interfaces import BackendOptions, KvType, Layers, Slice
 from prima_core.model.quant import GGUFType
+from prima_core.testing.driving import chunked, logits_of_all
 from prima_core.testing.reference import exact_logits
-from prima_core.testing.tinymodel import MatrixType, TinyModel, big_shape, write_tiny_model
+from prima_core.testing.tinymodel import TinyModel, big_shape, write_tiny_model
 from prima_mlx import memory
 from prima_mlx.backend import MlxBackend
-from tests.arch.drive import chunked, joined, logits_of_all, opened, step_of
 from tests.arch.small import small_model, small_spec
 from tests.truth.cases import CASES, PROMPT_IDS
 
 FloatArray = NDArray[np.float32]
 GIB = 1 << 30
 DEVICE = "mlx:gpu" if memory.has_gpu() else "mlx:cpu"
-BRANCHES = (
-    "llama-6-heads-share-1-of-48",
-    "llama-tied-llama3-rope-f16",
-    "llama-q4_k_m",
-    "qwen2-heads-wider-than-model",
-    "mistral3-yarn",
-    "mixtral-q4_k_m",
-    "qwen3-yarn-attention-factor",
-    "qwen3moe-1-of-5-q8_0",
-    "gemma2-8-heads-share-1",
-    "gemma3-linear-rope",
-    "phi3-8-heads-share-2-window",
-    "phi3-long-rope-three-quarters-tied",
-)
-"""Between them: every family, scaling of rope, window, soft cap, bias, mixture."""
 
 
-def whole(path: Path, kv_type: KvType = KvType.F32) -> Shard:
-    with open_model(path) as model:
-        part = Slice((Layers(0, model.spec.n_layers),), has_input=True, has_output=True, kv_type=kv_type)
-        return MlxBackend(BackendOptions()).load(model.spec, DEVICE, part, model.store())
-
-
-def logits(path: Path, chunk: int = 33, kv_type: KvType = KvType.F32) -> FloatArray:
+def test_a_loaded_model_needs_its_file_no_more(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf", CASES["qwen3moe-1-of-5-q8_0"])
     with open_model(path) as model:
         layers = Layers(0, model.spec.n_layers)
-    where = [(whole(path, kv_type), layers)]
-    return np.concatenate([logits_of_all(where, step) for step in chunked(0, PROMPT_IDS, chunk, capacity=99)])
-
-
-# ---------------------------------------------------------------- models
-
-
-@pytest.mark.parametrize("name", BRANCHES)
-def test_models_of_every_family_say_what_the_exact_twin_says(name: str, tmp_path: Path) -> None:
-    """Their files are closed by then: nothing of the weights stays in the map."""
-    path = write_tiny_model(tmp_path / "tiny.gguf", CASES[name])
-    np.testing.assert_allclose(logits(path), exact_logits(path, PROMPT_IDS), atol=5e-4)
-
-
-@pytest.mark.parametrize("types", get_args(MatrixType))
-def test_models_of_every_type_say_what_the_exact_twin_says(types: MatrixType, tmp_path: Path) -> None:
-    path = write_tiny_model(tmp_path / "tiny.gguf", TinyModel(types=types, d_ff=256, vocab_size=384, n_layers=1))
-    np.testing.assert_allclose(logits(path), exact_logits(path, PROMPT_IDS), atol=5e-4)
-
-
-@pytest.mark.parametrize(("type", "off"), [(KvType.F16, 3e-6), (KvType.Q8_0, 1e-3)])
-def test_kept_shorter_k_and_v_turn_logits_by_a_small_angle(type: KvType, off: float, tmp_path: Path) -> None:
-    path = write_tiny_model(tmp_path / "tiny.gguf", CASES["llama-heads-wider-than-model"])
-    full, short = logits(path), logits(path, kv_type=type)
-    cosines = (full * short).sum(axis=1) / np.linalg.norm(full, axis=1) / np.linalg.norm(short, axis=1)
-    assert 0 < 1 - cosines.min() < off
-
-
-def test_chunks_and_company_change_nothing_that_can_be_seen(tmp_path: Path) -> None:
-    """MLX may sum in another order for one row than for many: 1e-5 of the largest logit at most."""
-    tiny, ids = CASES["llama-q4_k_m"], PROMPT_IDS[:34]
-    where = [(whole(write_tiny_model(tmp_path / "tiny.gguf", tiny)), Layers(0, tiny.n_layers))]
-    [alone] = [logits_of_all(where, step) for step in chunked(0, ids, len(ids))]
-    near = partial(np.testing.assert_allclose, rtol=0, atol=1e-5 * float(np.abs(alone).max()))
-    for sequence, chunk in enumerate((1, 7), 1):
-        near(np.concatenate([logits_of_all(where, step) for step in chunked(sequence, ids, chunk)]), alone)
-    first, last = step_of(70, PROMPT_IDS[9:39], kv=[opened(70)]), step_of(71, [3], kv=[opened(71)])
-    prefill = joined(first, step_of(72, ids[:33], kv=[opened(72)]), last)
-    near(logits_of_all(where, prefill)[30:63], alone[:33])
-    decode = joined(step_of(71, [5], 1), step_of(72, ids[33:34], 33), step_of(70, [8], 30))
-    near(logits_of_all(where, decode)[1], alone[33])
+        part = Slice((layers,), has_input=True, has_output=True, kv_type=KvType.F32)
+        shard = MlxBackend(BackendOptions()).load(model.spec, DEVICE, part, model.store())
+    steps = chunked(0, PROMPT_IDS, 33, capacity=99)
+    logits = np.concatenate([logits_of_all([(shard, layers)], step) for step in steps])
+    np.testing.assert_allclose(logits, exact_logits(path, PROMPT_IDS), atol=5e-4)
 
 
 # ---------------------------------------------------------------- memory
@@ -223,14 +165,3 @@ def test_all_of_mlx_happens_in_the_owner_thread(tmp_path: Path) -> None:
         for step in chunked(0, PROMPT_IDS[:9], 8):
             logits = owner.submit(logits_of_all, [(shard, layers)], step).result()
     assert np.isfinite(logits).all()
-
-
-def test_unknown_kernels_are_refused_with_the_choice() -> None:
-    with pytest.raises(ConfigError, match=r"'native' .*one of: auto"):
-        MlxBackend(BackendOptions(kernels="native"))
-
-
-def test_unknown_device_is_refused() -> None:
-    model = small_model(small_spec())
-    with pytest.raises(PluginError, match=rf"no device 'mlx:tpu' .*{DEVICE}"):
-        MlxBackend(BackendOptions()).load(model.spec, "mlx:tpu", Slice((Layers(0, 3),)), model.store())

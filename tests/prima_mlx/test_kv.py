@@ -78,34 +78,6 @@ def test_positions_are_written_where_the_chunk_says_by_head() -> None:
     assert (held.length, room(kv, 5, layer=0).length) == (2, 0)
 
 
-def test_rewritten_positions_forget_what_stood_after_them() -> None:
-    kv = cache()
-    fill(kv, Chunk(0, 0, 6), 1, open_(0))
-    fill(kv, Chunk(0, 2, 1), 9)
-    assert keys(kv, 0) == [1, 1, 9]
-
-
-def test_fork_copies_and_then_lives_alone() -> None:
-    kv = cache()
-    fill(kv, Chunk(0, 0, 4), 1, open_(0))
-    fill(kv, Chunk(1, 3, 1), 9, fork(1, 0, length=3, capacity=5))
-    fill(kv, Chunk(0, 1, 2), 5)
-    assert keys(kv, 1, layer=2) == [3, 3, 3, 11]
-    assert keys(kv, 0, layer=2) == [3, 7, 7]
-    assert room(kv, 1).capacity == 5
-
-
-@pytest.mark.parametrize("capacity", [8, 5, 20], ids=["as large", "smaller", "larger"])
-@pytest.mark.parametrize("sequence", [0, 1], ids=["onto itself", "to another"])
-def test_what_is_moved_is_the_same_under_its_number(capacity: int, sequence: int) -> None:
-    kv = cache()
-    fill(kv, Chunk(0, 0, 6), 1, open_(0))
-    fill(kv, Chunk(sequence, 4, 1), 9, move(sequence, 0, length=4, capacity=capacity))
-    assert lengths(kv) == {sequence: 5}
-    assert keys(kv, sequence, layer=2) == [3, 3, 3, 3, 11]
-    assert room(kv, sequence).capacity == capacity
-
-
 def test_operations_apply_in_their_order_to_the_visited_layers_before_the_chunks() -> None:
     kv = cache()
     fill(kv, Chunk(0, 0, 4), 1, open_(0))

@@ -12,12 +12,12 @@ from prima_core.arch.families import open_model
 from prima_core.errors import ConfigError, DeviceMemoryError, PluginError
 from prima_core.interfaces import BackendOptions, Chunk, KvType, Layers, Shard, Slice, Step
 from prima_core.model.quant import BLOCKS, GGUFType
+from prima_core.testing.driving import chunked, joined, logits_of_all, opened, step_of
 from prima_core.testing.reference import exact_logits, greedy_ids
 from prima_core.testing.tinymodel import Arch, MatrixType, TinyModel, Types, write_tiny_model
 from prima_numpy import backend as backend_module
 from prima_numpy.backend import DEVICE, NumpyBackend
 from prima_numpy.plugin import prima_backends
-from tests.arch.drive import chunked, joined, logits_of_all, opened, step_of
 from tests.arch.small import small_model, small_spec
 
 FloatArray = NDArray[np.float32]

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from prima_core.arch.families import open_model
 from prima_core.interfaces import BackendOptions, KvType, Layers, Slice
 from prima_core.model.weights import Model
+from prima_core.testing.driving import Visit, chunked, joined, logits_of_all, opened, step_of
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 from prima_numpy.backend import DEVICE, NumpyBackend
 from prima_numpy.kernels import VARIANT_VARIABLE, Kernels
-from tests.arch.drive import Visit, chunked, joined, logits_of_all, opened, step_of
 from tests.truth.cases import CASES, PROMPT_IDS
 
 FloatArray = NDArray[np.float32]

@@ -109,7 +109,7 @@ def test_a_move_onto_itself_changes_the_capacity() -> None:
     fill(kv, Chunk(0, 0, 6), 1, open_(0))
     kv.begin(ALL, Step((), (move(0, 0, 6, capacity=6),)))
     assert (lengths(kv), room(kv, 0).capacity) == ({0: 6}, 6)
-    assert kv.reserved_bytes == 6 * kv.bytes_per_token
+    assert kv.reserved_bytes == 6 * position_bytes(KvType.F32)
     np.testing.assert_array_equal(room(kv, 0, layer=1).k[0, :, 0], [2] * 6)
 
 
@@ -149,14 +149,17 @@ def test_operations_touch_the_visited_layers_only() -> None:
     assert {layer: set(rooms) for layer, rooms in at.rooms.items()} == {0: set(), 1: set(), 4: {0}, 5: {0}}
 
 
+def position_bytes(type: KvType, head_dim: int = HEAD_DIM) -> float:
+    """Of one position of a sequence, in the three layers."""
+    return 3 * 2 * N_KV_HEADS * head_dim * {KvType.F32: 4, KvType.F16: 2, KvType.Q8_0: 34 / 32}[type]
+
+
 def test_memory_is_counted() -> None:
     kv = cache(KvType.F16)
-    assert kv.bytes_per_token == 3 * 2 * N_KV_HEADS * HEAD_DIM * 2
-    assert cache(KvType.F32).bytes_per_token == 2 * kv.bytes_per_token
     kv.begin(ALL, Step((), (open_(0, 10), open_(1, 7))))
-    assert kv.reserved_bytes == 17 * kv.bytes_per_token
+    assert kv.reserved_bytes == 17 * position_bytes(KvType.F16)
     kv.begin(ALL, Step((), (drop(0),)))
-    assert kv.reserved_bytes == 7 * kv.bytes_per_token
+    assert kv.reserved_bytes == 7 * position_bytes(KvType.F16)
     kv.close()
     kv.close()
     assert kv.reserved_bytes == 0
@@ -167,9 +170,7 @@ def test_memory_is_counted() -> None:
 def test_an_open_room_takes_the_bytes_that_are_counted(type: KvType, head_dim: int) -> None:
     kv = cache(type, head_dim)
     kv.begin(ALL, Step((), (open_(0, 10),)))
-    value = {KvType.F32: 4, KvType.F16: 2, KvType.Q8_0: 34 / 32}[type]
-    assert kv.bytes_per_token == 3 * 2 * N_KV_HEADS * head_dim * value
-    assert kv.reserved_bytes == 10 * kv.bytes_per_token
+    assert kv.reserved_bytes == 10 * position_bytes(type, head_dim)
 
 
 # ---------------------------------------------------------------- what is kept of a value

@@ -1,6 +1,6 @@
 """Run as a program: what the kernels' callers launch on CPU tensors is compiled for a GPU, which need not be there.
 
-    python compiling.py COMPUTE_CAPABILITY PART
+    python -m tests.prima_torch.compiling COMPUTE_CAPABILITY PART
 
 Prints the name of each kernel and the bytes of shared memory that it takes.
 """
@@ -85,6 +85,9 @@ def launch_others() -> None:
 def launch_attentions() -> None:
     launch_attention(KvType.F16, 4, 128, AttentionRule(1.0))
     launch_attention(KvType.F32, 1, 80, AttentionRule(1.0, softcap=50.0))
+
+
+def launch_large_attentions() -> None:
     launch_attention(KvType.Q8_0, 17, 96, AttentionRule(1.0, window=100))
     launch_attention(KvType.F32, 16, 256, AttentionRule(1.0))
 
@@ -107,7 +110,12 @@ def launch_iquants() -> None:
             few_weights[(1,)](*pointers(matrix), torch.zeros(256), TYPE=type.name, SEGMENTS=shape.segments)
 
 
-PARTS = {"attention": launch_attentions, "others": launch_others, "iquants": launch_iquants}
+PARTS = {
+    "attention": launch_attentions,
+    "large attention": launch_large_attentions,
+    "others": launch_others,
+    "iquants": launch_iquants,
+}
 
 if __name__ == "__main__":
     JITFunction.run = compile_launch

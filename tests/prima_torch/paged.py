@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from prima_core.interfaces import Chunk, KvType
 from prima_core.model.quant import kv_row_bytes
 from prima_numpy.kv import Room, Stored, write
-from prima_torch.kernels.attention import PAGE
+from prima_torch.kv import PAGE
 
 ELEMENTS = {KvType.F32: np.float32, KvType.F16: np.float16, KvType.Q8_0: np.uint8}
 

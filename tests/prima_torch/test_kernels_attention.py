@@ -12,8 +12,9 @@ from prima_core.arch.ops import AttentionRule
 from prima_core.interfaces import KvType
 from prima_numpy.kv import Room
 from prima_numpy.ops import _attend
-from prima_torch.kernels.attention import CHUNK, JOINED, PAGE, decode_attention
+from prima_torch.kernels.attention import CHUNK, JOINED, decode_attention
 from prima_torch.kernels.kv_write import write_kv
+from prima_torch.kv import PAGE
 from tests.prima_torch.paged import Pool, empty_pool, fill, page_table, pages_of, room_of, slots_of
 
 RULE = AttentionRule(0.3)

@@ -75,15 +75,9 @@ def test_products_of_many_rows_with_floats(type: GGUFType) -> None:
     assert_close(ops.linear(on_device(x), ops.matrix(weight)), TWIN.linear(x, TWIN.matrix(weight)))
 
 
-def test_linears_of_many_rows_are_linear_of_each(ops: TorchOps) -> None:
-    weights, x = [random_weight(GGUFType.Q8_0, rows, 64, seed=rows) for rows in (4, 9)], random_rows(40, 64)
-    results = ops.linears(on_device(x), [ops.matrix(weight) for weight in weights])
-    for got, weight in zip(results, weights, strict=True):
-        assert_close(got, TWIN.linear(x, TWIN.matrix(weight)))
-
-
-def test_linears_are_linear_of_each(ops: TorchOps) -> None:
-    weights, x = [random_weight(GGUFType.Q8_0, rows, 64, seed=rows) for rows in (4, 9)], random_rows(2, 64)
+@pytest.mark.parametrize("n", [2, 40])
+def test_linears_are_linear_of_each(ops: TorchOps, n: int) -> None:
+    weights, x = [random_weight(GGUFType.Q8_0, rows, 64, seed=rows) for rows in (4, 9)], random_rows(n, 64)
     results = ops.linears(on_device(x), [ops.matrix(weight) for weight in weights])
     for got, weight in zip(results, weights, strict=True):
         assert_close(got, TWIN.linear(x, TWIN.matrix(weight)))
@@ -196,15 +190,16 @@ def test_mixture(ops: TorchOps, rule: RoutingRule, n: int) -> None:
 
 
 def test_host_arrays_may_lie_anywhere_and_are_not_shared(ops: TorchOps) -> None:
-    frame = b"odd" + random_rows(2, 8).tobytes()
-    received = np.frombuffer(frame, np.float32, offset=3).reshape(2, 8)
-    x = on_device(received)
+    values = random_rows(2, 8)
+    received = np.frombuffer(bytearray(b"odd" + values.tobytes()), np.float32, offset=3).reshape(2, 8)
+    x = ops.from_host(received)
     x.mul_(2)
-    np.testing.assert_array_equal(ops.to_host(x), received * 2)
+    np.testing.assert_array_equal(ops.to_host(x), values * 2)
+    np.testing.assert_array_equal(received, values)
 
 
 def test_what_the_matrices_take_is_counted() -> None:
-    ops, weight = TorchOps(torch.device("cpu")), random_weight(GGUFType.Q4_K, 4, 512)
+    ops, weight = TorchOps(CPU), random_weight(GGUFType.Q4_K, 4, 512)
     ops.matrix(weight)
     ops.matrix(replace(weight, shape=(2, 2, 512)))
     assert ops.uploaded_bytes == 2 * weight.data.nbytes

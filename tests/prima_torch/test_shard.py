@@ -16,13 +16,13 @@ from prima_core.arch.shard import FloatArray
 from prima_core.interfaces import KvKind, KvOp, KvType, Layers, Slice, Step
 from prima_core.model.quant import GGUFType
 from prima_core.model.spec import Experts
+from prima_core.testing.driving import joined, logits_of_all, opened, step_of
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 from prima_torch import graphs
 from prima_torch.cuda_ops import CudaOps
 from prima_torch.graphs import Recorder
 from prima_torch.kv import SHORTEST, Pass
 from prima_torch.shard import BATCHES, TorchShard
-from tests.arch.drive import joined, logits_of_all, opened, step_of
 from tests.arch.small import ArrayStore, SmallModel, small_model, small_spec
 from tests.prima_torch.recording import CountingRecorder, FailingRecorder, StaticOps
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 
 from prima_core.errors import ConfigError, PluginError
-from prima_core.interfaces import Backend, BackendOptions, BackendPlugin, Device, KvType, Probe
+from prima_core.interfaces import MAX_GROWTH, Backend, BackendOptions, BackendPlugin, Device, KvType, Probe
 from prima_core.testing.backends import check as check_module
 from prima_core.testing.checks import CheckFailed, Report, State, Tolerance, check_backend
 from prima_core.testing.examples import ARCHS, TYPES
@@ -174,6 +175,15 @@ def test_a_refused_type_is_not_offered_and_no_failure() -> None:
     assert states["type F32"].state is State.OK
     assert states["type Q4_K"].state is states["ops matrix Q4_K"].state is State.NOT_OFFERED
     assert "Q4_K is not for this device" in states["type Q4_K"].reason
+
+
+@pytest.mark.parametrize(("factor", "right"), [(1.0, True), (MAX_GROWTH, True), (0.5, False), (MAX_GROWTH + 1, False)])
+def test_growth_is_what_prima_lets_in(factor: float, right: bool) -> None:
+    class Grows(faults.Faulty):
+        def devices(self) -> list[Device]:
+            return [replace(device, growth={"Q4_K": factor}) for device in super().devices()]
+
+    assert ("devices" not in failures(checked(plugin(Grows)))) == right
 
 
 def test_float16_kv_is_no_choice() -> None:

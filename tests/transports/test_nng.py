@@ -238,15 +238,6 @@ def test_bytes_that_are_not_nng_hurt_nobody(exits: ExitStack) -> None:
     assert take(link) == b"hello"
 
 
-def test_a_message_over_the_receivers_limit_is_dropped_and_the_link_lives(exits: ExitStack) -> None:
-    link = listen(exits, "tcp://127.0.0.1:0", limits=Limits(max_message_bytes=1000))
-    dial(exits, link.address).send([bytes(100_000)], LONG_S)
-    with pytest.raises(LinkTimeout):
-        link.receive(SHORT_S)
-    dial(exits, link.address).send([b"hello"], LONG_S)
-    assert take(link) == b"hello"
-
-
 @pytest.mark.parametrize("scheme", ["ipc", "tls+tcp"])
 def test_a_process_that_forgets_to_close_ends_cleanly(exits: ExitStack, scheme: str) -> None:
     """A thread inside nng while the process ends makes nng abort it; about every second time without our care."""

@@ -13,9 +13,8 @@ import triton
 import triton.language as tl
 
 from prima_core.arch.ops import AttentionRule
+from prima_torch.kv import PAGE, RUN
 
-PAGE = 64
-"""Positions of a page."""
 CHUNK = 128
 """Positions that one program sees."""
 TILE = 32
@@ -25,8 +24,6 @@ MOST_HEADS = 16
 """Query heads of a group that share a program; larger groups take several."""
 JOINED = 16
 """Chunks that the second kernel loads at once."""
-RUN = 32
-"""Values that share a scale in Q8_0."""
 
 
 def decode_attention(

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from prima_torch.kernels.attention import RUN
+from prima_torch.kv import RUN
 
 
 def write_kv(rows: torch.Tensor, pages: torch.Tensor, scales: torch.Tensor | None, slots: torch.Tensor) -> None:

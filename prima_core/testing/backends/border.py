@@ -12,6 +12,7 @@ import numpy as np
 from prima_core.errors import ConfigError, DeviceMemoryError, FrameError, PlanError, PrimaError
 from prima_core.interfaces import (
     API,
+    MAX_GROWTH,
     Backend,
     BackendOptions,
     BackendPlugin,
@@ -90,7 +91,7 @@ def _check_device(device: Device, name: str) -> None:
     types = {known.name for known in GGUFType}
     for grown, growth in device.growth.items():
         expect(grown in types, f"growth by names of tensor types, e.g. 'Q4_K', on {device.id}", repr(grown))
-        expect(1 < growth <= 32, f"{grown} to grow by a factor above 1 on {device.id}", repr(growth))
+        expect(1 <= growth <= MAX_GROWTH, f"{grown} to grow by 1 to {MAX_GROWTH:g} on {device.id}", repr(growth))
 
 
 def check_describe(backend: Backend) -> Figures:
