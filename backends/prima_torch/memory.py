@@ -24,11 +24,17 @@ def available_bytes(device: torch.device) -> int:
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether torch could not allocate: on the CPU that is a RuntimeError like any other."""
-    words = "not enough memory", "can't allocate memory", "Storage size calculation overflowed"
+    """Whether torch could not allocate: on the CPU, in cuBLAS and in Triton that is a RuntimeError like any other."""
+    words = "not enough memory", "can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Storage size calculation overflowed"
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
+
+
+def give_back(device: torch.device) -> None:
+    """What torch keeps of memory that is not in use goes back to the device, whose free memory is else too small."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +18,7 @@ from prima_core.model.rope import RopeSpec
 from prima_core.model.spec import ModelSpec
 from prima_torch.graphs import Arrays, Recorder, Replays
 from prima_torch.kv import PAGE, Pass, Rows
+from prima_torch.memory import room_for
 from prima_torch.ops import Matrix, TorchOps
 
 Element = TypeVar("Element", bound=np.generic)
@@ -46,7 +49,10 @@ class TorchShard(OpsShard[torch.Tensor, Matrix, Pass]):
             answer = self._replays.answer(
                 ("the embedding", len(arrays["ids"])), n, arrays, lambda inputs: ops.embedding(table, inputs["ids"])
             )
-        return super().look_up(table, ids) if answer is None else answer
+        if answer is not None:
+            return answer
+        with self._room_for(n):
+            return super().look_up(table, ids)
 
     def forward(self, layers: Layers, activation: FloatArray, step: Step, kv: Pass) -> FloatArray:
         answer = None
@@ -55,7 +61,10 @@ class TorchShard(OpsShard[torch.Tensor, Matrix, Pass]):
             rows = kv.common_rows() if kv.decodes and len(activation) <= BATCHES[-1] else None
             if rows is not None:
                 answer = self._replayed(self._replays, layers, activation, self.turns(step), rows, kv)
-        return super().forward(layers, activation, step, kv) if answer is None else answer
+        if answer is not None:
+            return answer
+        with self._room_for(len(activation)):
+            return super().forward(layers, activation, step, kv)
 
     def project(self, norm: torch.Tensor, matrix: Matrix, x: FloatArray) -> FloatArray:
         answer, n = None, len(x)
@@ -64,12 +73,18 @@ class TorchShard(OpsShard[torch.Tensor, Matrix, Pass]):
             answer = self._replays.answer(
                 ("the output", len(arrays["x"])), n, arrays, lambda inputs: self.head(norm, matrix, inputs["x"])
             )
-        return super().project(norm, matrix, x) if answer is None else answer
+        if answer is not None:
+            return answer
+        with self._room_for(n):
+            return super().project(norm, matrix, x)
 
     def close(self) -> None:
         self._replays = None
         self._places.clear()
         super().close()
+
+    def _room_for(self, n: int) -> AbstractContextManager[None]:
+        return room_for(f"a pass of {n} rows on {self._torch_ops.device}", hint="use a smaller context (-c)")
 
     def _replayed(
         self, replays: Replays, layers: Layers, activation: FloatArray, turns: Turns, rows: Rows, kv: Pass
@@ -90,8 +105,9 @@ class TorchShard(OpsShard[torch.Tensor, Matrix, Pass]):
         return replays.answer(("the layers", layers, *table.shape), len(activation), arrays, compute)
 
     def _forget_what_moved(self, replays: Replays, layers: Layers, kv: Pass) -> None:
-        """Recordings know where weights and KV of `layers` were, and keep that memory from being used again."""
-        now = (*map(self._bound, layers), *(kv.pages[layer] for layer in layers))
+        """Recordings know where weights and KV of `layers` were. KV is referred to weakly, lest all of it be there
+        twice while it grows; of a thing that is there, all weak references are one."""
+        now = (*map(self._bound, layers), *(weakref.ref(kv.pages[layer]) for layer in layers))
         then = self._places.get(layers, now)
         if any(a is not b for a, b in zip(now, then, strict=True)):
             replays.clear()
