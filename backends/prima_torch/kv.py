@@ -384,6 +384,11 @@ def write(half: Half, slots: torch.Tensor, rows: torch.Tensor) -> None:
     half.scales.flatten(0, 1).index_copy_(0, slots, scales)
 
 
+def heads_of(half: Half, first: int, stop: int) -> Half:
+    """Some heads, a view."""
+    return Half(half.values[:, :, first:stop], None if half.scales is None else half.scales[:, :, first:stop])
+
+
 def read(half: Half, pages: torch.Tensor) -> torch.Tensor:
     """f32 [positions of the pages, n_kv_heads, head_dim]"""
     values = half.values[pages].flatten(0, 1).to(torch.float32)

@@ -22,7 +22,9 @@ def _probe() -> Probe:
         return Probe(usable=False, reason="torch is not installed", hint='pip install "prima-llm[torch]"')
     if support.fault:
         return Probe(usable=True, reason=f"on the CPU only: {support.fault}", hint=support.hint, cpu_only=True)
-    return Probe(usable=True, reason=f"CUDA {support.describe()}")
+    slow = support.triton_fault
+    hint = f"its kernels would be faster: {slow}" if slow else ""
+    return Probe(usable=True, reason=f"CUDA {support.describe()}", hint=hint)
 
 
 def _open(options: BackendOptions) -> Backend:
