@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from bench import gpu
 
 pytest.importorskip("triton", reason="Triton is there on Linux only")
 
@@ -39,7 +43,7 @@ def test_the_whole_script_runs_where_only_torch_triton_and_numpy_are(tmp_path: P
     done = run(str(SCRIPT), "--tiny", "--profile", "--json", str(numbers), folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     sections = {section["part"]: section for section in json.loads(numbers.read_text())["sections"]}
-    assert list(sections) == ["linear", "attention", "ops", "graphs", "machine", "kernels", "model"]
+    assert list(sections) == ["linear", "attention", "ops", "graphs", "machine", "compile", "kernels", "model"]
     assert all(section["right"] and section["rows"] for section in sections.values())
     decode = next(row for row in sections["model"]["rows"] if row["what"] == "decode, batch 1")
     assert decode["tokens/s"] > 0
@@ -61,3 +65,22 @@ def test_what_is_wrong_or_does_not_run_fails_the_script_and_stops_no_other_part(
     assert "ops: FAILED" in done.stdout
     assert "no Triton" in done.stdout
     assert "machine: right" in done.stdout
+
+
+def test_a_part_that_is_stopped_keeps_the_rows_that_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(command: list[str], **_: object) -> None:
+        Path(command[command.index("--result") + 1]).write_text('["kernels", "row", {"type": "Q4_0"}]\n')
+        raise subprocess.TimeoutExpired(command, 90)
+
+    monkeypatch.setattr(subprocess, "run", stopped)
+    options = argparse.Namespace(tiny=False, profile=False)
+    [section] = gpu.run(gpu.Job(("kernels",), 370), options, time.monotonic(), {})
+    assert section["rows"] == [{"type": "Q4_0"}]
+    assert (section["right"], section["error"]) == (False, "not done 370 s after the start of all")
+
+
+def test_what_is_measured_is_compiled_before_and_all_ends_within_eight_minutes() -> None:
+    checks, *measured = gpu.stages(argparse.Namespace(tiny=False, only=["kernels", "model", "machine"]))
+    assert {job.parts[0].split(":")[0] for job in checks} == {"compile"}
+    assert [job.parts for [job] in measured] == [("machine",), ("kernels",), ("model",)]
+    assert all(job.by_s < 480 for [job] in measured)
