@@ -83,7 +83,8 @@ def test_triton_needs_a_c_compiler_and_pythons_headers(monkeypatch: pytest.Monke
     assert GPU.triton_fault == "triton needs a C compiler, and there is no gcc"
     [plugin] = prima_backends()
     monkeypatch.setattr(support_module, "look", lambda: GPU)
-    assert plugin.probe().hint == "its kernels would be faster: triton needs a C compiler, and there is no gcc"
+    assert plugin.probe().reason.endswith("; slower than it could be: triton needs a C compiler, and there is no gcc")
+    assert plugin.probe().hint
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert not GPU.triton_fault
 
