@@ -44,39 +44,31 @@ class TorchShard(OpsShard[torch.Tensor, Matrix, Pass]):
 
     def look_up(self, table: Matrix, ids: Sequence[int]) -> FloatArray:
         n, ops, answer = len(ids), self._torch_ops, None
-        if self._replays is not None and n <= BATCHES[-1]:
-            arrays = {"ids": padded(np.array(ids, np.int64))}
-            answer = self._replays.answer(
-                ("the embedding", len(arrays["ids"])), n, arrays, lambda inputs: ops.embedding(table, inputs["ids"])
-            )
-        if answer is not None:
-            return answer
         with self._room_for(n):
-            return super().look_up(table, ids)
+            if self._replays is not None and n <= BATCHES[-1]:
+                arrays = {"ids": padded(np.array(ids, np.int64))}
+                key = "the embedding", len(arrays["ids"])
+                answer = self._replays.answer(key, n, arrays, lambda inputs: ops.embedding(table, inputs["ids"]))
+            return super().look_up(table, ids) if answer is None else answer
 
     def forward(self, layers: Layers, activation: FloatArray, step: Step, kv: Pass) -> FloatArray:
         answer = None
-        if self._replays is not None:
-            self._forget_what_moved(self._replays, layers, kv)
-            rows = kv.common_rows() if kv.decodes and len(activation) <= BATCHES[-1] else None
-            if rows is not None:
-                answer = self._replayed(self._replays, layers, activation, self.turns(step), rows, kv)
-        if answer is not None:
-            return answer
         with self._room_for(len(activation)):
-            return super().forward(layers, activation, step, kv)
+            if self._replays is not None:
+                self._forget_what_moved(self._replays, layers, kv)
+                rows = kv.common_rows() if kv.decodes and len(activation) <= BATCHES[-1] else None
+                if rows is not None:
+                    answer = self._replayed(self._replays, layers, activation, self.turns(step), rows, kv)
+            return super().forward(layers, activation, step, kv) if answer is None else answer
 
     def project(self, norm: torch.Tensor, matrix: Matrix, x: FloatArray) -> FloatArray:
         answer, n = None, len(x)
-        if self._replays is not None and 0 < n <= BATCHES[-1]:
-            arrays = {"x": padded(x)}
-            answer = self._replays.answer(
-                ("the output", len(arrays["x"])), n, arrays, lambda inputs: self.head(norm, matrix, inputs["x"])
-            )
-        if answer is not None:
-            return answer
         with self._room_for(n):
-            return super().project(norm, matrix, x)
+            if self._replays is not None and 0 < n <= BATCHES[-1]:
+                arrays = {"x": padded(x)}
+                key = "the output", len(arrays["x"])
+                answer = self._replays.answer(key, n, arrays, lambda inputs: self.head(norm, matrix, inputs["x"]))
+            return super().project(norm, matrix, x) if answer is None else answer
 
     def close(self) -> None:
         self._replays = None

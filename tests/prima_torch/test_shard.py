@@ -196,6 +196,9 @@ def test_a_pass_without_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         prefill(shard, 0, 2)
     with pytest.raises(DeviceMemoryError, match="no memory for a pass of 1 rows on cpu"):
         shard.logits(np.ones((3, MODEL.spec.d_model), np.float32), [2])
+    monkeypatch.setattr(graphs, "Inputs", full)
+    with pytest.raises(DeviceMemoryError, match="no memory for a pass of 1 rows on cpu"):
+        shard_of(CountingRecorder()).embed(step_of(0, [1]))
 
 
 def test_recordings_are_let_go_when_the_store_gives_other_tensors() -> None:
