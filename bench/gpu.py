@@ -4,7 +4,8 @@ machine's own limits?
     python bench/gpu.py [--json FILE] [--profile] [--only PART ...] [--tiny]
 
 Needs torch, triton, numpy and this repository, nothing installed and no network; under 8 minutes. Every part runs in
-processes of its own with a time limit, so that a kernel that hangs or spoils its process costs that part alone.
+processes of its own with a time limit, so that a kernel that hangs or spoils its process costs that part alone, and of
+that part what it had not said yet. `compile`, which goes before `kernels` and `model`, compiles what these measure.
 
 linear     every tensor type: products with 1 to 8 tokens and dequantised tensors against the numpy reference
 attention  attention and the writing of K and V, in every KV type
@@ -43,18 +44,19 @@ TYPES = (
     "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S",
     "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "MXFP4",
 )  # fmt: skip
-SHORT = ("Q4_K",)
-"""Types whose kernels `--tiny` tries: in the interpreter each takes seconds."""
+CHECKS_BY_S = 250
+MEASURED_BY_S = {"machine": 280, "kernels": 370, "model": 470}
+"""When a part is stopped, in seconds after the start of all."""
 
 Section = Mapping[str, Any]  # from JSON: part, rows, right, seconds, error
 
 
 @dataclass(frozen=True)
 class Job:
-    """Parts that run in one process, at most so long."""
+    """Parts that run in one process."""
 
     parts: tuple[str, ...]  # "linear:Q4_K,Q6_K" for some types of a part
-    limit_s: float
+    by_s: float  # after the start of all, it is stopped
 
 
 def main() -> int:
@@ -66,8 +68,10 @@ def main() -> int:
     for stage in stages(options):
         # Only checks run side by side; what is measured has the machine for itself.
         limits = machine(sections)
-        with ThreadPoolExecutor(len(stage)) as pool:
-            done = joined(chain.from_iterable(pool.map(partial(run, options=options, limits=limits), stage)))
+        with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) * 3 // 4)) as pool:
+            done = joined(
+                chain.from_iterable(pool.map(partial(run, options=options, start=start, limits=limits), stage))
+            )
         for section in done:
             show(section)
         sections += done
@@ -93,22 +97,23 @@ def parse() -> argparse.Namespace:
 def stages(options: argparse.Namespace) -> Iterator[Sequence[Job]]:
     """Jobs of a stage may run at once."""
     parts = options.only
-    if options.tiny:  # starting torch is what takes long there
-        yield [Job(tuple(f"linear:{','.join(SHORT)}" if part == "linear" else part for part in parts), 300)]
+    if options.tiny:  # starting torch is what takes long there, and each type takes seconds
+        in_full = {"linear": ("linear:Q4_K",), "kernels": ("compile:F16", "kernels")}
+        yield [Job(tuple(chain.from_iterable(in_full.get(part, (part,)) for part in parts)), 300)]
         return
-    checks = [Job((part,), 200) for part in ("attention", "ops", "graphs") if part in parts]
-    if "linear" in parts:
-        checks += [Job((f"linear:{','.join(TYPES[first::8])}",), 200) for first in range(8)]
-    width = max(1, (os.cpu_count() or 1) * 3 // 4)  # compiling kernels is what takes long
-    for first in range(0, len(checks), width):
-        yield checks[first : first + width]
-    for part, limit_s in (("machine", 30), ("kernels", 90), ("model", 120)):
+    shares = [",".join(TYPES[first::8]) for first in range(8)]
+    # Compiling kernels takes seconds for each: those that are measured are compiled now, side by side.
+    jobs = [f"compile:{types}" for types in shares if {"kernels", "model"} & {*parts}]
+    jobs += [f"linear:{types}" for types in shares if "linear" in parts]
+    jobs += [part for part in ("attention", "ops", "graphs") if part in parts]
+    yield [Job((job,), CHECKS_BY_S) for job in jobs]
+    for part, by_s in MEASURED_BY_S.items():
         if part in parts:
-            yield [Job((part,), limit_s)]
+            yield [Job((part,), by_s)]
 
 
-def run(job: Job, options: argparse.Namespace, limits: Mapping[str, float]) -> list[Section]:
-    """What the job's process found; a part that it did not come to is reported as failed."""
+def run(job: Job, options: argparse.Namespace, start: float, limits: Mapping[str, float]) -> list[Section]:
+    """What the job's process found; a part that it did not come to the end of has failed, with the rows so far."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result"
         command = [sys.executable, __file__, "--job", *job.parts, "--result", str(result)]
@@ -116,28 +121,37 @@ def run(job: Job, options: argparse.Namespace, limits: Mapping[str, float]) -> l
         command += [f"--{name}" for name in ("tiny", "profile") if getattr(options, name)]
         environment = os.environ | ({"TRITON_INTERPRET": "1"} if options.tiny else {})
         try:
-            code = subprocess.run(command, env=environment, timeout=job.limit_s, check=False).returncode
+            limit_s = max(1, job.by_s - (time.monotonic() - start))
+            code = subprocess.run(command, env=environment, timeout=limit_s, check=False).returncode
             error = f"the process ended with {code}"
         except subprocess.TimeoutExpired:
-            error = f"not done after {job.limit_s:.0f} s"
+            error = f"not done {job.by_s:.0f} s after the start of all"
         lines = result.read_text().splitlines() if result.exists() else []
-    sections: list[Section] = [json.loads(line) for line in lines]
-    missing = job.parts[len(sections) :]
-    return sections + [{"part": part, "rows": [], "right": False, "seconds": 0, "error": error} for part in missing]
+    sections: dict[str, dict[str, Any]] = {
+        part: {"part": part, "rows": [], "right": False, "seconds": 0, "error": error} for part in job.parts
+    }
+    for line in lines:
+        part, what, value = json.loads(line)
+        if what == "row":
+            sections[part]["rows"].append(value)
+        else:
+            sections[part] |= value
+    return list(sections.values())
 
 
 def work(options: argparse.Namespace) -> int:
-    """In a process of its own: the parts in turn, a line of JSON for each."""
+    """In a process of its own: the parts in turn, a line of JSON for each row and for each end."""
     sys.path[:0] = FOLDERS
-    from bench.gpu_parts import Settings, part_rows
+    from bench.gpu_parts import Settings, part_said
 
     settings = Settings(options.tiny, options.profile, json.loads(options.machine))
     with Path(options.result).open("a") as result:
         for part in options.job:
-            section = part_rows(part, settings)
-            settings.limits.update(machine([section]))
-            result.write(json.dumps(section) + "\n")
-            result.flush()
+            for what, value in part_said(part, settings):
+                if what == "row":
+                    settings.limits.update(machine([{"part": part, "rows": [value]}]))
+                result.write(json.dumps([part, what, value]) + "\n")
+                result.flush()
     return 0
 
 

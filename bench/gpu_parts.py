@@ -45,19 +45,18 @@ class Settings:
         return best
 
 
-def part_rows(part: str, settings: Settings) -> dict[str, object]:
-    """Run a part, `name` or `name:TYPE,TYPE`: its rows, and its error where it ended with one."""
-    rows: list[Row] = []
-    error, start = "", time.perf_counter()
+def part_said(part: str, settings: Settings) -> Iterator[tuple[str, dict[str, object]]]:
+    """Run a part, `name` or `name:TYPE,TYPE`: ("row", row) for each as it is there, then ("end", how it ended), with
+    its error if it has one."""
+    error, start, right = "", time.perf_counter(), True
     try:
         for row in _rows(part, settings):
-            rows.append(row)
+            right = right and bool(row.get("right", True))
+            yield "row", row
     except Exception as problem:  # noqa: BLE001  # reported, and it makes the part fail
         traceback.print_exc()
         error = f"{type(problem).__name__}: {problem}"
-    right = not error and all(row.get("right", True) for row in rows)
-    seconds = time.perf_counter() - start
-    return {"part": part, "rows": rows, "right": right, "seconds": seconds, "error": error}
+    yield "end", {"right": right and not error, "seconds": time.perf_counter() - start, "error": error}
 
 
 def _rows(part: str, settings: Settings) -> Iterator[Row]:
@@ -77,4 +76,6 @@ def _rows(part: str, settings: Settings) -> Iterator[Row]:
         return machine(settings)
     from bench import gpu_speed
 
+    if name == "compile":
+        return gpu_speed.compiled(types.split(","), settings)
     return {"kernels": gpu_speed.kernels, "model": gpu_speed.model}[name](settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import median
 
@@ -23,19 +23,41 @@ from bench.gpu_weights import (
     random_weight,
     whole,
 )
+from prima_core.arch.llama import llama_shapes
 from prima_core.interfaces import BackendOptions, Chunk, KvKind, KvOp, Layers, Shard, Step
 from prima_core.model.quant import GGUFType
 from prima_core.model.spec import ModelSpec
 from prima_torch.cuda_ops import CudaOps
 from prima_torch.graphs import CudaGraphs, Reruns
 from prima_torch.kernels.linear import matvec
-from prima_torch.planes import Planes
+from prima_torch.planes import Planes, empty
 from prima_torch.shard import TorchShard
 
 CACHES_BYTES = 512 << 20
 """More than the caches of any GPU: what a timed run walks through."""
 
 # ---------------------------------------------------------------- kernels
+
+
+def compiled(types: Sequence[str], settings: Settings) -> Iterator[Row]:
+    """Triton keeps what it has compiled on disk: with the products of all shapes made once, what is measured later need
+    not wait for it."""
+    for name in types:
+        start, type = time.perf_counter(), GGUFType[name]
+        shapes = {_kernel_shape(settings)}
+        if type in Q4_K_M:
+            shapes |= {(LLAMA_8B.vocab_size, LLAMA_8B.d_model)}
+            shapes |= {(shape[0], shape[1]) for shape in llama_shapes(LLAMA_8B).values() if len(shape) == 2}
+        try:
+            for rows, columns in shapes:
+                matrix = empty(type, rows, columns, settings.device)
+                for n in (1, 8):
+                    matvec(torch.zeros((n, columns), device=settings.device), matrix)
+            settings.wait()
+        except Exception as problem:  # noqa: BLE001  # the other types are tried too
+            yield {"type": name, "right": False, "problem": f"{problem}"}
+        else:
+            yield {"type": name, "shapes": len(shapes), "s": time.perf_counter() - start}
 
 
 def kernels(settings: Settings) -> Iterator[Row]:
@@ -54,8 +76,12 @@ def kernels(settings: Settings) -> Iterator[Row]:
             yield row
 
 
+def _kernel_shape(settings: Settings) -> tuple[int, int]:
+    return (8, 32) if settings.tiny else (4096, 14336)
+
+
 def _matvec_bytes_per_s(type: GGUFType, n: int, settings: Settings) -> float:
-    shape = (8, 32) if settings.tiny else (4096, 14336)
+    shape = _kernel_shape(settings)
     matrix = planes(random_weight(type, shape), settings.device)
     n_copies = 2 if settings.tiny else -(-CACHES_BYTES // matrix.n_bytes)
     copies = [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,8 +54,9 @@ def test_results_are_checked_where_only_torch_triton_and_numpy_are(parts: tuple[
 
 
 def test_speed_is_measured_where_only_torch_triton_and_numpy_are(tmp_path: Path) -> None:
-    found = sections(tmp_path, "machine", "kernels", "model")
-    assert list(found) == ["machine", "kernels", "model"]
+    parts = ("machine", "compile", "kernels", "model")
+    found = sections(tmp_path, *parts)
+    assert tuple(found) == parts
     decode = next(row for row in found["model"] if row["what"] == "decode, batch 1")
     assert isinstance(decode["tokens/s"], float)
     assert decode["tokens/s"] > 0
@@ -63,7 +66,7 @@ def test_speed_is_measured_where_only_torch_triton_and_numpy_are(tmp_path: Path)
 
 def test_without_a_choice_every_part_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
-    assert gpu.parse().only == ("linear", "attention", "ops", "graphs", "machine", "kernels", "model")
+    assert gpu.parse().only == ("linear", "attention", "ops", "graphs", "machine", "compile", "kernels", "model")
 
 
 def test_the_backend_can_be_loaded_there(tmp_path: Path) -> None:
@@ -80,3 +83,22 @@ def test_what_is_wrong_or_does_not_run_fails_the_script_and_stops_no_other_part(
     assert "ops: FAILED" in done.stdout
     assert "no Triton" in done.stdout
     assert "machine: right" in done.stdout
+
+
+def test_a_part_that_is_stopped_keeps_the_rows_that_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(command: list[str], **_: object) -> None:
+        Path(command[command.index("--result") + 1]).write_text('["kernels", "row", {"type": "Q4_0"}]\n')
+        raise subprocess.TimeoutExpired(command, 90)
+
+    monkeypatch.setattr(subprocess, "run", stopped)
+    options = argparse.Namespace(tiny=False, profile=False)
+    [section] = gpu.run(gpu.Job(("kernels",), 370), options, time.monotonic(), {})
+    assert section["rows"] == [{"type": "Q4_0"}]
+    assert (section["right"], section["error"]) == (False, "not done 370 s after the start of all")
+
+
+def test_what_is_measured_is_compiled_before_and_all_ends_within_eight_minutes() -> None:
+    checks, *measured = gpu.stages(argparse.Namespace(tiny=False, only=["kernels", "model", "machine"]))
+    assert {job.parts[0].split(":")[0] for job in checks} == {"compile"}
+    assert [job.parts for [job] in measured] == [("machine",), ("kernels",), ("model",)]
+    assert all(job.by_s < 480 for [job] in measured)

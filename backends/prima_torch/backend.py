@@ -11,7 +11,7 @@ from prima_core.arch.fits import check_fits
 from prima_core.errors import ConfigError, DeviceMemoryError, PluginError
 from prima_core.interfaces import BackendOptions, Device, Shard, Slice, Store
 from prima_core.model.spec import ModelSpec
-from prima_torch.memory import available_bytes
+from prima_torch.memory import available_bytes, give_back
 from prima_torch.ops import TorchOps
 from prima_torch.shard import TorchShard
 from prima_torch.support import Support, look
@@ -75,7 +75,9 @@ class TorchBackend:
         try:
             return TorchShard(ops, model, part, store, ops.recorder())
         except DeviceMemoryError as error:
-            failed = error.with_traceback(None)  # its frames hold what was uploaded
+            failed = error.with_traceback(None)
+        failed.__cause__ = failed.__context__ = None  # the frames of both hold what was uploaded
+        give_back(ops.device)
         # What was free was not in one piece, or another program was quicker: say it by what was got.
         check_fits(device, ops.uploaded_bytes, model, part, store)
         raise failed

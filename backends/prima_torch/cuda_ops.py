@@ -43,7 +43,7 @@ class CudaOps(TorchOps):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self._dense = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self._dense = torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
         self._product = _product(self._dense, device)
 
     def matrix(self, weight: Weight, bias: Weight | None = None) -> Matrix:
@@ -159,6 +159,11 @@ class CudaOps(TorchOps):
             heads, keys, values, mask, is_causal=is_square, scale=rule.scale
         )
         return mixed[0].transpose(0, 1).reshape(q.shape).to(torch.float32)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """From Ampere on: what is older is slower at it than with float32, if it can do it at all."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _product(dense: torch.dtype, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

@@ -7,6 +7,7 @@ sequence has, and how far it was written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -16,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from prima_core.arch.kvsteps import check_step, spans
+from prima_core.errors import DeviceMemoryError
 from prima_core.interfaces import Chunk, KvKind, KvOp, KvType, Layers, Slice, Step
 from prima_core.model.quant import BLOCKS, GGUFType, kv_row_bytes
-from prima_torch.memory import room_for
+from prima_torch.memory import give_back, room_for
 
 PAGE = 64
 """Positions of a page."""
@@ -46,7 +48,7 @@ class Half:
     scales: torch.Tensor | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class LayerKv:
     k: Half
     v: Half
@@ -180,8 +182,7 @@ class TorchKv:
     def close(self) -> None:
         """Gives the memory back to the device too, with what else of torch's is not in use."""
         self._groups.clear()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(self._device)
 
     def _of(self, layers: Layers) -> list[_Group]:
         """The groups of exactly these layers: one that has others too comes apart, those alike become one again."""
@@ -236,11 +237,17 @@ class _Group:
         return group
 
     def grow(self, n_pages: int) -> None:
-        """At least so many pages, and a quarter more than there were, so that they are not copied again and again.
+        """At least so many pages; where there is room, a quarter more than there were, so that they are not copied
+        again and again.
 
         Raises DeviceMemoryError; what was written stays where it can be read.
         """
-        n_pages = max(n_pages, self.n_pages + self.n_pages // 4)
+        if (wanted := self.n_pages + self.n_pages // 4) > n_pages:
+            with suppress(DeviceMemoryError):  # on a device that is full but for little
+                return self._enlarge(wanted)
+        return self._enlarge(n_pages)
+
+    def _enlarge(self, n_pages: int) -> None:
         what = f"{n_pages * PAGE} positions of KV in {len(self.arrays)} layers on {self._device}"
         with room_for(what, hint="use a smaller context (-c) or more quantised KV (--kv-type q8_0)"):
             for layer, arrays in self.arrays.items():
@@ -376,6 +383,11 @@ def write(half: Half, slots: torch.Tensor, rows: torch.Tensor) -> None:
     codes, scales = _quantized(values)
     half.values.flatten(0, 1).index_copy_(0, slots, codes)
     half.scales.flatten(0, 1).index_copy_(0, slots, scales)
+
+
+def heads_of(half: Half, first: int, stop: int) -> Half:
+    """Some heads, a view."""
+    return Half(half.values[:, :, first:stop], None if half.scales is None else half.scales[:, :, first:stop])
 
 
 def read(half: Half, pages: torch.Tensor) -> torch.Tensor:

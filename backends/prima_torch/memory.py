@@ -23,12 +23,26 @@ def available_bytes(device: torch.device) -> int:
     return max(0, torch.cuda.mem_get_info(device)[0] - RESERVE_BYTES)
 
 
+_LACKS = (
+    "not enough memory",
+    "can't allocate memory",
+    "Storage size calculation overflowed",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether torch could not allocate: on the CPU that is a RuntimeError like any other."""
-    words = "not enough memory", "can't allocate memory", "Storage size calculation overflowed"
+    """Whether torch could not allocate: on the CPU, in cuBLAS and in Triton that is a RuntimeError like any other."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _LACKS)
     )
+
+
+def give_back(device: torch.device) -> None:
+    """What torch keeps of memory that is not in use goes back to the device, whose free memory is else too small."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from prima_core.interfaces import Slice, Weight
 from prima_core.model.quant import GGUFType
 from prima_core.model.rope import RopeKind
 from prima_torch.graphs import Recorder
-from prima_torch.kv import PAGE, Half, Pass, TorchKv, read, write
+from prima_torch.kv import PAGE, Half, LayerKv, Pass, TorchKv, heads_of, read, write
 from prima_torch.memory import room_for
 from prima_torch.planes import Planes, empty, fill, part
 from prima_torch.unpack import Unpacker
@@ -32,6 +32,8 @@ PIECE_WEIGHTS = 1 << 22
 """Weights that are dequantised at once."""
 PIECE_SCORES = 1 << 24
 """Scores of attention that are computed at once: a long prefill has more than fit in memory."""
+PIECE_KEYS = 1 << 25
+"""Values of K, those of a head for each query head that reads it, which are copied at once: 128 MiB in float32."""
 UPLOAD_BYTES = 32 << 20
 
 
@@ -134,7 +136,9 @@ class TorchOps:
             rows = slice(start, stop)
             write(held.k, inputs.slots[rows], k[rows])
             write(held.v, inputs.slots[rows], v[rows])
-            out[rows] = self._attend(q[rows], held.k, held.v, inputs.table[i], chunk.start, rule)
+            for columns, k_heads, v_heads in by_heads(held, q.shape[1], chunk.start + chunk.count):
+                own = q[rows, columns]
+                out[rows, columns] = self._attend(own, k_heads, v_heads, inputs.table[i], chunk.start, rule)
         return out
 
     def swiglu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -181,6 +185,17 @@ class TorchOps:
         step = max(1, PIECE_SCORES // (keys.shape[1] * q.shape[1] // keys.shape[2]))
         starts = range(0, len(q), step)
         return torch.cat([attend(q[row : row + step], keys, values, start + row - first, rule) for row in starts])
+
+
+def by_heads(kv: LayerKv, width: int, n_seen: int) -> Iterator[tuple[slice, Half, Half]]:
+    """Runs of heads of K and V that are not too many to be copied over `n_seen` positions, each with the columns of the
+    queries [n, width] that read it."""
+    n_kv_heads = kv.k.values.shape[2]
+    step = max(1, PIECE_KEYS * n_kv_heads // (n_seen * width))
+    for first in range(0, n_kv_heads, step):
+        stop = min(n_kv_heads, first + step)
+        columns = slice(first * width // n_kv_heads, stop * width // n_kv_heads)
+        yield columns, heads_of(kv.k, first, stop), heads_of(kv.v, first, stop)
 
 
 def seen(

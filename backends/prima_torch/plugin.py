@@ -22,7 +22,10 @@ def _probe() -> Probe:
         return Probe(usable=False, reason="torch is not installed", hint='pip install "prima-llm[torch]"')
     if support.fault:
         return Probe(usable=True, reason=f"on the CPU only: {support.fault}", hint=support.hint, cpu_only=True)
-    return Probe(usable=True, reason=f"CUDA {support.describe()}")
+    reason, slow = f"CUDA {support.describe()}", support.triton_fault
+    if slow:
+        reason += f"; slower than it could be: {slow}"
+    return Probe(usable=True, reason=reason, hint="see NVIDIA's GPUs in docs/operations.md" if slow else "")
 
 
 def _open(options: BackendOptions) -> Backend:

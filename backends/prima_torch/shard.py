@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +18,7 @@ from prima_core.model.rope import RopeSpec
 from prima_core.model.spec import ModelSpec
 from prima_torch.graphs import Arrays, Recorder, Replays
 from prima_torch.kv import PAGE, Pass, Rows
+from prima_torch.memory import room_for
 from prima_torch.ops import Matrix, TorchOps
 
 Element = TypeVar("Element", bound=np.generic)
@@ -41,35 +44,39 @@ class TorchShard(OpsShard[torch.Tensor, Matrix, Pass]):
 
     def look_up(self, table: Matrix, ids: Sequence[int]) -> FloatArray:
         n, ops, answer = len(ids), self._torch_ops, None
-        if self._replays is not None and n <= BATCHES[-1]:
-            arrays = {"ids": padded(np.array(ids, np.int64))}
-            answer = self._replays.answer(
-                ("the embedding", len(arrays["ids"])), n, arrays, lambda inputs: ops.embedding(table, inputs["ids"])
-            )
-        return super().look_up(table, ids) if answer is None else answer
+        with self._room_for(n):
+            if self._replays is not None and n <= BATCHES[-1]:
+                arrays = {"ids": padded(np.array(ids, np.int64))}
+                key = "the embedding", len(arrays["ids"])
+                answer = self._replays.answer(key, n, arrays, lambda inputs: ops.embedding(table, inputs["ids"]))
+            return super().look_up(table, ids) if answer is None else answer
 
     def forward(self, layers: Layers, activation: FloatArray, step: Step, kv: Pass) -> FloatArray:
         answer = None
-        if self._replays is not None:
-            self._forget_what_moved(self._replays, layers, kv)
-            rows = kv.common_rows() if kv.decodes and len(activation) <= BATCHES[-1] else None
-            if rows is not None:
-                answer = self._replayed(self._replays, layers, activation, self.turns(step), rows, kv)
-        return super().forward(layers, activation, step, kv) if answer is None else answer
+        with self._room_for(len(activation)):
+            if self._replays is not None:
+                self._forget_what_moved(self._replays, layers, kv)
+                rows = kv.common_rows() if kv.decodes and len(activation) <= BATCHES[-1] else None
+                if rows is not None:
+                    answer = self._replayed(self._replays, layers, activation, self.turns(step), rows, kv)
+            return super().forward(layers, activation, step, kv) if answer is None else answer
 
     def project(self, norm: torch.Tensor, matrix: Matrix, x: FloatArray) -> FloatArray:
         answer, n = None, len(x)
-        if self._replays is not None and 0 < n <= BATCHES[-1]:
-            arrays = {"x": padded(x)}
-            answer = self._replays.answer(
-                ("the output", len(arrays["x"])), n, arrays, lambda inputs: self.head(norm, matrix, inputs["x"])
-            )
-        return super().project(norm, matrix, x) if answer is None else answer
+        with self._room_for(n):
+            if self._replays is not None and 0 < n <= BATCHES[-1]:
+                arrays = {"x": padded(x)}
+                key = "the output", len(arrays["x"])
+                answer = self._replays.answer(key, n, arrays, lambda inputs: self.head(norm, matrix, inputs["x"]))
+            return super().project(norm, matrix, x) if answer is None else answer
 
     def close(self) -> None:
         self._replays = None
         self._places.clear()
         super().close()
+
+    def _room_for(self, n: int) -> AbstractContextManager[None]:
+        return room_for(f"a pass of {n} rows on {self._torch_ops.device}", hint="use a smaller context (-c)")
 
     def _replayed(
         self, replays: Replays, layers: Layers, activation: FloatArray, turns: Turns, rows: Rows, kv: Pass
@@ -90,8 +97,9 @@ class TorchShard(OpsShard[torch.Tensor, Matrix, Pass]):
         return replays.answer(("the layers", layers, *table.shape), len(activation), arrays, compute)
 
     def _forget_what_moved(self, replays: Replays, layers: Layers, kv: Pass) -> None:
-        """Recordings know where weights and KV of `layers` were, and keep that memory from being used again."""
-        now = (*map(self._bound, layers), *(kv.pages[layer] for layer in layers))
+        """Recordings know where weights and KV of `layers` were. KV is referred to weakly, lest all of it be there
+        twice while it grows; of a thing that is there, all weak references are one."""
+        now = (*map(self._bound, layers), *(weakref.ref(kv.pages[layer]) for layer in layers))
         then = self._places.get(layers, now)
         if any(a is not b for a, b in zip(now, then, strict=True)):
             replays.clear()

@@ -7,9 +7,11 @@ import ctypes
 import os
 import runpy
 import sys
+import sysconfig
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 CUDA_BUILDS = "pip install torch --index-url https://download.pytorch.org/whl/cu130"
 """The line for builds with CUDA 13.0; pytorch.org/get-started has those for other versions."""
@@ -50,7 +52,7 @@ class Support:
         """Why Triton's kernels cannot be used; "" where they can: on a GPU, and in its interpreter (for tests)."""
         if find_spec("triton") is None:
             return "triton is not installed"
-        return "" if os.environ.get("TRITON_INTERPRET") == "1" else self.fault
+        return "" if os.environ.get("TRITON_INTERPRET") == "1" else self.fault or _compiler_fault()
 
     def describe(self) -> str:
         """The CUDA that is used, or why none is."""
@@ -78,6 +80,17 @@ def _driver() -> Version | str:
     if error or driver.cuDriverGetVersion(ctypes.byref(number)):
         return f"NVIDIA's driver finds no GPU that it can use (error {error})"
     return number.value // 1000, number.value % 1000 // 10
+
+
+def _compiler_fault() -> str:
+    """Triton builds what launches kernels by a C compiler (`triton/runtime/build.py`); on Windows it comes with one."""
+    if sys.platform == "win32":
+        return ""
+    if "CC" not in os.environ and not any(map(which, ("gcc", "clang"))):
+        return "triton needs a C compiler, and there is no gcc"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    header = Path(sysconfig.get_paths(scheme)["include"]) / "Python.h"
+    return "" if header.exists() else f"triton needs Python's header files, and there is no {header}"
 
 
 def _dotted(version: Version) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,17 +140,20 @@ def test_a_part_that_does_not_fit_is_refused_before_anything_is_uploaded(
 def test_a_device_that_is_full_sooner_than_it_said_names_the_layers_that_would_fit(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[int] = []
+    made: list[weakref.ref[torch.Tensor]] = []
 
     def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        made.append(1)
-        if len(made) > 60:  # both ends and a layer have fewer fields, two layers have more
+        if len(made) == 60:  # both ends and a layer have fewer fields, two layers have more
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return torch.zeros(shape, dtype=dtype, device=device)
+        made.append(weakref.ref(field := torch.zeros(shape, dtype=dtype, device=device)))
+        return field
 
     monkeypatch.setattr("prima_torch.planes.torch", SimpleNamespace(empty=empty, uint8=torch.uint8))
+    alive: list[int] = []
+    monkeypatch.setattr("prima_torch.backend.give_back", lambda _: alive.append(sum(ref() is not None for ref in made)))
     with pytest.raises(DeviceMemoryError, match=r"on torch:cpu, which has .* available: 1 of the layers would fit"):
         TorchBackend(BackendOptions()).load(model.spec, "torch:cpu", whole(model), model.store())
+    assert alive == [0]  # only then can they be given back, and the device tells what is free
 
 
 def test_other_faults_of_torch_are_not_called_a_lack_of_memory(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from prima_core.errors import DeviceMemoryError, FrameError, ModelError
 from prima_core.interfaces import Chunk, KvKind, KvOp, KvType, Layers, Slice, Step
 from prima_numpy import kv as numpy_kv
+from prima_torch import kv as kv_module
 from prima_torch.kv import PAGE, SLACK_PAGES, Pass, TorchKv, read, write
 
 FloatArray = NDArray[np.float32]
@@ -153,6 +154,26 @@ def test_a_step_without_memory_for_it_changes_nothing(capacity: int) -> None:
         kv.begin(ALL, Step((), (drop(0), open_(1), open_(2, capacity))))
     assert seen(fill(kv, Chunk(0, 6, 1), 2)) == [1] * 6 + [2]
     assert seen(fill(kv, Chunk(1, 0, 1), 3, open_(1))) == [3]
+
+
+def test_a_cache_on_a_full_device_grows_by_no_more_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter more would not fit."""
+    kv = cache(kv_tokens=100 * PAGE)
+    fill(kv, Chunk(0, 0, 6), 1, open_(0, (100 + SLACK_PAGES) * PAGE))
+    n_bytes = kv.n_bytes
+
+    def enlarged(pages: torch.Tensor, n_pages: int) -> torch.Tensor:
+        if n_pages > 100 + SLACK_PAGES + 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return grown(pages, n_pages)
+
+    grown = kv_module._enlarged
+    monkeypatch.setattr(kv_module, "_enlarged", enlarged)
+    fill(kv, Chunk(1, 0, 1), 2, open_(1, PAGE))
+    assert kv.n_bytes == n_bytes // (100 + SLACK_PAGES) * (100 + SLACK_PAGES + 1)
+    assert seen(fill(kv, Chunk(0, 6, 1), 3)) == [1] * 6 + [3]
+    with pytest.raises(DeviceMemoryError):
+        kv.begin(ALL, Step((), (open_(2, PAGE),)))
 
 
 def test_layers_may_see_steps_at_different_times() -> None:

@@ -19,6 +19,7 @@ from prima_numpy.ops import ReferenceOps, exact_product
 from prima_torch import cuda_ops as cuda_ops_module
 from prima_torch import ops as ops_module
 from prima_torch.cuda_ops import CudaOps
+from prima_torch.kv import PAGE, Half, LayerKv
 from prima_torch.ops import TOLERANCE, TorchOps
 from tests.arch.small import f32_weight
 from tests.prima_numpy.blocks import random_rows, random_stack, random_weight
@@ -171,6 +172,27 @@ def test_attention_reads_what_the_cache_keeps(ops: TorchOps, kv_type: KvType) ->
     both = Both(ops, RULES["plain"], kv_type)
     both.check(Chunk(0, 0, 70), kv=(opened(0),))
     both.check(Chunk(0, 70, 1))
+
+
+def test_heads_of_a_long_context_are_copied_some_at_a_time(ops: TorchOps, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = Half(torch.empty((1, PAGE, 8, 128), device="meta"), None)
+    runs = list(ops_module.by_heads(LayerKv(half, half), 32 * 128, 32768))
+    assert [columns for columns, _, _ in runs] == [slice(first, first + 1024) for first in range(0, 4096, 1024)]
+    assert [k.values.shape[2] for _, k, _ in runs] == [2] * 4
+    monkeypatch.setattr(ops_module, "PIECE_KEYS", 1)
+    for kv_type in KvType:
+        both = Both(ops, RULES["plain"], kv_type)
+        both.check(Chunk(0, 0, 70), kv=(opened(0),))
+        both.check(Chunk(0, 70, 3))
+
+
+@pytest.mark.parametrize(("capability", "dense"), [((7, 5), False), ((8, 6), True)])
+def test_gpus_without_bfloat16_are_not_asked_for_it(
+    capability: tuple[int, int], dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert cuda_ops_module.multiplies_bfloat16(torch.device("cuda:0")) is dense
+    assert not cuda_ops_module.multiplies_bfloat16(CPU)
 
 
 def test_a_text_in_two_chunks_of_one_step(ops: TorchOps) -> None:

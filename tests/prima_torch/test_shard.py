@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,16 @@ from bench.gpu_weights import LLAMA_TINY, SMALL_BLOCKS, mixed, random_weight
 from prima_core.arch.families import open_model
 from prima_core.arch.llama import llama_shapes
 from prima_core.arch.shard import FloatArray
+from prima_core.errors import DeviceMemoryError
 from prima_core.interfaces import KvKind, KvOp, KvType, Layers, Slice, Step
 from prima_core.model.quant import GGUFType
 from prima_core.model.spec import Experts
 from prima_core.testing.driving import joined, logits_of_all, opened, step_of
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 from prima_torch import graphs
+from prima_torch import kv as kv_module
 from prima_torch.cuda_ops import CudaOps
-from prima_torch.graphs import Recorder
+from prima_torch.graphs import Recorder, Recording
 from prima_torch.kv import SHORTEST, Pass
 from prima_torch.shard import BATCHES, TorchShard
 from tests.arch.small import ArrayStore, SmallModel, small_model, small_spec
@@ -96,6 +99,13 @@ def test_replayed_steps_answer_as_eager_ones_while_sequences_come_and_go(kv_type
     assert (recorder.made, recorder.replayed) == (5, 10)
 
 
+class LettingGo:
+    """As CUDA graphs do, its recordings hold nothing that they read or write."""
+
+    def record(self, run: Callable[[], torch.Tensor]) -> Recording:
+        return Recording(run(), lambda: None)
+
+
 def test_batches_are_filled_up_so_that_few_sizes_are_recorded() -> None:
     shard = shard_of(recorder := CountingRecorder())
     for sequence in range(8):
@@ -155,6 +165,40 @@ def test_recordings_are_let_go_when_kv_moves() -> None:
     assert recorder.alive == 0
     assert_alike(run(shard, decode((0, 3), (1, 2))), run(eager, decode((0, 3), (1, 2))))
     assert recorder.made == 2
+
+
+def test_kv_that_grows_is_not_there_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each layer in turn, what it had goes before the next one gets more."""
+    shard = shard_of(LettingGo(), whole(kv_tokens=0))
+    prefill(shard, 0, 2)
+    run(shard, decode((0, 2)))
+    moved: list[weakref.ref[torch.Tensor]] = []
+    twice: list[int] = []
+    enlarged = kv_module._enlarged
+
+    def counted(pages: torch.Tensor, n_pages: int) -> torch.Tensor:
+        moved.append(weakref.ref(pages))
+        twice.append(sum(old() is not None for old in moved))
+        return enlarged(pages, n_pages)
+
+    monkeypatch.setattr(kv_module, "_enlarged", counted)
+    prefill(shard, 1, 2, capacity=4096)
+    assert twice == [1, 2] * 2  # K and V of a layer
+
+
+def test_a_pass_without_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    shard = shard_of(None)
+    monkeypatch.setattr(StaticOps, "linear", full)
+    with pytest.raises(DeviceMemoryError, match="no memory for a pass of 2 rows on cpu"):
+        prefill(shard, 0, 2)
+    with pytest.raises(DeviceMemoryError, match="no memory for a pass of 1 rows on cpu"):
+        shard.logits(np.ones((3, MODEL.spec.d_model), np.float32), [2])
+    monkeypatch.setattr(graphs, "Inputs", full)
+    with pytest.raises(DeviceMemoryError, match="no memory for a pass of 1 rows on cpu"):
+        shard_of(CountingRecorder()).embed(step_of(0, [1]))
 
 
 def test_recordings_are_let_go_when_the_store_gives_other_tensors() -> None:

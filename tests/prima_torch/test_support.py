@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import sysconfig
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -67,6 +69,24 @@ def test_a_driver_without_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     found = look()
     assert found is not None
     assert found.driver == "NVIDIA's driver finds no GPU that it can use (error 100)"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Triton for Windows comes with a compiler")
+def test_triton_needs_a_c_compiler_and_pythons_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support_module, "find_spec", lambda name: name)
+    monkeypatch.setattr(support_module, "which", lambda name: "/usr/bin/clang" if name == "clang" else None)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(Path(__file__).parent / "no headers")})
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert "Python's header files" in GPU.triton_fault
+    monkeypatch.setattr(support_module, "which", lambda name: None)
+    assert GPU.triton_fault == "triton needs a C compiler, and there is no gcc"
+    [plugin] = prima_backends()
+    monkeypatch.setattr(support_module, "look", lambda: GPU)
+    assert plugin.probe().reason.endswith("; slower than it could be: triton needs a C compiler, and there is no gcc")
+    assert plugin.probe().hint
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert not GPU.triton_fault
 
 
 @pytest.mark.parametrize(
