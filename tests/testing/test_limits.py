@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from prima_core.errors import ConfigError, PluginError
-from prima_core.interfaces import Backend, Transport, TransportPlugin
+from prima_core.interfaces import Backend, Shard, Transport, TransportPlugin
 from prima_core.plan.plan import Plan
 from prima_core.plan.problem import Problem
 from prima_core.testing.checks import CheckFailed, Tolerance, check_backend, check_solver, check_transport
@@ -51,10 +51,13 @@ def test_what_ends_gives_its_result_or_raises() -> None:
 def test_only_a_check_that_hangs_ends_the_suite(never: threading.Event) -> None:
     recorder = Recorder()
 
+    def hang() -> None:
+        never.wait()
+
     def suite() -> bool:
         for _ in range(5):
             recorder.run("quick", lambda: time.sleep(0.1))
-        return recorder.run("slow", lambda: never.wait() and None)
+        return recorder.run("slow", hang)
 
     assert watched(recorder, suite, 0.3) is None
     assert [(check.name, check.expected) for check in recorder.checks[4:]] == [
@@ -65,7 +68,7 @@ def test_only_a_check_that_hangs_ends_the_suite(never: threading.Event) -> None:
 
 def test_a_backend_that_hangs_is_left_behind(never: threading.Event) -> None:
     class Hangs(faults.Faulty):
-        def load(self, *arguments: object) -> faults.Shard:
+        def load(self, *arguments: object) -> Shard:
             never.wait()
             raise PluginError("too late")
 
@@ -154,6 +157,7 @@ def test_what_a_plugin_prints_is_not_in_the_report(tmp_path: Path) -> None:
         (lambda: check_backend(leave, types=("Q4_X",)), "types has 'Q4_X' (there are: F32, F16"),  # type: ignore[arg-type]
         (lambda: check_backend(leave, families=("llma",)), "families has 'llma'"),  # type: ignore[arg-type]
         (lambda: check_backend(leave, kv_types=("f12",)), "kv_types has 'f12'"),  # type: ignore[arg-type]
+        (lambda: check_backend(leave, types="Q4_K"), "types is 'Q4_K' (give a list)"),  # type: ignore[arg-type]
         (lambda: check_backend(leave, batches=(1, 0)), "batches has 0 (there are: 1 to 128)"),
         (lambda: Tolerance(logits=math.nan), "the tolerance logits is nan"),
         (lambda: Tolerance(batch=-1.0), "the tolerance batch is -1.0"),

@@ -69,7 +69,9 @@ _HANGS = "no check could follow it; where it is only slow, give more time or few
 
 
 def _chosen(what: str, chosen: Iterable[T], known: Sequence[T]) -> tuple[T, ...]:
-    wanted = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+    if isinstance(chosen, str):  # else each of its letters would be one
+        raise ConfigError(f"{what} is {str(chosen)!r}", hint="give a list")
+    wanted = tuple(chosen)
     for one in wanted:
         if one not in known:
             there = f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(map(str, known))
