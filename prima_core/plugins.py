@@ -353,9 +353,15 @@ def _wrong_devices(backend: str, devices: object) -> str:
     """What is wrong with what `devices()` gave, in a sentence; empty: nothing."""
     if not isinstance(devices, Sequence) or not all(isinstance(device, Device) for device in devices):
         return "devices() gave something else than Devices"
-    strange = [device.id for device in devices if not device.id.startswith(f"{backend}:")]
+    ids = [device.id for device in devices]
+    strange = [id_ for id_ in ids if not (id_.startswith(f"{backend}:") and id_.isprintable() and len(id_) <= 128)]
     if strange:
-        return f"devices are named backend:device, not {', '.join(strange)}"
+        return f"devices are named backend:device, not {', '.join(map(repr, strange))}"
+    if len(set(ids)) < len(ids):
+        return f"every device has an id of its own, not {', '.join(ids)}"
+    sizes = [device.memory_bytes for device in devices]
+    if not all(isinstance(size, int) and 0 <= size < 1 << 63 for size in sizes):
+        return f"memory_bytes are bytes, a whole number from 0 on, not {', '.join(map(repr, sizes))}"
     factors = [factor for device in devices for factor in device.growth.values() if not 1 <= factor <= MAX_GROWTH]
     return f"growth is from 1 to {MAX_GROWTH:g}, not {', '.join(map(str, factors))}" if factors else ""
 

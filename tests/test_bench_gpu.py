@@ -54,9 +54,9 @@ def test_results_are_checked_where_only_torch_triton_and_numpy_are(parts: tuple[
 
 
 def test_speed_is_measured_where_only_torch_triton_and_numpy_are(tmp_path: Path) -> None:
-    parts = ("machine", "compile", "kernels", "model")
+    parts = ("machine", "kernels", "model")
     found = sections(tmp_path, *parts)
-    assert tuple(found) == parts
+    assert set(found) == {*parts, "compile"}  # which goes before
     decode = next(row for row in found["model"] if row["what"] == "decode, batch 1")
     assert isinstance(decode["tokens/s"], float)
     assert decode["tokens/s"] > 0
@@ -66,7 +66,7 @@ def test_speed_is_measured_where_only_torch_triton_and_numpy_are(tmp_path: Path)
 
 def test_without_a_choice_every_part_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
-    assert gpu.parse().only == ("linear", "attention", "ops", "graphs", "machine", "compile", "kernels", "model")
+    assert gpu.parse().only == ("linear", "attention", "ops", "graphs", "machine", "kernels", "model")
 
 
 def test_the_backend_can_be_loaded_there(tmp_path: Path) -> None:

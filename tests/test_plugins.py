@@ -433,6 +433,11 @@ def test_auto_says_what_it_chose_and_why_not_the_others(site: Site) -> None:
         backend("bad", devices="return ['bad:gpu']"),
         backend("bad", devices="return [Device('good:gpu', 1)]"),
         backend("bad", devices="return [Device('bad:gpu', 1, growth=dict(F16=0.5))]"),
+        backend("bad", devices="return [Device('bad:gpu', 1), Device('bad:gpu', 2)]"),
+        backend("bad", devices="return [Device('bad:\\x1b[2J', 1)]"),
+        backend("bad", devices="return [Device('bad:gpu', -1)]"),
+        backend("bad", devices="return [Device('bad:gpu', 1.5)]"),
+        backend("bad", devices="return [Device('bad:gpu', 1 << 63)]"),
     ],
 )
 def test_auto_goes_on_past_a_broken_backend(site: Site, bad: str) -> None:

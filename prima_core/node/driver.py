@@ -272,7 +272,7 @@ class Driver:
                 self._moved_s = self._clock()
                 self._engine.accept(result)
             case Loading(_, done, total):
-                running.progress[name] = done / max(1, total)
+                running.progress[name] = min(1.0, done / max(1, total))
                 self._tell()
             case Ready():
                 running.pending.discard(name)
@@ -282,13 +282,15 @@ class Driver:
                     self._emit(PlanMade(running.epoch.counter, running.plan))
             case LoadFailed(_, error, device, memory_bytes):
                 taken = running.plan.bytes_on(name, device)
-                if taken:  # in any case less than that next time, so that this comes to an end
+                if device and taken:  # in any case less than that next time, so that this comes to an end
                     self._shrink(name, error, device, min(memory_bytes, taken - 1))
                 else:
                     self._refuse(name, error)
             case Unreachable(_, node, error):
-                # The head cannot be left out: then it is the one that complains.
-                self._refuse(name if node == running.plan.head else node, error)
+                # The head cannot be left out, nor a node to which this one has nothing to send: then it is the one that
+                # complains.
+                is_next = node != running.plan.head and node in running.plan.successors(name)
+                self._refuse(node if is_next else name, error)
 
     def _refuse(self, name: str, error: PrimaError) -> None:
         log.warning("node %s cannot serve: %s", name, error)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from prima_core.errors import PlanError
-from prima_core.interfaces import Device, KvType
+from prima_core.interfaces import MAX_GROWTH, Device, KvType
+
+Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Name = Annotated[str, Meta(max_length=256, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]  # ends on terminals
 
 
 class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -20,15 +25,15 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     name: str
-    layer_bytes: tuple[int, ...]
-    input_bytes: int
-    output_bytes: int
-    kv_bytes_per_token_layer: int
-    context_length: int
+    layer_bytes: tuple[Size, ...]
+    input_bytes: Size
+    output_bytes: Size
+    kv_bytes_per_token_layer: Size
+    context_length: Size
     kv_type: KvType = KvType.F16
-    layer_types: dict[str, tuple[int, ...]] = {}
-    input_types: dict[str, int] = {}
-    output_types: dict[str, int] = {}
+    layer_types: dict[str, tuple[Size, ...]] = {}
+    input_types: dict[str, Size] = {}
+    output_types: dict[str, Size] = {}
 
     def __post_init__(self) -> None:
         for name, sizes in self.layer_types.items():
@@ -43,10 +48,15 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A device of a node; the fields are those of `interfaces.Device`."""
 
-    id: str
-    memory_bytes: int
+    id: Name
+    memory_bytes: Size
     shares_host: bool = True
     growth: dict[str, float] = {}
+
+    def __post_init__(self) -> None:
+        for name, factor in self.growth.items():
+            if not 1 <= factor <= MAX_GROWTH:
+                raise ValueError(f"growth of {name} is from 1 to {MAX_GROWTH:g}, not {factor:g}")
 
     @classmethod
     def of(cls, device: Device) -> DeviceFacts:
@@ -56,9 +66,12 @@ class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A node: how many bytes of its host's memory it may use for weights and KV, and its devices, best first."""
 
-    name: str
-    memory_bytes: int
+    name: Name
+    memory_bytes: Size
     devices: tuple[DeviceFacts, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_once("device", (device.id for device in self.devices))
 
     @property
     def places(self) -> tuple[DeviceFacts, ...]:
@@ -81,8 +94,11 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model: ModelFacts
     nodes: tuple[NodeFacts, ...]
-    head: str
-    kv_tokens: int
+    head: Name
+    kv_tokens: Size
+
+    def __post_init__(self) -> None:
+        _check_once("node", (node.name for node in self.nodes))
 
     def node(self, name: str) -> NodeFacts:
         for node in self.nodes:
@@ -124,6 +140,13 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             in_file + _growth({name: sizes[layer] for name, sizes in types.items()}, device.growth)
             for layer, in_file in enumerate(self.model.layer_bytes)
         ]
+
+
+def _check_once(what: str, names: Iterable[str]) -> None:
+    names = tuple(names)
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{what} {name!r} is there twice")
 
 
 def _growth(types: Mapping[str, int], growth: Mapping[str, float]) -> int:

@@ -105,7 +105,11 @@ class Hello(_Message, frozen=True):
     control_address: Line
     data_addresses: Annotated[tuple[Line, ...], Meta(min_length=1, max_length=16)]
     memory_bytes: Size
-    devices: Annotated[tuple[DeviceInfo, ...], Meta(max_length=64)]
+    devices: Annotated[tuple[DeviceInfo, ...], Meta(min_length=1, max_length=64)]
+
+    def __post_init__(self) -> None:
+        if len({device.id for device in self.devices}) != len(self.devices):
+            raise ValueError("two devices have the same id")
 
 
 class Welcome(_Message, frozen=True):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, redirect_stdout
 
 import rich_click as click
 
@@ -58,7 +58,6 @@ def backend(
     as_json: bool,
 ) -> None:
     """Check a backend, e.g. `torch`."""
-    tolerance = Tolerance(logits, blocks, batch=batch)
     options = BackendOptions(threads, kernels)
 
     def check(registry: Registry) -> Report:
@@ -66,7 +65,7 @@ def backend(
             registry.backend(name),
             device=device,
             options=options,
-            tolerance=tolerance,
+            tolerance=Tolerance(logits, blocks, batch=batch),
             types=[type for type in TYPES if not types or type in types],
             families=[arch for arch in ARCHS if not families or arch in families],
         )
@@ -96,20 +95,31 @@ def transport(scheme: str, address: str, trusting: bool, one_process: bool, as_j
 @as_json
 def solver(name: str, as_json: bool) -> None:
     """Check a solver, e.g. `even`."""
-    _tell(lambda registry: check_solver(registry.solver(name)), as_json)
+    _tell(lambda registry: check_solver(name), as_json)
 
 
 def _tell(check: Callable[[Registry], Report], as_json: bool) -> None:
     """Print the report; leave with exit code 1 where something failed."""
-    with closing(Registry.load(os.environ)) as registry:
-        try:
+    try:
+        with _prints_to_stderr(), closing(Registry.load(os.environ)) as registry:
             report = check(registry)
-        except CheckFailed as failed:
-            report = failed.report
-        except PrimaError as error:
-            click.echo(str(error), err=True)
-            sys.exit(2)
+    except CheckFailed as failed:
+        report = failed.report
+    except PrimaError as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
     click.echo(report.to_json() if as_json else str(report))
     if report.failures:
         click.echo(str(CheckFailed(report)), err=True)
         sys.exit(1)
+
+
+@contextmanager
+def _prints_to_stderr() -> Iterator[None]:
+    """Standard output is for the report alone: plugins print too, from native code and from other processes as well."""
+    with os.fdopen(os.dup(1), "w") as kept, redirect_stdout(sys.stderr):
+        os.dup2(2, 1)
+        try:
+            yield
+        finally:
+            os.dup2(kept.fileno(), 1)

@@ -7,6 +7,7 @@ may do without. Any other exception is a fault too: a plugin raises errors of pr
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -115,11 +116,24 @@ class Recorder:
 
     def __init__(self) -> None:
         self.checks: list[Check] = []
+        self._running: tuple[str, float] | None = None  # and since when
 
     def run(self, name: str, check: Callable[[], Figures | None]) -> bool:
         """Whether the check passed."""
+        self._running = name, time.monotonic()
         self.checks.append(_outcome(name, check))
+        self._running = None
         return self.checks[-1].state is State.OK
+
+    def running_s(self) -> float:
+        """How long the present check has been running. From any thread."""
+        running = self._running
+        return time.monotonic() - running[1] if running else 0.0
+
+    def give_up(self, wrong: Wrong) -> None:
+        """The present check will not come to an end."""
+        name = self._running[0] if self._running else ""
+        self.checks.append(_failed(name, wrong))
 
     def report(self, subject: str) -> Report:
         return Report(subject, tuple(self.checks))
@@ -129,14 +143,18 @@ def _outcome(name: str, check: Callable[[], Figures | None]) -> Check:
     try:
         return Check(name, State.OK, check() or {})
     except Wrong as wrong:
-        return Check(name, State.FAILED, expected=wrong.expected, came=wrong.came, hint=wrong.hint)
+        return _failed(name, wrong)
     except NotOffered as reason:
         return Check(name, State.NOT_OFFERED, reason=str(reason))
-    except Exception as error:  # noqa: BLE001  # the border to a stranger's code: what it raises is the answer
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # the border to a stranger's code: what it raises is the answer
         return Check(name, State.FAILED, expected="no error", came=_told_error(error))
 
 
-def _told_error(error: Exception) -> str:
+def _failed(name: str, wrong: Wrong) -> Check:
+    return Check(name, State.FAILED, expected=wrong.expected, came=wrong.came, hint=wrong.hint)
+
+
+def _told_error(error: BaseException) -> str:
     """The error and where it was raised."""
     [*_, frame] = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"

@@ -22,44 +22,62 @@ from statistics import geometric_mean
 
 import msgspec
 
-from prima_core.errors import PlanError
+from prima_core.errors import ConfigError, PlanError
 from prima_core.interfaces import API, SolverPlugin
 from prima_core.plan.check import complete
 from prima_core.plan.plan import Plan, plan_from_json, plan_to_json
 from prima_core.plan.problem import DeviceFacts, NodeFacts, Problem, problem_from_json, problem_to_json
 from prima_core.plugins import Registry
+from prima_core.testing.limits import within
 from prima_core.testing.problems import is_ample, random_problem
 from prima_core.testing.report import Figures, NotOffered, Recorder, Report, Wrong, expect
 
 Solve = Callable[[Problem], Plan]
 FRESH_WITHIN_S = 50.0
+LIMIT_S = 60.0
 TRIED_OUT = 1 << 12
 """Problems with at most so many ways to lay layers on devices are tried out, to know whether there is a plan."""
 
 
-def check_solver(solver: SolverPlugin | Solve, *, n_problems: int = 120, seed: int = 7) -> Report:
+def check_solver(
+    solver: SolverPlugin | Solve | str, *, n_problems: int = 120, seed: int = 7, limit_s: float = LIMIT_S
+) -> Report:
     """Let a solver, or only its `solve`, answer random problems (`prima_core.testing.problems`) and check its plans.
 
-    Raises CheckFailed with all that is wrong. PlanError where there is a plan is weak, not wrong: the report counts it,
+    `solver` may also be the name of one that is installed. One that takes longer than `limit_s` seconds for a problem
+    hangs. Raises CheckFailed with all that is wrong, PluginError for a name that is not there, ConfigError for a wrong
+    argument. PlanError where there is a plan is weak, not wrong: the report counts it,
     and it fails only where every node has ample memory, or where less than half of the plans are found. Figures of the
     last check are ratios to the solver `even`, geometric means: of the bytes on the fullest node (below 1: layers are
     spread better, for nodes that are alike) and of the number of visits (below 1: fewer hops).
     """
+    if n_problems < 1:
+        raise ConfigError(f"n_problems is {n_problems}", hint="ask one at least")
     recorder = Recorder()
-    name = solver.name if isinstance(solver, SolverPlugin) else getattr(solver, "__name__", "solver")
+    name = solver if isinstance(solver, str) else getattr(solver, "name", getattr(solver, "__name__", "solver"))
+    fresh = _named(solver)
+    if isinstance(solver, str):
+        solver = Registry.load(os.environ).solver(solver)
     if isinstance(solver, SolverPlugin):
         recorder.run("descriptor", partial(_check_descriptor, solver))
-    solve = solver.solve if isinstance(solver, SolverPlugin) else solver
-    cases = [_Case.of(solve, seed, index) for index in range(n_problems)]
+    asked = solver.solve if isinstance(solver, SolverPlugin) else solver
+    if not callable(asked):
+        raise ConfigError(f"{asked!r} is no solver", hint="give the SolverPlugin, its `solve`, or its name")
+
+    def solve(problem: Problem) -> Plan:
+        return within(limit_s, partial(asked, problem), _HANGS)
+
+    cases = _ask(solve, n_problems, seed)
+    if not recorder.run("errors", partial(_check_errors, cases)) and len(cases) < n_problems:
+        return recorder.report(f"solver {name}").demand()
     even = _even()
     checks: dict[str, Callable[[], Figures | None]] = {
-        "errors": partial(_check_errors, cases),
         "layers": partial(_check_layers, cases),
         "memory": partial(_check_memory, cases),
         "problem unchanged": partial(_check_unchanged, cases),
         "same answer twice": partial(_check_again, solve, cases),
         "JSON": partial(_check_json, cases),
-        "same answer in a fresh process": partial(_check_fresh, solve, cases),
+        "same answer in a fresh process": partial(_check_fresh, fresh, cases),
         "finds plans": partial(_check_found, even, cases),
         "speed": partial(_speed, cases),
         "compared with even": partial(_compared, even, cases),
@@ -67,6 +85,19 @@ def check_solver(solver: SolverPlugin | Solve, *, n_problems: int = 120, seed: i
     for title, check in checks.items():
         recorder.run(title, check)
     return recorder.report(f"solver {name}").demand()
+
+
+_HANGS = "plans are made while a cluster waits"
+
+
+def _ask(solve: Solve, n_problems: int, seed: int) -> list[_Case]:
+    """All problems and their answers, or those up to the first that gets none."""
+    cases: list[_Case] = []
+    for index in range(n_problems):
+        cases.append(_Case.of(solve, seed, index))
+        if isinstance(cases[-1].answer, Wrong):
+            break
+    return cases
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +135,7 @@ class _Case:
 def _answer(solve: Solve, problem: Problem) -> object:
     try:
         return solve(problem)
-    except Exception as error:  # noqa: BLE001  # the border to a stranger's code: what it raises is the answer
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # the border to a stranger's code: what it raises is the answer
         return error
 
 
@@ -122,6 +153,8 @@ def _check_descriptor(plugin: SolverPlugin) -> None:
 
 def _check_errors(cases: Sequence[_Case]) -> Figures:
     for case in cases:
+        if isinstance(case.answer, Wrong):
+            raise case.wrong(case.answer.expected, case.answer.came)
         if not isinstance(case.answer, Plan | PlanError):
             raise case.wrong("a Plan, or PlanError where nothing fits", repr(case.answer))
     return {"problems": len(cases), "plans": sum(case.plan is not None for case in cases)}
@@ -166,19 +199,31 @@ def _check_json(cases: Sequence[_Case]) -> None:
             raise case.wrong("the same plan out of its JSON", "another one")
 
 
-def _check_fresh(solve: Solve, cases: Sequence[_Case]) -> None:
-    """Where strings hash otherwise, nothing was computed before, and nothing but memory can be touched."""
+def _named(solver: object) -> Sequence[str]:
+    """How another process finds it: the name of an installed one, or module and name; empty: it cannot."""
+    if isinstance(solver, str):
+        return [solver]
+    solve = solver.solve if isinstance(solver, SolverPlugin) else solver
     module, name = getattr(solve, "__module__", ""), getattr(solve, "__qualname__", "<")
-    if module in ("", "__main__") or "<" in name:
+    return [] if module in ("", "__main__") or "<" in name else [module, name]
+
+
+def _check_fresh(named: Sequence[str], cases: Sequence[_Case]) -> None:
+    """Where strings hash otherwise, nothing was computed before, and nothing but memory can be touched."""
+    if not named:
         raise NotOffered("only a function at the top of a module can be asked in another process")
-    command = [sys.executable, "-m", "prima_core.testing.fresh", module, name]
+    command = [sys.executable, "-m", "prima_core.testing.fresh", *named]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONHASHSEED": "77"}
     problems = json.dumps([case.before.decode() for case in cases])
-    done = subprocess.run(
-        command, input=problems, env=environ, capture_output=True, text=True, timeout=FRESH_WITHIN_S, check=False
-    )
-    if done.returncode:
-        raise Wrong("answers", done.stderr.strip()[-600:], hint=f"`{module}` should be importable by its name")
+    try:
+        done = subprocess.run(
+            command, input=problems, env=environ, capture_output=True, text=True, timeout=FRESH_WITHIN_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise Wrong(f"answers of another process within {FRESH_WITHIN_S:g} s", "none") from None
+    if done.returncode or not done.stdout:
+        came = done.stderr.strip()[-600:] or f"a process that ended with code {done.returncode}"
+        raise Wrong("answers of another process", came, hint=f"`{named[0]}` should be found there by its name")
     for case, answer in zip(cases, json.loads(done.stdout), strict=True):
         if answer != _told(case.answer):
             came = "another plan" if answer.startswith("{") else answer

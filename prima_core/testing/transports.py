@@ -9,15 +9,15 @@ def test_conformance() -> None:
 
 from __future__ import annotations
 
-import sys
-import threading
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
+from prima_core.errors import ConfigError, LinkError
 from prima_core.interfaces import Credentials, TransportPlugin
 from prima_core.testing import linkchecks, linkprocesses
+from prima_core.testing.limits import within
 from prima_core.testing.links import Bench, Case, opener
-from prima_core.testing.report import Figures, Recorder, Report, Wrong
+from prima_core.testing.report import Figures, Recorder, Report, State, Wrong
 
 Check = Callable[[Bench], Figures | None]
 
@@ -36,7 +36,8 @@ def check_transport(
     wrong_credentials: Credentials | None = STRANGERS,
     crosses_processes: bool = True,
 ) -> Report:
-    """What became of every check. Raises CheckFailed with all that failed, PluginError for a scheme that does not open.
+    """What became of every check. Raises CheckFailed with all that failed, PluginError for a scheme that does not open,
+    ConfigError for what is no transport or an address of another one.
 
     `transport`: the offer, or the scheme of one that is installed. Other processes open it too, by the name of the
     offer's `open`: a function of a module, or a `partial` of one; call this from a test or below
@@ -45,11 +46,18 @@ def check_transport(
     `wrong_credentials`: such as it must not talk to; None: it asks for none, because only friends can reach it.
     `crosses_processes`: whether its links reach other processes; some checks kill one.
     """
+    if not isinstance(transport, TransportPlugin | str):
+        raise ConfigError(f"{transport!r} is no transport", hint="give the TransportPlugin, or the scheme of one")
     scheme = transport if isinstance(transport, str) else transport.scheme
+    if address and not address.startswith(f"{scheme}://"):
+        raise ConfigError(f"{address!r} is no address of {scheme}", hint=f"it starts with {scheme}://")
     case = Case(opener(transport), address or f"{scheme}://", credentials, wrong_credentials, crosses_processes)
     if isinstance(transport, str):
         Bench(case).close()
-    recorder = Recorder()
+    first, recorder = Recorder(), Recorder()
+    run_check(first, listening, case)
+    if first.checks[0].state is State.FAILED:  # told once, not by every check
+        return first.report(f"transport {scheme}").demand()
     for check in CHECKS:
         run_check(recorder, check, case)
     return recorder.report(f"transport {scheme}").demand()
@@ -57,29 +65,20 @@ def check_transport(
 
 def run_check(recorder: Recorder, check: Check, case: Case, limit_s: float = _CHECK_S) -> None:
     """One check, by its function's name in words; one that hangs is told with the line where it does."""
-    recorder.run(check.__name__.replace("_", " "), lambda: _within(limit_s, check, case))
+    recorder.run(check.__name__.replace("_", " "), lambda: within(limit_s, partial(_checked, check, case), _HANGS))
 
 
-def _within(limit_s: float, check: Check, case: Case) -> Figures | None:
-    figures: list[Figures | None] = []
-    errors: list[Exception] = []
+def listening(bench: Bench) -> None:
+    """What every check begins with."""
+    try:
+        bench.listen()
+    except LinkError as error:
+        place = bench.case.address
+        hint = "give an address where it finds a free place, e.g. tcp://127.0.0.1:0"
+        raise Wrong(f"a link that listens at {place}", f"{type(error).__name__}: {error}", hint) from error
 
-    def main() -> None:
-        try:
-            figures.append(_checked(check, case))
-        except Exception as error:  # noqa: BLE001  # raised again by the caller
-            errors.append(error)
 
-    thread = threading.Thread(target=main, name="prima-check", daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    if thread.is_alive():
-        where = "".join(_innermost(thread))
-        hint = "no call may outlast its timeout, and close ends every call"
-        raise Wrong(f"an end within {limit_s:g} s", f"it hangs: {where}", hint)
-    if errors:
-        raise errors[0]
-    return figures[0]
+_HANGS = "no call may outlast its timeout, and close ends every call"
 
 
 def _checked(check: Check, case: Case) -> Figures | None:
@@ -88,10 +87,3 @@ def _checked(check: Check, case: Case) -> Figures | None:
         return check(bench)
     finally:
         bench.close()
-
-
-def _innermost(thread: threading.Thread) -> Iterator[str]:
-    frame = sys._current_frames().get(thread.ident or 0)
-    if frame is not None:
-        last = traceback.extract_stack(frame)[-1]
-        yield f"{last.filename}:{last.lineno} {last.line}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from prima_core.engine.engine import StepResult
@@ -13,6 +14,7 @@ from prima_core.engine.scheduler import Room
 from prima_core.errors import Busy, ClusterError, PluginError, PrimaError, RequestError
 from prima_core.events import NodeJoined, NodeLost, PlanMade
 from prima_core.node.driver import PROBE_AFTER_S, Joined, Lost, Member, State, Submit
+from prima_core.plan.plan import Plan
 from prima_core.ring.reports import Collected, Ready, Unreachable
 from prima_core.ring.wire import Epoch
 from tests.engine.fakes import kv_of, request
@@ -62,6 +64,8 @@ def test_progress_is_told_of_nodes_that_still_load() -> None:
     rig.progress("head", 1, 4)
     rig.progress("b", 3, 4)
     assert rig.driver.status.progress == {"head": 0.25, "b": 0.75}
+    rig.progress("b", 1 << 63, 4)
+    assert rig.driver.status.progress["b"] == 1.0, "whatever it says"
     rig.ready("b")
     assert rig.driver.status.progress == {"head": 0.25}
 
@@ -357,6 +361,26 @@ def test_a_node_that_takes_no_frames_of_another_is_left_out() -> None:
     rig.report("b", Unreachable(rig.epoch, "c", ClusterError("no connection to c")))
     assert rig.visited() == ("head", "b")
     assert "'c' cannot serve: no connection to c" in str(rig.failed(1))
+
+
+@pytest.mark.parametrize("accused", ["nobody", "b", "c"])
+def test_a_node_that_complains_about_one_to_which_it_sends_nothing_is_left_out_itself(accused: str) -> None:
+    rig = serving("head", "b", "c", "d")
+    rig.report("c", Unreachable(rig.epoch, accused, ClusterError("no connection")))
+    assert rig.visited() == ("head", "b", "d")
+
+
+def test_a_node_without_devices_that_cannot_load_is_left_out_instead_of_asked_for_ever() -> None:
+    class Nameless(Rig):
+        def plan(self, members: tuple[Member, ...]) -> Plan:
+            plan = super().plan(members)
+            needs = tuple(msgspec.structs.replace(need, device="") for need in plan.residency)
+            return msgspec.structs.replace(plan, residency=needs)
+
+    rig = Nameless(wait_for=2)
+    rig.join("head", "b")
+    rig.refuse("b")
+    assert rig.visited() == ("head",)
 
 
 def test_a_node_that_cannot_reach_the_head_is_left_out_itself() -> None:

@@ -225,13 +225,18 @@ def test_a_forged_message_does_not_move_the_counter() -> None:
 # ---------------------------------------------------------------- bounds
 
 
-def with_device(**values: object) -> Hello:
-    """A hello with a device that was made without any check."""
-    sane: dict[str, object] = {"id": "a:gpu", "memory_bytes": 1, "summary": "", "shares_host": True, "growth": {}}
-    raw = msgspec.msgpack.encode(msgspec.structs.replace(HELLO, devices=()))
-    hello = msgspec.msgpack.decode(raw)
-    hello[-1] = [list({**sane, **values}.values())]
+SANE: dict[str, object] = {"id": "a:gpu", "memory_bytes": 1, "summary": "", "shares_host": True, "growth": {}}
+
+
+def with_devices(*devices: dict[str, object]) -> Hello:
+    """A hello with devices that were made without any check."""
+    hello = msgspec.msgpack.decode(msgspec.msgpack.encode(HELLO))
+    hello[-1] = [list(device.values()) for device in devices]
     return cast("Hello", hello)
+
+
+def with_device(**values: object) -> Hello:
+    return with_devices({**SANE, **values})
 
 
 @pytest.mark.parametrize("frame", [b"", b"PRMC", b"GET / HTTP/1.1" + bytes(100), bytes(5 * 2**20)])
@@ -265,7 +270,9 @@ def test_a_message_that_is_too_long_is_never_sent() -> None:
         msgspec.structs.replace(HELLO, data_addresses=()),
         msgspec.structs.replace(HELLO, data_addresses=("tcp://a:1",) * 17),
         msgspec.structs.replace(HELLO, memory_bytes=-1),
-        msgspec.structs.replace(HELLO, devices=HELLO.devices * 33),
+        msgspec.structs.replace(HELLO, devices=()),
+        msgspec.structs.replace(HELLO, devices=tuple(DeviceInfo(f"a:{n}", 1) for n in range(65))),
+        with_devices(SANE, SANE),
         *(with_device(memory_bytes=-1), with_device(id="\x1b[2J"), with_device(summary="x" * 1025)),
         *(with_device(growth={"Q6_K": factor}) for factor in (0.0, 0.99, -1.0, 65.0, inf, nan)),
         *(with_device(growth={"x" * 129: 1.0}), with_device(growth={str(n): 1.0 for n in range(65)})),

@@ -52,6 +52,7 @@ def check_probe(plugin: BackendPlugin) -> Figures:
     """It never raises, and says the same twice; where the backend cannot be used it says why."""
     probe = plugin.probe()
     expect(isinstance(probe, Probe), "a Probe", repr(probe))
+    expect(isinstance(probe.reason, str), "a reason that is text", repr(probe.reason))
     expect(probe == plugin.probe(), "the same answer twice", f"{probe}, then another")
     expect(probe.usable or bool(probe.reason and probe.hint), "a reason and a hint for what is not usable", repr(probe))
     return {"usable": str(probe.usable).lower(), **({"reason": probe.reason} if probe.reason else {})}

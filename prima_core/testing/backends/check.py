@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 from prima_core.errors import ConfigError, PluginError
 from prima_core.interfaces import Backend, BackendOptions, BackendPlugin, Device, KvType
 from prima_core.testing.backends import border, kv, numbers, ops
 from prima_core.testing.backends.subject import Models, Subject, Tolerance
 from prima_core.testing.examples import ARCHS, TYPES
+from prima_core.testing.limits import watched
 from prima_core.testing.report import Recorder, Report
 from prima_core.testing.tinymodel import Arch, MatrixType
 
 Open = Callable[[BackendOptions], Backend]
 AUTO, STANDARD = BackendOptions(), Tolerance()
+LIMIT_S = 300.0  # some compile kernels when they are first called
+MAX_BATCH = 128
+
+T = TypeVar("T")
 
 
 def check_backend(
@@ -32,23 +37,46 @@ def check_backend(
     families: Iterable[Arch] = ARCHS,
     kv_types: Iterable[KvType] = tuple(KvType),
     batches: Iterable[int] = numbers.BATCHES,
+    limit_s: float = LIMIT_S,
 ) -> Report:
     """Check one device of a backend against the exact twin; `device` None: its first. See `Tolerance`.
 
     `backend` is the plugin, or only its `open`. All calls come from one thread, which is not the main one. A type or
     family that the backend refuses by ModelError is reported as not offered. All types and families take some seconds:
-    choose fewer for a slow backend. Raises CheckFailed with all that is wrong, PluginError when the backend says that
-    it is not usable here, ConfigError without the `gguf` package.
+    choose fewer for a slow backend. A check that takes longer than `limit_s` seconds hangs, and is the last one. Raises
+    CheckFailed with all that is wrong, PluginError when the backend says that it is not usable here, ConfigError for a
+    wrong argument and without the `gguf` package.
     """
+    if not callable(backend) and not isinstance(backend, BackendPlugin):
+        raise ConfigError(f"{backend!r} is no backend", hint="give the BackendPlugin, or its `open`")
     if find_spec("gguf") is None:
         raise ConfigError("the kit writes tiny models with the package gguf", hint='pip install "prima-llm[testing]"')
-    selection = Selection(tuple(types), tuple(families), tuple(kv_types), tuple(batches))
-    with (
-        tempfile.TemporaryDirectory(prefix="prima-check-") as folder,
-        ThreadPoolExecutor(max_workers=1, thread_name_prefix="prima-owner") as owner,
-    ):
-        suite = _Suite(Path(folder), options, tolerance, selection)
-        return owner.submit(suite.run, backend, device).result().demand()
+    selection = Selection(
+        _chosen("types", types, TYPES),
+        _chosen("families", families, ARCHS),
+        _chosen("kv_types", kv_types, tuple(KvType)),
+        _chosen("batches", batches, range(1, MAX_BATCH + 1)),
+    )
+    # What hangs may still have files open, which some systems do not let go.
+    with tempfile.TemporaryDirectory(prefix="prima-check-", ignore_cleanup_errors=True) as folder:
+        recorder = Recorder()
+        suite = _Suite(Path(folder), options, tolerance, selection, recorder)
+        report = watched(recorder, partial(suite.run, backend, device), limit_s, _HANGS)
+        return (report or recorder.report(f"backend {getattr(backend, 'name', '')}".strip())).demand()
+
+
+_HANGS = "no check could follow it; where it is only slow, give more time or fewer types and families"
+
+
+def _chosen(what: str, chosen: Iterable[T], known: Sequence[T]) -> tuple[T, ...]:
+    if isinstance(chosen, str):  # else each of its letters would be one
+        raise ConfigError(f"{what} is {str(chosen)!r}", hint="give a list")
+    wanted = tuple(chosen)
+    for one in wanted:
+        if one not in known:
+            there = f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(map(str, known))
+            raise ConfigError(f"{what} has {one!r}", hint=f"there are: {there}")
+    return wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +90,17 @@ class Selection:
 class _Suite:
     """All of it runs in the owner thread."""
 
-    def __init__(self, folder: Path, options: BackendOptions, tolerance: Tolerance, selection: Selection) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: BackendOptions,
+        tolerance: Tolerance,
+        selection: Selection,
+        recorder: Recorder,
+    ) -> None:
         self._models = Models(folder)
         self._options, self._tolerance, self._selection = options, tolerance, selection
-        self._recorder = Recorder()
+        self._recorder = recorder
 
     def run(self, backend: BackendPlugin | Open, device: str | None) -> Report:
         try:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prima_core.arch.families import open_model
-from prima_core.errors import ModelError
+from prima_core.errors import ConfigError, ModelError
 from prima_core.interfaces import Backend, Device, KvType, Layers, Shard, Slice, Step
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_core.model.weights import Model
@@ -40,6 +41,12 @@ class Tolerance:
     f16: float = 5e-3
     q8_0: float = 0.06
     batch: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            limit = getattr(self, field.name)
+            if limit is not None and not 0 <= limit < math.inf:
+                raise ConfigError(f"the tolerance {field.name} is {limit}", hint="a number from 0 on")
 
     def of(self, tiny: TinyModel, kv_type: KvType = KvType.F32) -> float:
         return self.of_type("Q4_K" if tiny.types == "Q4_K_M" else tiny.types) + self._of_kv(kv_type)
