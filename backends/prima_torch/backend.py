@@ -62,11 +62,17 @@ class TorchBackend:
         if device not in known:
             raise PluginError(f"backend 'torch' has no device {device!r}", hint=f"it has {', '.join(known)}")
         found = known[device]
-        if self._fault or (found == CPU and not self._on_cpu):
+        if not self.has_kernels(found):
             return TorchOps(found)
         from prima_torch.cuda_ops import CudaOps  # imports Triton
 
         return CudaOps(found)
+
+    def has_kernels(self, device: torch.device) -> bool:
+        """Whether Triton's kernels compute there: its compiler knows no GPU before Turing."""
+        if self._fault or device == CPU:
+            return not self._fault and self._on_cpu
+        return torch.cuda.get_device_capability(device) >= (7, 5)
 
     def load(self, model: ModelSpec, device: str, part: Slice, store: Store) -> Shard:
         """See `Backend.load`. Weights and the KV that the plan counts with are taken now."""

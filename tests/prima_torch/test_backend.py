@@ -101,6 +101,14 @@ def test_a_cpu_computes_by_torchs_own_operations_unless_kernels_are_asked_for() 
     assert type(TorchBackend(BackendOptions(kernels="triton")).ops("torch:cpu")) is not TorchOps
 
 
+@pytest.mark.parametrize(("capability", "kernels"), [((6, 1), False), ((7, 0), False), ((7, 5), True), ((12, 0), True)])
+def test_gpus_that_triton_does_not_know_compute_by_torchs_own_operations(
+    capability: tuple[int, int], kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert TorchBackend(BackendOptions(), support=GPU).has_kernels(torch.device("cuda:0")) is kernels
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
