@@ -98,10 +98,10 @@ def choose_devices(candidates: Sequence[Device]) -> list[str]:
     """Core's own choice: the accelerators of one backend, since two backends may mean the same GPU, then a CPU, which
     gets what does not fit them. GPUs with memory of their own come first, torch before other backends on these, numpy
     before others on a CPU."""
-    accelerators = [device for device in candidates if not is_cpu(device)]
+    accelerators = [device for device in candidates if not is_cpu(device.id)]
     best = min(accelerators, key=lambda device: (device.shares_host, backend_of(device.id) != "torch"), default=None)
     own = backend_of(best.id) if best is not None else ""
-    cpus = [device.id for device in candidates if is_cpu(device)]
+    cpus = [device.id for device in candidates if is_cpu(device.id)]
     cpus.sort(key=lambda id_: (backend_of(id_) != "numpy", backend_of(id_) != own))
     return [*(device.id for device in accelerators if backend_of(device.id) == own), *cpus[:1]]
 
@@ -111,8 +111,8 @@ def backend_of(device: str) -> str:
     return device.partition(":")[0]
 
 
-def is_cpu(device: Device) -> bool:
-    return device.id.partition(":")[2].startswith("cpu")
+def is_cpu(device_id: str) -> bool:
+    return device_id.partition(":")[2].startswith("cpu")
 
 
 # ---------------------------------------------------------------- as asked
@@ -150,7 +150,7 @@ def _meant(item: str, devices: Sequence[Device]) -> list[str]:
         return [item]
     if ":" in item:
         raise PluginError(f"there is no device {item!r}", hint=f"backend {backend_of(item)!r} has: {', '.join(ids)}")
-    return [device.id for device in devices if not is_cpu(device)] or ids[:1]
+    return [device.id for device in devices if not is_cpu(device.id)] or ids[:1]
 
 
 # ---------------------------------------------------------------- the best
@@ -162,7 +162,7 @@ def _open_best(backends: Backends, options: BackendOptions, model: ModelSpec | N
     spare = [name for name in backends.backend_names if backends.is_cpu_only(name)]
     first = [name for name in backends.backend_names if name not in spare]
     _open_usable(backends, first, options, opened, left_out)
-    if not any(is_cpu(device) for one in opened.values() for device in one.devices):
+    if not any(is_cpu(device.id) for one in opened.values() for device in one.devices):
         _open_usable(backends, spare, options, opened, left_out)
     if not opened:
         raise _nothing_usable(left_out)

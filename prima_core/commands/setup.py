@@ -117,7 +117,7 @@ def head_options(settings: Settings, metadata: Mapping[str, object]) -> HeadOpti
         context_shift=settings.get("context_shift", False),
         parallel=settings.get("parallel", 1),
         queue=settings.get("queue", MAX_WAITING),
-        chunk=settings.get("chunk", 64),
+        chunk=settings.get("chunk"),
         wire=WirePolicy(settings.get("wire", "auto")),
         sampling=sampling(settings, metadata),
         chat_template=settings.get("chat_template", DEFAULT_TEMPLATE),

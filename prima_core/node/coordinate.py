@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from prima_core.devices import is_cpu
 from prima_core.engine.scheduler import Room
 from prima_core.errors import PlanError
 from prima_core.interfaces import KvType, Slice
@@ -17,6 +18,7 @@ from prima_core.plan.problem import ModelFacts, Problem
 
 MAX_SEQUENCES = 64
 DEFAULT_CONTEXT = 8192
+CPU_CHUNK, GPU_CHUNK = 64, 512
 
 
 def model_facts(
@@ -86,5 +88,9 @@ class Planning:
         return complete(plan, problem)
 
 
-def room_of(plan: Plan, chunk_tokens: int) -> Room:
-    return Room(plan.kv_tokens, chunk_tokens, MAX_SEQUENCES)
+def room_of(plan: Plan, chunk_tokens: int | None, longest_chunk: int) -> Room:
+    """The engine's room. `chunk_tokens` None: more where a GPU computes, which unpacks its matrices anew for each chunk;
+    on a CPU longer ones gain nothing, and hold others up."""
+    on_gpu = any(not is_cpu(need.device) for need in plan.residency)
+    chunk = chunk_tokens or (GPU_CHUNK if on_gpu else CPU_CHUNK)
+    return Room(plan.kv_tokens, min(chunk, longest_chunk), MAX_SEQUENCES)

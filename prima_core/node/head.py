@@ -66,7 +66,7 @@ class HeadOptions:
     kv_type: KvType | None = None
     parallel: int = 4
     queue: int = MAX_WAITING
-    chunk: int = 64
+    chunk: int | None = None
     wire: WirePolicy = WirePolicy.AUTO
     sampling: Sampling = field(default_factory=Sampling)
     chat_template: str = DEFAULT_TEMPLATE
@@ -123,14 +123,14 @@ class Head:
             self._registry.solver(options.solver).solve,
             options.plan,
         )
-        chunk = min(options.chunk, longest_chunk(self.model.spec.d_model))
-        room = Room(0, chunk, 0)  # nothing, until there is a plan
+        longest = longest_chunk(self.model.spec.d_model)
+        room = Room(0, 1, 0)  # nothing, until there is a plan
         engine = Engine(self.tokenizer, self.context_length, room, options.context_shift, options.queue)
         return Driver(
             engine,
             self,
             planning,
-            lambda plan: room_of(plan, chunk),
+            lambda plan: room_of(plan, options.chunk, longest),
             Epoch.first(),
             wait_for=max(options.wait, 1 + options.n_local),
             emit=self._registry.emit,

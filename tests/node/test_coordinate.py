@@ -11,7 +11,7 @@ from prima_core.interfaces import KvType
 from prima_core.model.weights import Model
 from prima_core.node.coordinate import MAX_SEQUENCES, Planning, model_facts, room_of
 from prima_core.node.driver import Member
-from prima_core.plan.plan import Plan, Visit
+from prima_core.plan.plan import Plan, Residency, Visit
 from prima_core.plan.problem import DeviceFacts, ModelFacts, Problem
 
 FACTS = ModelFacts("four layers", (100,) * 4, 40, 10, kv_bytes_per_token_layer=1, context_length=50)
@@ -70,7 +70,15 @@ def test_a_plan_of_a_solver_is_checked() -> None:
 
 
 def test_the_engines_room_is_the_plans() -> None:
-    assert room_of(planning(parallel=2)((HEAD, B)), 64) == Room(100, 64, MAX_SEQUENCES)
+    assert room_of(planning(parallel=2)((HEAD, B)), 33, 1000) == Room(100, 33, MAX_SEQUENCES)
+
+
+@pytest.mark.parametrize(
+    ("device", "longest", "chunk"), [("a:cpu", 1000, 64), ("a:gpu:0", 1000, 512), ("a:gpu:0", 99, 99)]
+)
+def test_chunks_are_longer_where_a_gpu_computes(device: str, longest: int, chunk: int) -> None:
+    plan = Plan(1, "head", (Visit("head", 0, 1),), residency=(Residency("head", device, 1, 1),), kv_tokens=5)
+    assert room_of(plan, None, longest).chunk_tokens == chunk
 
 
 def test_the_sizes_of_a_model_are_those_of_its_file(llama: Model) -> None:
