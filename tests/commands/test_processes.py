@@ -58,6 +58,13 @@ def test_a_run_is_ended_while_it_loads(start: Start, talkative: Path) -> None:
     ends_within(program, signal.SIGINT, 130)
 
 
+def test_local_nodes_do_not_import_what_lies_in_the_current_folder(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "http.py").write_text("raise SystemExit('not ours')")
+    command = [sys.executable, "-P", "-m", "prima_core", "run", str(tiny), "-p", "hello", "-n", "1", "--nodes", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
 def test_a_chat_with_piped_input_is_ended_by_ctrl_c(start: Start, talkative: Path) -> None:
     program = start("chat", talkative, "--temp", 0)
     program.say(b"hello\n")
