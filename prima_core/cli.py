@@ -6,7 +6,8 @@ import io
 import os
 import signal
 import sys
-from contextlib import closing
+import threading
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from prima_core.plugins import Registry
 
 CTRL_C = 130
+OWNER = "prima-owner-"  # how threads that compute are named, see `ring.worker`
 
 NODE = ("backend", "threads", "kernels", "memory")
 RING = ("nodes", "plan", "solver", "transport", "wire")
@@ -261,9 +263,28 @@ def _start(settings: dict[str, Any]) -> None:
 
 def main() -> None:
     """The program: errors of ours become one line and exit code 1, Ctrl-C exit code 130."""
+    _prepare_process()
+    before = threading.enumerate()
+    try:
+        _run()
+    except SystemExit as end:
+        if any(thread.name.startswith(OWNER) for thread in threading.enumerate() if thread not in before):
+            _leave(end.code)
+        raise
+
+
+def _leave(code: str | int | None) -> None:
+    """End now, without the interpreter's own end: that kills a thread which was left behind in a backend's native code,
+    and C++ then aborts the process."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed by who reads it, or here
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _run() -> None:
     from prima_core.plugins import Registry
 
-    _prepare_process()
     try:
         with closing(Registry.load(os.environ)) as registry:
             registry.add_commands(cli)

@@ -68,6 +68,10 @@ class Backends(Protocol):
         """What its probe says."""
         ...
 
+    def lack(self, name: str) -> str:
+        """Why a backend is not usable, or what keeps it from its best, as its probe says; empty: nothing."""
+        ...
+
     def open_one(self, name: str, options: BackendOptions) -> Opened:
         """Raises PluginError for a backend that is unknown, not usable or broken, ConfigError for a wrong option."""
         ...
@@ -122,11 +126,13 @@ def _open_asked(backends: Backends, wanted: Sequence[str], options: BackendOptio
     opened: dict[str, Opened] = {}
     try:
         _open_named(backends, dict.fromkeys(map(backend_of, wanted)), options, opened)
-        ids = tuple(dict.fromkeys(id_ for item in wanted for id_ in _meant(item, opened[backend_of(item)].devices)))
+        meant = [id_ for item in wanted for id_ in _meant(backends, item, opened[backend_of(item)].devices)]
     except BaseException:
         _close_all(backends, opened)
         raise
-    return _device_set(opened, ids), f"computing on {', '.join(ids)}, as asked"
+    ids = tuple(dict.fromkeys(meant))
+    lacks = {name: backends.lack(name) for name in wanted if name in opened}  # who names a device knows it
+    return _device_set(opened, ids), "; ".join([f"computing on {', '.join(ids)}, as asked", *_lacking(lacks)])
 
 
 def _open_named(backends: Backends, names: Iterable[str], options: BackendOptions, opened: dict[str, Opened]) -> None:
@@ -143,13 +149,16 @@ def _open_named(backends: Backends, names: Iterable[str], options: BackendOption
         opened[name] = backends.open_one(name, replace(options, kernels=AUTO))
 
 
-def _meant(item: str, devices: Sequence[Device]) -> list[str]:
+def _meant(backends: Backends, item: str, devices: Sequence[Device]) -> list[str]:
     """The devices that a word of `--backend` stands for."""
     ids = [device.id for device in devices]
     if item in ids:
         return [item]
     if ":" in item:
-        raise PluginError(f"there is no device {item!r}", hint=f"backend {backend_of(item)!r} has: {', '.join(ids)}")
+        has = f"backend {backend_of(item)!r} has: {', '.join(ids)}"
+        lack = backends.lack(backend_of(item))
+        hint = f"{has}{f', {lack}' if lack else ''}; `prima doctor` tells what others would need"
+        raise PluginError(f"there is no device {item!r}", hint=hint)
     return [device.id for device in devices if not is_cpu(device.id)] or ids[:1]
 
 
@@ -173,7 +182,9 @@ def _open_best(backends: Backends, options: BackendOptions, model: ModelSpec | N
     chosen = _device_set({name: one for name, one in opened.items() if name in used}, ids)
     others = [device.id for device in candidates if device.id not in ids]
     others += [name for name in spare if name not in {*opened, *left_out}]
-    return chosen, _explanation(ids, chooser, others, left_out)
+    lacks = {name: backends.lack(name) for name in backends.backend_names}
+    lacks |= {name: lacks[name] or error.message for name, error in left_out.items()}
+    return chosen, _explanation(ids, chooser, others, lacks)
 
 
 def _open_usable(
@@ -201,14 +212,18 @@ def _nothing_usable(left_out: Mapping[str, PrimaError]) -> PrimaError:
     return PluginError(f"no backend can be used: {why or 'none is installed'}", hint="`prima plugins` shows why")
 
 
-def _explanation(ids: Sequence[str], chooser: str, others: Sequence[str], left_out: Iterable[str]) -> str:
-    """A short line: what is missing, and how to get it, is for `prima doctor` to say."""
+def _explanation(ids: Sequence[str], chooser: str, others: Sequence[str], lacks: Mapping[str, str]) -> str:
+    """What is used, and why not the rest: `lacks` by backend; how to get what is missing is for `prima doctor`."""
     parts = [f"computing on {', '.join(ids)}" + (f", chosen by {chooser}" if chooser else "")]
     if others:
-        parts.append(f"--backend could also name {', '.join(others)}")
-    if left_out:
-        parts.append(f"not usable: {', '.join(left_out)} (`prima doctor` says why)")
+        why = "" if chooser else " (may be the same hardware; --backend can name them)"
+        parts.append(f"not on {', '.join(others)}{why}")
+    parts += _lacking(lacks)
     return "; ".join(parts)
+
+
+def _lacking(lacks: Mapping[str, str]) -> list[str]:
+    return [f"{name}: {lack}" for name, lack in lacks.items() if lack]
 
 
 def _device_set(opened: Mapping[str, Opened], ids: Sequence[str]) -> DeviceSet:

@@ -171,6 +171,10 @@ class Registry:
         probe = self.backend(name).probe()
         return probe.usable and probe.cpu_only
 
+    def lack(self, name: str) -> str:
+        """Why a backend is not usable, or what keeps it from its best, as its probe says; empty: nothing."""
+        return _lack(self.backend(name).probe())
+
     def open_one(self, name: str, options: BackendOptions) -> Opened:
         """A backend with all of its devices; raises as `open_backend`. The caller closes it, by `close_one`."""
         offer = self.backend(name)
@@ -368,7 +372,7 @@ def _wrong_devices(backend: str, devices: object) -> str:
 
 def _row(entry: Entry) -> PluginRow:
     probes = [offer.probe() for offer in entry.offers if isinstance(offer, BackendPlugin)]
-    lacking = [probe for probe in probes if probe.hint or not probe.usable]
+    lacking = [probe for probe in probes if _lack(probe)]
     return PluginRow(
         name=entry.source.name,
         distribution=entry.source.distribution,
@@ -378,6 +382,10 @@ def _row(entry: Entry) -> PluginRow:
         fault="; ".join([str(fault) for fault in entry.faults] or [probe.reason for probe in lacking]),
         hint="; ".join(dict.fromkeys(one.hint for one in (entry.faults or lacking) if one.hint)),
     )
+
+
+def _lack(probe: Probe) -> str:
+    return probe.reason if probe.hint or not probe.usable else ""
 
 
 def _state(entry: Entry, probes: Sequence[Probe]) -> PluginState:

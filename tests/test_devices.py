@@ -48,6 +48,7 @@ class Shelf:
 
     def __init__(self, **ids: str) -> None:
         self.cpu_only: set[str] = set()
+        self.lacks: dict[str, str] = {}
         self.backends = {name: NamedBackend(*(f"{name}:{where}" for where in ids[name].split())) for name in ids}
 
     @property
@@ -56,6 +57,9 @@ class Shelf:
 
     def is_cpu_only(self, name: str) -> bool:
         return name in self.cpu_only
+
+    def lack(self, name: str) -> str:
+        return self.lacks.get(name, "")
 
     def open_one(self, name: str, options: BackendOptions) -> Opened:
         if name not in self.backends:
@@ -170,7 +174,33 @@ def test_a_backend_with_nothing_but_a_cpu_is_not_opened_where_another_has_one(sh
     shelf.cpu_only = {"mlx"}
     _, why = open_devices(shelf, "auto", OPTIONS, None)
     assert shelf.closed == set()
-    assert why == "computing on torch:cuda:0, torch:cuda:1, numpy:cpu; --backend could also name torch:cpu, mlx"
+    assert why == (
+        "computing on torch:cuda:0, torch:cuda:1, numpy:cpu;"
+        " not on torch:cpu, mlx (may be the same hardware; --backend can name them)"
+    )
+
+
+def test_the_line_says_what_keeps_a_backend_from_its_best() -> None:
+    shelf = Shelf(numpy="cpu", torch="cpu")
+    shelf.cpu_only, shelf.lacks = {"torch"}, {"torch": "built without CUDA"}
+    _, why = open_devices(shelf, "auto", OPTIONS, None)
+    assert why == (
+        "computing on numpy:cpu; not on torch (may be the same hardware; --backend can name them);"
+        " torch: built without CUDA"
+    )
+    assert (
+        open_devices(shelf, "torch", OPTIONS, None)[1] == "computing on torch:cpu, as asked; torch: built without CUDA"
+    )
+    assert open_devices(shelf, "torch:cpu", OPTIONS, None)[1] == "computing on torch:cpu, as asked"
+    with pytest.raises(PluginError, match=r"no device 'torch:cuda:0' .*has: torch:cpu, built without CUDA; .*doctor"):
+        open_devices(shelf, "torch:cuda:0", OPTIONS, None)
+
+
+def test_names_of_kernels_that_a_backend_refuses_are_said(shelf: Shelf) -> None:
+    _, why = open_devices(shelf, "auto", BackendOptions(kernels="torch"), None)
+    assert why == "computing on torch:cuda:0, torch:cuda:1, torch:cpu; mlx: kernels 'torch' are unknown; " + (
+        "numpy: kernels 'torch' are unknown"
+    )
 
 
 def test_it_is_opened_where_no_other_has_a_cpu() -> None:

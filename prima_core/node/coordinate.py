@@ -89,8 +89,8 @@ class Planning:
 
 
 def room_of(plan: Plan, chunk_tokens: int | None, longest_chunk: int) -> Room:
-    """The engine's room. `chunk_tokens` None: more where a GPU computes, which unpacks its matrices anew for each chunk;
-    on a CPU longer ones gain nothing, and hold others up."""
+    """The engine's room. `chunk_tokens` None: more where a GPU computes, which unpacks its matrices for each
+    chunk; on a CPU longer ones gain little, and hold others up."""
     on_gpu = any(not is_cpu(need.device) for need in plan.residency)
     chunk = chunk_tokens or (GPU_CHUNK if on_gpu else CPU_CHUNK)
     return Room(plan.kv_tokens, min(chunk, longest_chunk), MAX_SEQUENCES)

@@ -84,6 +84,7 @@ class WorkerNode:
             exits.callback(self._close_models)  # last: the worker thread still has views into them
             self._node.start()
             exits.callback(self._node.close)
+            self._tell(self._node.explanation)
             link = self._control.listen(self._options.listen)
             exits.callback(link.close)
             while not self._stopping.is_set():

@@ -120,7 +120,7 @@ class ProcessNode:
 def _command(options: LocalOptions, name: str) -> list[str]:
     node = options.node
     return [
-        *(sys.executable, "-m", "prima_core", "join", options.head),
+        *(sys.executable, "-P", "-m", "prima_core", "join", options.head),  # -P: not what lies in this folder
         *("--listen", with_port(options.head, 0)),
         *("--name", name),
         *("--model", str(options.model)),

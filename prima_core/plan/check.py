@@ -69,10 +69,17 @@ def _check_visit(visit: Visit, problem: Problem) -> None:
                 hint=f"it has: {', '.join(device.id for device in node.devices)}",
             )
         if part.start != at or not part.start < part.stop <= visit.stop:
-            raise PlanError(f"the split of [{visit.start}, {visit.stop}) on {node.name!r} has a gap at layer {at}")
+            raise PlanError(
+                f"the split of [{visit.start}, {visit.stop}) on {node.name!r} gives {part.device} the layers"
+                f" [{part.start}, {part.stop}), expected a range that starts at {at}",
+                hint=f"parts cover [{visit.start}, {visit.stop}) in order, without gaps",
+            )
         at = part.stop
     if visit.split and at != visit.stop:
-        raise PlanError(f"the split of [{visit.start}, {visit.stop}) on {node.name!r} ends at layer {at}")
+        raise PlanError(
+            f"the split of [{visit.start}, {visit.stop}) on {node.name!r} ends at layer {at}",
+            hint=f"parts cover [{visit.start}, {visit.stop}) in order, without gaps",
+        )
 
 
 def _needs(plan: Plan, problem: Problem, name: str, kv_tokens: int) -> list[Residency]:

@@ -19,6 +19,7 @@ import pytest
 
 from prima_core.ring.security import format_token, new_secret
 from tests.commands.conftest import SIGNALS, Program, Start
+from tests.site import Site
 
 ENDS = [signal.SIGINT, *SIGNALS]
 POLITE = [signal.SIGINT, signal.SIGTERM]  # at which a server tells its clients
@@ -56,6 +57,42 @@ def test_a_run_is_ended_while_it_loads(start: Start, talkative: Path) -> None:
     program = start("run", talkative, "-p", "hello", "--nodes", 3)
     program.read_err_until("joined")
     ends_within(program, signal.SIGINT, 130)
+
+
+STUCK = """
+import atexit, os, sys, threading
+
+class Backend:
+    def devices(self): return [Device("stuck:cpu", 10**10)]
+    def describe(self): return {}
+    def load(self, model, device, part, store):
+        # What C++ does with a thread that is in it when the interpreter ends.
+        atexit.register(lambda: (sys.stderr.flush(), os.abort()))
+        print("stuck in native code", file=sys.stderr, flush=True)
+        threading.Event().wait()
+    def close(self): pass
+
+@hookimpl
+def prima_backends():
+    return [BackendPlugin("stuck", 1, lambda: Probe(usable=True), lambda options: Backend())]
+"""
+
+
+def test_a_load_that_cannot_be_stopped_is_left_behind(
+    start: Start, tiny: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.add("stuck", STUCK)
+    monkeypatch.setenv("PYTHONPATH", str(site.folder))
+    program = start("run", tiny, "-p", "hello", "--backend", "stuck")
+    program.read_err_until("stuck in native code")
+    ends_within(program, signal.SIGINT, 130)
+
+
+def test_local_nodes_do_not_import_what_lies_in_the_current_folder(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "http.py").write_text("raise SystemExit('not ours')")
+    command = [sys.executable, "-P", "-m", "prima_core", "run", str(tiny), "-p", "hello", "-n", "1", "--nodes", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_a_chat_with_piped_input_is_ended_by_ctrl_c(start: Start, talkative: Path) -> None:

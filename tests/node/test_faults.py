@@ -326,6 +326,13 @@ def test_a_frame_that_is_lost_on_its_way_ends_its_request_and_no_other(
 # ---------------------------------------------------------------- the token
 
 
+def test_a_worker_says_what_it_computes_on(cluster: Start, llama: Model) -> None:
+    head = cluster(llama, listen="tcp://127.0.0.1:0", wire=F32)
+    with worker_thread(head.address, "friend", llama.path) as told:
+        head.until_serving_with("head", "friend")
+    assert told[0].startswith("computing on numpy:cpu")
+
+
 @pytest.mark.parametrize("scheme", ["tcp", "tls+tcp"])
 def test_only_who_has_the_token_joins(
     cluster: Start, one_node: Tokens, llama: Model, monkeypatch: pytest.MonkeyPatch, scheme: str

@@ -106,9 +106,13 @@ def test_a_split_covers_its_visit_over_devices_of_the_node() -> None:
     ("split", "says"),
     [
         ((Split("mlx:gpu", 0, 4),), "no device 'mlx:gpu'.*numpy:cpu, torch:cuda:0"),
-        ((Split("numpy:cpu", 0, 2), Split("torch:cuda:0", 3, 4)), "gap at layer 2"),
-        ((Split("numpy:cpu", 0, 2),), "ends at layer 2"),
-        ((Split("numpy:cpu", 0, 5),), "gap at layer 0"),
+        (
+            (Split("numpy:cpu", 0, 2), Split("torch:cuda:0", 3, 4)),
+            r"torch:cuda:0 the layers \[3, 4\), .*starts at 2 .*without gaps",
+        ),
+        ((Split("numpy:cpu", 0, 3), Split("torch:cuda:0", 2, 4)), r"the layers \[2, 4\), .*starts at 3"),
+        ((Split("numpy:cpu", 0, 2),), "ends at layer 2 .*without gaps"),
+        ((Split("numpy:cpu", 0, 5),), r"the layers \[0, 5\), expected .*\[0, 4\)"),
     ],
 )
 def test_a_broken_split_is_named(split: tuple[Split, ...], says: str) -> None:
