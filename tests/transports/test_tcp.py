@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import selectors
 import socket
 import struct
 import sys
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from typing import Any
 
 import pytest
 
@@ -279,6 +281,23 @@ def test_a_listener_without_free_file_numbers_goes_on_later(
     monkeypatch.setattr(socket.socket, "accept", full)
     a_friend_gets_through(exits, link)
     assert "ulimit -n" in caplog.text
+
+
+def test_a_listener_whose_system_can_watch_no_more_goes_on_later(
+    exits: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, failures = listen(exits), [1, 1]
+    register = selectors.DefaultSelector.register
+
+    def full(self: selectors.DefaultSelector, *watched: Any) -> selectors.SelectorKey:  # Any: passed on
+        if failures:
+            failures.pop()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return register(self, *watched)
+
+    monkeypatch.setattr(selectors.DefaultSelector, "register", full)
+    a_friend_gets_through(exits, link)
+    assert not failures
 
 
 # ---------------------------------------------------------------- strangers who are dialled

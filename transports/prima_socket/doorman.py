@@ -85,13 +85,14 @@ class Doorman:
     def _meet(self, connection: socket.socket, greet: Greet) -> None:
         try:
             handshake = greet(connection)
-        except (AuthError, OSError):  # it has gone again
+            self._selector.register(connection, selectors.EVENT_READ)
+        except (AuthError, OSError) as error:  # it has gone again, or the system can watch no more
+            log.info("a connection from outside was not let in: %s", error)
             connection.close()
             return
         if len(self._unproven) >= _MOST_UNPROVEN:
             self._drop(next(iter(self._unproven)), "others came")
         self._unproven[connection] = handshake, time.monotonic() + _PROVE_WITHIN_S
-        self._selector.register(connection, selectors.EVENT_READ)
 
     def _hear(self, connection: socket.socket) -> None:
         handshake, _ = self._unproven[connection]
