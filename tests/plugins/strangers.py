@@ -17,8 +17,9 @@ Build = Callable[[str], "Installed"]
 
 
 def run(*arguments: str | Path, path: Path | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS`, with the modules in `path` beside those of this environment."""
-    environ = os.environ if path is None else {**os.environ, "PYTHONPATH": str(path)}
+    """`python ARGUMENTS`, with the modules in `path` beside those of this environment. What is killed there leaves its
+    temporary files beside `path`, where pytest clears them away."""
+    environ = os.environ if path is None else {**os.environ, "PYTHONPATH": str(path), "TMPDIR": str(path.parent)}
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, env=environ, cwd=cwd, capture_output=True, text=True, timeout=WITHIN_S, check=False)
 
