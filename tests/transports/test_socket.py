@@ -169,6 +169,7 @@ def test_what_waits_for_a_dead_reader_is_lost_with_it_and_no_torn_message_reache
         send_much(sender)
     assert first.receive(LONG_S).nbytes == 1_000_000
     first.close()
+    exits.callback(Path(first.address.removeprefix("unix://")).parent.rmdir)  # asked for by name: not the link's own
     second = listen(exits, first.address)
     messages: list[bytes] = []
     while b"for the successor" not in messages:
