@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +13,6 @@ from prima_core.arch.families import open_model
 from prima_core.interfaces import KvType
 from prima_core.node.head import HeadOptions
 from prima_core.node.node import NodeOptions
-from prima_core.plugins import Registry
 from prima_core.ring.wire import WirePolicy
 from prima_core.testing.cluster import NODE, Cluster, dealt, ring, until
 from prima_core.testing.examples import example
@@ -31,15 +30,6 @@ MODELS: dict[str, TinyModel] = {
     "gemma3": replace(example("gemma3", "BF16"), n_layers=7),
     "qwen3moe": replace(example("qwen3moe", "Q4_K"), n_layers=4),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_backends_are_usable() -> None:
-    with closing(Registry.load({})) as registry:
-        for name in ("torch", "mlx"):
-            probe = registry.backend(name).probe()
-            if not probe.usable:
-                pytest.skip(f"backend {name}: {probe.reason}")
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from prima_core.interfaces import BackendOptions
+import pytest
+
+from prima_core.interfaces import BackendOptions, KvType
 from prima_core.testing.checks import Tolerance, check_backend
-from prima_core.testing.tinymodel import MatrixType
+from prima_core.testing.examples import ARCHS, TYPES
+from prima_core.testing.tinymodel import Arch, MatrixType
 from prima_torch.plugin import prima_backends
 
-TYPES: tuple[MatrixType, ...] = ("F32", "BF16", "Q8_0", "Q4_K", "IQ2_XS", "MXFP4")
-"""`test_unpack.py` has all of them."""
 
-
-def test_the_backend_conforms() -> None:
+@pytest.mark.parametrize(
+    ("types", "families", "kv_types"),
+    [(TYPES[::2], (), ()), (TYPES[1::2], (), ()), ((), ARCHS, ()), ((), (), tuple(KvType))],
+    ids=["half of the types", "the other half", "families", "KV"],
+)
+def test_the_backend_conforms(
+    types: tuple[MatrixType, ...], families: tuple[Arch, ...], kv_types: tuple[KvType, ...]
+) -> None:
     [plugin] = prima_backends()
-    options = BackendOptions(threads=1)
-    check_backend(plugin, device="torch:cpu", options=options, tolerance=Tolerance(batch=1e-5), types=TYPES)
+    check_backend(
+        plugin,
+        device="torch:cpu",
+        options=BackendOptions(threads=1),
+        tolerance=Tolerance(batch=1e-5),
+        types=types,
+        families=families,
+        kv_types=kv_types,
+    )
