@@ -135,7 +135,7 @@ void dot_q6_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
 template <class B>
 struct Quantised {
     static constexpr MatrixKernels kernels() {
-        return {rows_of<B>(), dot_panel<B>, B::kIsSlow ? 2 : kPanelFrom, B::kWeights, B::kBytes};
+        return {{rows_of<B>()}, dot_panel<B>, B::kIsSlow ? 2 : kPanelFrom, B::kWeights, B::kBytes};
     }
 };
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 
 namespace prima {
 
@@ -12,70 +11,6 @@ namespace {
 constexpr int64_t kSmallWork = 64 * 1024, kSmallProduct = 256 * 1024;
 // Enough tasks per thread that one slowed by a neighbour is not waited for long, few enough that streams stay long.
 constexpr int64_t kTasksPerThread = 6;
-
-struct Task {
-    const Job* job;
-    int64_t r0, r1;
-};
-
-size_t row_bytes(const MatrixKernels& type, int64_t cols) {
-    return size_t(cols / type.block_weights) * size_t(type.block_bytes);
-}
-
-// Four rows at once from distant quarters of r0..r1: four streams keep more reads in flight than one, which was 1.6
-// times the bytes per second.
-void run_rows(const MatrixKernels& kernels, const Product& p, size_t bytes, int64_t r0, int64_t r1,
-              const Activations& a) {
-    const int64_t quarter = (r1 - r0 + 3) / 4;
-    for (int64_t i = 0; i < quarter; ++i) {
-        int64_t index[4];
-        const uint8_t* rows[4];
-        for (int k = 0; k < 4; ++k) {
-            index[k] = std::min(r0 + k * quarter + i, r1 - 1);  // past the end: the last row again
-            rows[k] = p.data + size_t(index[k]) * bytes;
-        }
-        for (int64_t t = 0; t < a.n; ++t) {
-            float out[4];
-            kernels.rows(rows, a, t, out);
-            for (int k = 0; k < 4; ++k) p.out[t * p.rows + index[k]] = out[k];
-        }
-    }
-}
-
-void run_panels(const MatrixKernels& kernels, const Product& p, size_t bytes, int64_t r0, int64_t r1,
-                const Activations& a) {
-    for (int64_t r = r0; r < r1; r += kPanelRows) {
-        const int n_rows = int(std::min<int64_t>(kPanelRows, r1 - r));
-        kernels.panel(p.data + size_t(r) * bytes, bytes, n_rows, a, p.out + r, p.rows);
-    }
-}
-
-void run_task(const Task& task) {
-    const Product& p = task.job->product;
-    const Activations& a = *task.job->a;
-    const bool uses_panel = p.kernels->panel != nullptr && a.n >= p.kernels->panel_from;
-    (uses_panel ? run_panels : run_rows)(*p.kernels, p, row_bytes(*p.kernels, a.cols), task.r0, task.r1, a);
-    if (p.bias == nullptr) return;
-    for (int64_t t = 0; t < a.n; ++t) {
-        for (int64_t r = task.r0; r < task.r1; ++r) p.out[t * p.rows + r] += p.bias[r];
-    }
-}
-
-// Weight rows times activation rows.
-int64_t work_of(const Job& job) { return job.product.rows * job.a->n; }
-
-std::vector<Task> split(const std::vector<Job>& jobs, int64_t n_parts) {
-    int64_t total = 0;
-    for (const Job& job : jobs) total += work_of(job);
-    const int64_t ideal = (total + n_parts - 1) / n_parts;
-    std::vector<Task> tasks;
-    for (const Job& job : jobs) {
-        const int64_t all = job.product.rows, own = (ideal + job.a->n - 1) / job.a->n;
-        const int64_t rows = std::max<int64_t>((own + kPanelRows - 1) / kPanelRows * kPanelRows, kPanelRows);
-        for (int64_t r = 0; r < all; r += rows) tasks.push_back({&job, r, std::min(all, r + rows)});
-    }
-    return tasks;
-}
 
 template <class T>
 T* grow(std::unique_ptr<T[]>& blocks, int64_t& have, int64_t want) {
@@ -91,7 +26,7 @@ T* grow(std::unique_ptr<T[]>& blocks, int64_t& have, int64_t want) {
 const MatrixKernels* Engine::kernels(int type) const {
     if (type < 0 || type >= kTypes) return nullptr;
     const MatrixKernels* kernels = &table_.matrices.of[type];
-    return kernels->rows != nullptr ? kernels : nullptr;
+    return kernels->rows[0] != nullptr ? kernels : nullptr;
 }
 
 // work(begin, end) over 0..n in pieces; `cost_each` in elements.

@@ -6,25 +6,10 @@
 #include <mutex>
 #include <vector>
 
-#include "kernels.h"
 #include "pool.h"
+#include "products.h"
 
 namespace prima {
-
-// One matrix [rows, cols] of a product; out is [n, rows].
-struct Product {
-    const MatrixKernels* kernels;
-    const uint8_t* data;
-    int64_t rows;
-    const float* bias;  // [rows] or null
-    float* out;
-};
-
-// A product and the activation rows that it takes.
-struct Job {
-    Product product;
-    const Activations* a;
-};
 
 // Rows [first, first + n) of x go to matrix `expert` of a stack.
 struct Group {

@@ -50,22 +50,25 @@ struct Activations {
     int64_t cols = 0;
 };
 
-// Four weight rows by activation row `t`.
-using DotRows = void (*)(const uint8_t* const rows[4], const Activations& a, int64_t t, float out[4]);
+// Four weight rows by one or more consecutive activation rows from `t` on, as many as its place in
+// `MatrixKernels::rows` says: out[4 * i + r] is of activation row t + i.
+using DotRows = void (*)(const uint8_t* const rows[4], const Activations& a, int64_t t, float* out);
 
 // Up to 16 consecutive weight rows by all activation rows: out[t * out_stride + r].
 using DotPanel = void (*)(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, float* out,
                           int64_t out_stride);
 
+constexpr int kTogether = 4;  // activation rows that `rows` takes at once, at most
+
 struct MatrixKernels {
-    DotRows rows = nullptr;
+    DotRows rows[kTogether] = {};  // [i]: for i + 1 activation rows; null where fewer at a time are as fast
     DotPanel panel = nullptr;  // null: `rows` for each activation row
     int panel_from = 0;        // smallest n for which the panel pays
     int block_weights = 0;     // 1: floats, else 32 or 256
     int block_bytes = 0;
 };
 
-// By the number of the type; without `rows` where a type is not supported.
+// By the number of the type; without `rows[0]` where a type is not supported.
 struct Matrices {
     MatrixKernels of[kTypes];
 };

@@ -90,7 +90,7 @@ void dot_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Activati
 
 template <class B>
 struct Quantised {
-    static constexpr MatrixKernels kernels() { return {dot_rows<B>, dot_panel<B>, 2, B::kWeights, B::kBytes}; }
+    static constexpr MatrixKernels kernels() { return {{dot_rows<B>}, dot_panel<B>, 2, B::kWeights, B::kBytes}; }
 };
 
 constexpr Table kTable = make_table("portable", all_matrices<Quantised>());

@@ -1,0 +1,73 @@
+#include "products.h"
+
+#include <algorithm>
+
+namespace prima {
+
+namespace {
+
+// How many of n activation rows are taken at once.
+int together(const MatrixKernels& kernels, int64_t n) {
+    int count = int(std::min<int64_t>(n, kTogether));
+    while (kernels.rows[count - 1] == nullptr) --count;
+    return count;
+}
+
+// Four rows at once from distant quarters of r0..r1: four streams keep more reads in flight than one, which was 1.6
+// times the bytes per second.
+void run_rows(const MatrixKernels& kernels, const Product& p, size_t bytes, int64_t r0, int64_t r1,
+              const Activations& a) {
+    const int64_t quarter = (r1 - r0 + 3) / 4;
+    for (int64_t i = 0; i < quarter; ++i) {
+        int64_t index[4];
+        const uint8_t* rows[4];
+        for (int k = 0; k < 4; ++k) {
+            index[k] = std::min(r0 + k * quarter + i, r1 - 1);  // past the end: the last row again
+            rows[k] = p.data + size_t(index[k]) * bytes;
+        }
+        for (int64_t t = 0; t < a.n;) {
+            float out[4 * kTogether];
+            const int n = together(kernels, a.n - t);
+            kernels.rows[n - 1](rows, a, t, out);
+            for (int i = 0; i < n; ++i, ++t) {
+                for (int k = 0; k < 4; ++k) p.out[t * p.rows + index[k]] = out[4 * i + k];
+            }
+        }
+    }
+}
+
+void run_panels(const MatrixKernels& kernels, const Product& p, size_t bytes, int64_t r0, int64_t r1,
+                const Activations& a) {
+    for (int64_t r = r0; r < r1; r += kPanelRows) {
+        const int n_rows = int(std::min<int64_t>(kPanelRows, r1 - r));
+        kernels.panel(p.data + size_t(r) * bytes, bytes, n_rows, a, p.out + r, p.rows);
+    }
+}
+
+}  // namespace
+
+void run_task(const Task& task) {
+    const Product& p = task.job->product;
+    const Activations& a = *task.job->a;
+    const bool uses_panel = p.kernels->panel != nullptr && a.n >= p.kernels->panel_from;
+    (uses_panel ? run_panels : run_rows)(*p.kernels, p, row_bytes(*p.kernels, a.cols), task.r0, task.r1, a);
+    if (p.bias == nullptr) return;
+    for (int64_t t = 0; t < a.n; ++t) {
+        for (int64_t r = task.r0; r < task.r1; ++r) p.out[t * p.rows + r] += p.bias[r];
+    }
+}
+
+std::vector<Task> split(const std::vector<Job>& jobs, int64_t n_parts) {
+    int64_t total = 0;
+    for (const Job& job : jobs) total += work_of(job);
+    const int64_t ideal = (total + n_parts - 1) / n_parts;
+    std::vector<Task> tasks;
+    for (const Job& job : jobs) {
+        const int64_t all = job.product.rows, own = (ideal + job.a->n - 1) / job.a->n;
+        const int64_t rows = std::max<int64_t>((own + kPanelRows - 1) / kPanelRows * kPanelRows, kPanelRows);
+        for (int64_t r = 0; r < all; r += rows) tasks.push_back({&job, r, std::min(all, r + rows)});
+    }
+    return tasks;
+}
+
+}  // namespace prima

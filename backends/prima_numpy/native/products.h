@@ -1,0 +1,43 @@
+// How the rows of a matrix are walked: cut into tasks, and each task run by the kernels of its type.
+#pragma once
+
+#include <vector>
+
+#include "kernels.h"
+
+namespace prima {
+
+// One matrix [rows, cols] of a product; out is [n, rows].
+struct Product {
+    const MatrixKernels* kernels;
+    const uint8_t* data;
+    int64_t rows;
+    const float* bias;  // [rows] or null
+    float* out;
+};
+
+// A product and the activation rows that it takes.
+struct Job {
+    Product product;
+    const Activations* a;
+};
+
+// Rows r0..r1 of a job.
+struct Task {
+    const Job* job;
+    int64_t r0, r1;
+};
+
+inline size_t row_bytes(const MatrixKernels& type, int64_t cols) {
+    return size_t(cols / type.block_weights) * size_t(type.block_bytes);
+}
+
+// Weight rows times activation rows.
+inline int64_t work_of(const Job& job) { return job.product.rows * job.a->n; }
+
+// About n_parts tasks of equal work.
+std::vector<Task> split(const std::vector<Job>& jobs, int64_t n_parts);
+
+void run_task(const Task& task);
+
+}  // namespace prima
