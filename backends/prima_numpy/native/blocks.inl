@@ -14,6 +14,15 @@
 #define PRIMA_UNROLL
 #endif
 
+// For parts of a loop's body that must keep their values in registers.
+#if defined(__GNUC__) || defined(__clang__)
+#define PRIMA_INLINE inline __attribute__((always_inline))
+#elif defined(_MSC_VER)
+#define PRIMA_INLINE __forceinline
+#else
+#define PRIMA_INLINE inline
+#endif
+
 inline uint32_t load_u32(const uint8_t* p) {
     uint32_t v;
     std::memcpy(&v, p, 4);

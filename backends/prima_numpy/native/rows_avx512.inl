@@ -22,22 +22,45 @@ inline __m512i four_lanes(const uint8_t* const blocks[4], int offset) {
     return v;
 }
 
-inline __m128i add_across(__m512i a, __m512i b, __m512i c, __m512i d) {
-    const __m512i all = add_in_lanes({a}, {b}, {c}, {d}).v;
-    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
-    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+// ---------------------------------------------------------------- [activation row][weight row], a lane per activation row
+
+// Sums over all of sums[r][t], where T = 2 twice.
+template <int T>
+PRIMA_INLINE __m512i add_across(const __m512i sums[4][T]) {
+    const auto four = [&](int t) { return add_in_lanes({sums[0][t]}, {sums[1][t]}, {sums[2][t]}, {sums[3][t]}).v; };
+    const auto add_pairs_of_lanes = [](__m512i a, __m512i b) {
+        return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+    };
+    __m512i rows[T];
+    for (int t = 0; t < T; ++t) rows[t] = four(t);
+    const __m512i first = add_pairs_of_lanes(rows[0], rows[T > 1 ? 1 : 0]);
+    const __m512i second = T > 2 ? add_pairs_of_lanes(rows[T - 2 + T % 2], rows[T - 1]) : first;
+    return add_pairs_of_lanes(first, second);
 }
-// The sum of each lane.
-inline __m128i add_lanes(__m512i v) {
-    v = _mm512_add_epi32(v, _mm512_shuffle_epi32(v, _MM_PERM_BADC));
-    v = _mm512_add_epi32(v, _mm512_shuffle_epi32(v, _MM_PERM_CDAB));
-    const __m512i firsts = _mm512_castsi128_si512(_mm_setr_epi32(0, 4, 8, 12));
-    return _mm512_castsi512_si128(_mm512_permutexvar_epi32(firsts, v));
+
+// Of vectors with a weight row in each lane, the sums over the lanes.
+template <int T>
+PRIMA_INLINE __m512i add_lanes(const __m512i v[T]) {
+    const __m512i zero = _mm512_setzero_si512();
+    const __m512i by_row = add_in_lanes({v[0]}, {T > 1 ? v[T > 1 ? 1 : 0] : zero}, {T > 2 ? v[T > 2 ? 2 : 0] : zero},
+                                        {T > 3 ? v[T - 1] : zero}).v;
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(order, by_row);
 }
+
+template <int T>
+PRIMA_INLINE __m512 scales_of(const BlockK* x) {
+    __m512 v = _mm512_set1_ps(x[0].scale);
+    for (int t = 1; t < T; ++t) {
+        v = _mm512_mask_broadcastss_ps(v, __mmask16(15 << 4 * t), _mm_load_ss(&x[t].scale));
+    }
+    return v;
+}
+inline __m512 same_lanes(__m128 v) { return _mm512_broadcast_f32x4(v); }
 
 // ---------------------------------------------------------------- codes, and where their activations begin
 
-inline void take_apart(Q2_K, const uint8_t* block, __m512i codes[4]) {
+PRIMA_INLINE void take_apart(Q2_K, const uint8_t* block, __m512i codes[4]) {
     const __m512i mask = _mm512_set1_epi8(3), packed = load512(block + 16);
     codes[0] = _mm512_and_si512(packed, mask);
     codes[1] = _mm512_and_si512(_mm512_srli_epi16(packed, 2), mask);
@@ -53,7 +76,7 @@ inline __m512i shifts(int lower, int upper) {
     return halves_of(_mm256_set1_epi16(short(lower)), _mm256_set1_epi16(short(upper)));
 }
 
-inline void take_apart(Q3_K, const uint8_t* block, __m512i codes[4]) {
+PRIMA_INLINE void take_apart(Q3_K, const uint8_t* block, __m512i codes[4]) {
     const __m512i mask = _mm512_set1_epi8(3), third = _mm512_set1_epi8(4), packed = load512(block + 32);
     const __m512i high = _mm512_srlv_epi16(same256(block), shifts(0, 4));
     codes[0] = join(packed, mask, _mm512_slli_epi16(high, 2), third);
@@ -62,7 +85,7 @@ inline void take_apart(Q3_K, const uint8_t* block, __m512i codes[4]) {
     codes[3] = join(_mm512_srli_epi16(packed, 6), mask, _mm512_srli_epi16(high, 1), third);
 }
 
-inline void take_apart(Q4_K, const uint8_t* block, __m512i codes[4]) {
+PRIMA_INLINE void take_apart(Q4_K, const uint8_t* block, __m512i codes[4]) {
     const __m512i mask = _mm512_set1_epi8(15);
     for (int h = 0; h < 2; ++h) {
         const __m512i packed = load512(block + 16 + 64 * h);
@@ -71,7 +94,7 @@ inline void take_apart(Q4_K, const uint8_t* block, __m512i codes[4]) {
     }
 }
 
-inline void take_apart(Q5_K, const uint8_t* block, __m512i codes[4]) {
+PRIMA_INLINE void take_apart(Q5_K, const uint8_t* block, __m512i codes[4]) {
     const __m512i mask = _mm512_set1_epi8(15), fifth = _mm512_set1_epi8(16), high = same256(block + 16);
     const __m512i first = load512(block + 48), second = load512(block + 112);
     const __m512i left = _mm512_sllv_epi16(high, shifts(4, 2)), right = _mm512_srlv_epi16(high, shifts(0, 2));
@@ -81,7 +104,7 @@ inline void take_apart(Q5_K, const uint8_t* block, __m512i codes[4]) {
     codes[3] = join(_mm512_srli_epi16(second, 4), mask, _mm512_srli_epi16(right, 1), fifth);
 }
 
-inline void take_apart(Q6_K, const uint8_t* block, __m512i codes[4]) {
+PRIMA_INLINE void take_apart(Q6_K, const uint8_t* block, __m512i codes[4]) {
     const __m512i mask = _mm512_set1_epi8(15), high_mask = _mm512_set1_epi8(0x30);
     for (int h = 0; h < 2; ++h) {
         // The same 32 bytes of high bits serve both halves, with two more bits of shift in the upper one.
@@ -114,27 +137,26 @@ struct Order<Q6_K> {
 
 // ---------------------------------------------------------------- scales of four blocks
 
-// The number of the group of each quarter of the i-th 64 codes.
+// For the codes 64 (2 j), .. + 127, four products a word: the number of each word's group, times `step`, plus `base`.
 template <class B>
-inline __m512i groups_of(int i, int word_of_zero, int step) {
-    constexpr int size = kKBlock / B::kGroups, apart = Order<B>::kApart;
-    const int k = Order<B>::first(i);
-    const auto word = [&](int column) {
-        return (long long)(0x0001000100010001ull * uint64_t(word_of_zero + step * (column / size)));
+PRIMA_INLINE __m512i groups_of(int j, int base, int step) {
+    constexpr int size = kKBlock / B::kGroups;
+    const auto word = [&](int i, int column) {
+        const int group = (Order<B>::first(i) + column) / size;
+        return (long long)(0x0001000100010001ull * uint64_t(base + step * group));
     };
-    const long long a = word(k), b = word(k + 16), c = word(k + apart), d = word(k + apart + 16);
-    return _mm512_setr_epi64(a, a, b, b, c, c, d, d);
+    const int first = 2 * j, second = 2 * j + 1, apart = Order<B>::kApart;
+    return _mm512_setr_epi64(word(first, 0), word(second, 0), word(first, 16), word(second, 16), word(first, apart),
+                             word(second, apart), word(first, apart + 16), word(second, apart + 16));
 }
 
-// Scales as bytes with row r in lane r: 16, or 8 and 8 minima. kUpper: signed ones, which are put into the upper half of
-// a word, so that all sums are 256 times what they stand for.
+// Scales as bytes with row r in lane r: 16, or 8 and 8 minima.
 template <class B>
 struct FourScales {
-    static constexpr bool kUpper = false;
     __m512i bytes;
 
     // Six bits of scales and of minima from 12 bytes: see unpack_scales.
-    explicit FourScales(const uint8_t* const blocks[4]) {
+    PRIMA_INLINE explicit FourScales(const uint8_t* const blocks[4]) {
         const __m512i heads = four_lanes(blocks, 0);  // units; four scales; four minima; the low bits of the others
         const __m512i first = _mm512_shuffle_epi32(heads, _MM_PERM_ENUM(0xed));   // 1 3 2 3
         const __m512i second = _mm512_shuffle_epi32(heads, _MM_PERM_ENUM(0xa5));  // 1 1 2 2
@@ -142,9 +164,10 @@ struct FourScales {
         const __m512i high = same_dwords(0, 0x30303030, 0, 0x30303030);
         bytes = join(_mm512_srlv_epi32(first, same_dwords(0, 0, 0, 4)), low, _mm512_srli_epi32(second, 2), high);
     }
-    __m128i lows(const BlockK& x) const {
+    // Minima times the sums of their activations.
+    PRIMA_INLINE __m512i lows(const BlockK& x) const {
         const __m512i minima = _mm512_unpackhi_epi8(bytes, _mm512_setzero_si512());
-        return add_lanes(_mm512_madd_epi16(minima, same128(x.sum32)));
+        return _mm512_madd_epi16(minima, same128(x.sum32));
     }
 
     static __m512i same_dwords(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
@@ -152,41 +175,27 @@ struct FourScales {
     }
 };
 
-// Words of 16 bytes per lane times the sums of 16 activations, added up in each lane.
-inline __m128i weigh_16(__m512i first, __m512i second, const BlockK& x) {
-    return add_lanes(_mm512_dpwssd_epi32(_mm512_madd_epi16(first, same128(x.sum16)), second, same128(x.sum16 + 8)));
-}
-
 template <>
 struct FourScales<Q2_K> {
-    static constexpr bool kUpper = false;
     __m512i bytes, minima;
 
-    explicit FourScales(const uint8_t* const blocks[4]) {
+    PRIMA_INLINE explicit FourScales(const uint8_t* const blocks[4]) {
         const __m512i mask = _mm512_set1_epi8(15), packed = four_lanes(blocks, 0);
         bytes = _mm512_and_si512(packed, mask);
         minima = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
     }
-    __m128i lows(const BlockK& x) const {
+    PRIMA_INLINE __m512i lows(const BlockK& x) const {
         const __m512i zero = _mm512_setzero_si512();
-        return weigh_16(_mm512_unpacklo_epi8(minima, zero), _mm512_unpackhi_epi8(minima, zero), x);
-    }
-};
-
-struct SignedScales {
-    static constexpr bool kUpper = true;
-    __m512i bytes;
-
-    // The scales times the sums of activations, times 256.
-    __m128i lows(const BlockK& x) const {
-        const __m512i zero = _mm512_setzero_si512();
-        return weigh_16(_mm512_unpacklo_epi8(zero, bytes), _mm512_unpackhi_epi8(zero, bytes), x);
+        const __m512i first = _mm512_madd_epi16(_mm512_unpacklo_epi8(minima, zero), same128(x.sum16));
+        return _mm512_dpwssd_epi32(first, _mm512_unpackhi_epi8(minima, zero), same128(x.sum16 + 8));
     }
 };
 
 template <>
-struct FourScales<Q3_K> : SignedScales {
-    explicit FourScales(const uint8_t* const blocks[4]) {
+struct FourScales<Q3_K> {
+    __m512i bytes;
+
+    PRIMA_INLINE explicit FourScales(const uint8_t* const blocks[4]) {
         const __m512i heads = four_lanes(blocks, 94);  // two codes; 12 bytes of scales; d
         const auto pick = [&](long long lower, long long upper) {
             return _mm512_shuffle_epi8(heads, _mm512_broadcast_i32x4(_mm_set_epi64x(upper, lower)));
@@ -199,68 +208,80 @@ struct FourScales<Q3_K> : SignedScales {
     }
 };
 
-template <>
-struct FourScales<Q6_K> : SignedScales {
-    explicit FourScales(const uint8_t* const blocks[4]) { bytes = four_lanes(blocks, 192); }
-};
-
 // ---------------------------------------------------------------- K types
 
+// The scales of a row's j-th 128 codes as words; `bytes` in all lanes. Those of Q3_K are signed and stand in the upper
+// bytes: sums are then 256 times what they should be, which still fits an integer. Those of Q6_K, `bytes` as words.
+template <class B>
+PRIMA_INLINE __m512i scale_words(__m512i bytes, int j) {
+    if constexpr (std::is_same_v<B, Q6_K>) return _mm512_permutexvar_epi16(groups_of<B>(j, 0, 1), bytes);
+    if constexpr (std::is_same_v<B, Q3_K>) return _mm512_shuffle_epi8(bytes, groups_of<B>(j, 0x0080, 0x0100));
+    return _mm512_shuffle_epi8(bytes, groups_of<B>(j, 0x8000, 1));
+}
+
+// Activations in the order of the codes, and what a code's offset takes off each four products.
 template <class B, int T>
-inline void dot_codes_of_row(const uint8_t* block, __m512i bytes, const __m512i xs[T][4], __m512i sums[T]) {
+struct WideX {
+    __m512i q[T][4], start[T][4];
+
+    PRIMA_INLINE explicit WideX(const BlockK* x) {
+        const __m512i zero = _mm512_setzero_si512(), offset = _mm512_set1_epi8(B::kOffset);
+        for (int t = 0; t < T; ++t) {
+            for (int i = 0; i < 4; ++i) {
+                const int8_t* from = x[t].q + Order<B>::first(i);
+                q[t][i] = Order<B>::kApart == 32 ? load512(from) : load_apart(from, from + Order<B>::kApart);
+                start[t][i] = B::kOffset == 0 ? zero : _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, offset, q[t][i]));
+            }
+        }
+    }
+};
+
+// Four products of codes and activations fit a word, for all types: so two vectors of them are one before they are
+// weighed by the scales.
+template <class B, int T>
+PRIMA_INLINE void dot_codes_of_row(const uint8_t* block, __m512i scales, const WideX<B, T>& x, __m512i sums[T]) {
     __m512i codes[4];
     take_apart(B(), block, codes);
     for (int t = 0; t < T; ++t) sums[t] = _mm512_setzero_si512();
     PRIMA_UNROLL
-    for (int i = 0; i < 4; ++i) {
-        __m512i words;
-        if constexpr (std::is_same_v<B, Q6_K>) {  // 256 times its sums would not fit
-            words = _mm512_permutexvar_epi16(groups_of<B>(i, 0, 1), bytes);
-        } else if constexpr (FourScales<B>::kUpper) {
-            words = _mm512_shuffle_epi8(bytes, groups_of<B>(i, 0x0080, 0x0100));
-        } else {
-            words = _mm512_shuffle_epi8(bytes, groups_of<B>(i, 0x8000, 1));
-        }
+    for (int j = 0; j < 2; ++j) {
+        const __m512i words = scale_words<B>(scales, j);
         for (int t = 0; t < T; ++t) {
-            sums[t] = _mm512_dpwssd_epi32(sums[t], _mm512_maddubs_epi16(codes[i], xs[t][i]), words);
+            const __m512i first = _mm512_dpbusd_epi32(x.start[t][2 * j], codes[2 * j], x.q[t][2 * j]);
+            const __m512i second = _mm512_dpbusd_epi32(x.start[t][2 * j + 1], codes[2 * j + 1], x.q[t][2 * j + 1]);
+            sums[t] = _mm512_dpwssd_epi32(sums[t], _mm512_packs_epi32(first, second), words);
         }
     }
 }
 
 template <class B, int T>
-inline void add_big_blocks(const uint8_t* const blocks[4], const BlockK* x, __m128 totals[T]) {
-    __m512i xs[T][4], sums[4][T];
-    for (int t = 0; t < T; ++t) {
-        for (int i = 0; i < 4; ++i) {
-            const int8_t* q = x[t].q + Order<B>::first(i);
-            xs[t][i] = Order<B>::kApart == 32 ? load512(q) : load_apart(q, q + Order<B>::kApart);
+PRIMA_INLINE __m512 wide_terms(const uint8_t* const blocks[4], const BlockK* x) {
+    const WideX<B, T> xs(x);
+    __m512i sums[4][T];
+    if constexpr (std::is_same_v<B, Q6_K>) {
+        PRIMA_UNROLL
+        for (int r = 0; r < 4; ++r) {
+            const __m512i words = _mm512_castsi256_si512(_mm256_cvtepi8_epi16(load128(blocks[r] + 192)));
+            dot_codes_of_row<B, T>(blocks[r], words, xs, sums[r]);
         }
-    }
-    const FourScales<B> scales(blocks);
-    const __m512i row[4] = {
-        _mm512_shuffle_i32x4(scales.bytes, scales.bytes, 0x00), _mm512_shuffle_i32x4(scales.bytes, scales.bytes, 0x55),
-        _mm512_shuffle_i32x4(scales.bytes, scales.bytes, 0xaa), _mm512_shuffle_i32x4(scales.bytes, scales.bytes, 0xff)};
-    PRIMA_UNROLL
-    for (int r = 0; r < 4; ++r) {
-        if constexpr (std::is_same_v<B, Q6_K>) {
-            const __m256i words = _mm256_cvtepi8_epi16(load128(blocks[r] + 192));
-            dot_codes_of_row<B, T>(blocks[r], _mm512_castsi256_si512(words), xs, sums[r]);
-        } else {
-            dot_codes_of_row<B, T>(blocks[r], row[r], xs, sums[r]);
+        return _mm512_mul_ps(same_lanes(four_d<B>(blocks)), _mm512_cvtepi32_ps(add_across<T>(sums)));
+    } else {
+        const FourScales<B> scales(blocks);
+        PRIMA_UNROLL
+        for (int r = 0; r < 4; ++r) {
+            const __m512i lane = _mm512_set1_epi64(2 * r), pair = _mm512_add_epi64(lane, _mm512_setr_epi64(0, 1, 0, 1, 0, 1, 0, 1));
+            dot_codes_of_row<B, T>(blocks[r], _mm512_permutexvar_epi64(pair, scales.bytes), xs, sums[r]);
         }
-    }
-    const __m128 d = four_d<B>(blocks), dmin = four_dmin<B>(blocks);
-    for (int t = 0; t < T; ++t) {
-        const __m128i low = scales.lows(x[t]);
-        __m128i sum = add_across(sums[0][t], sums[1][t], sums[2][t], sums[3][t]);
-        if constexpr (std::is_same_v<B, Q3_K>) {  // codes stand for code - 4
-            sum = _mm_srai_epi32(_mm_sub_epi32(sum, _mm_slli_epi32(low, 2)), 8);
-        } else if constexpr (std::is_same_v<B, Q6_K>) {  // code - 32
-            sum = _mm_sub_epi32(sum, _mm_srai_epi32(low, 3));
+        __m512i sum = add_across<T>(sums);
+        if constexpr (std::is_same_v<B, Q3_K>) sum = _mm512_srai_epi32(sum, 8);
+        const __m512 term = _mm512_mul_ps(same_lanes(four_d<B>(blocks)), _mm512_cvtepi32_ps(sum));
+        if constexpr (!B::kHasMinima) return term;
+        if constexpr (B::kHasMinima) {
+            __m512i lows[T];
+            for (int t = 0; t < T; ++t) lows[t] = scales.lows(x[t]);
+            const __m512 low = _mm512_cvtepi32_ps(add_lanes<T>(lows));
+            return _mm512_sub_ps(term, _mm512_mul_ps(same_lanes(four_dmin<B>(blocks)), low));
         }
-        __m128 term = _mm_mul_ps(d, _mm_cvtepi32_ps(sum));
-        if constexpr (B::kHasMinima) term = _mm_sub_ps(term, _mm_mul_ps(dmin, _mm_cvtepi32_ps(low)));
-        totals[t] = _mm_add_ps(totals[t], _mm_mul_ps(_mm_set1_ps(x[t].scale), term));
     }
 }
 
@@ -268,7 +289,7 @@ inline void add_big_blocks(const uint8_t* const blocks[4], const BlockK* x, __m1
 
 // Its levels are too large for sums of words: four products at a time come as integers, which are multiplied by scales.
 template <int T>
-inline void add_iq4_xs_blocks(const uint8_t* const blocks[4], const BlockK* x, __m128 totals[T]) {
+PRIMA_INLINE __m512 iq4_xs_terms(const uint8_t* const blocks[4], const BlockK* x) {
     const __m512i mask = _mm512_set1_epi8(15), offset = _mm512_set1_epi8(char(128));
     const __m512i levels = _mm512_xor_si512(same128(kIq4Nl), offset), zero = _mm512_setzero_si512();
     const __m256i ones = _mm256_set1_epi32(15), high_mask = _mm256_set1_epi32(48);
@@ -306,18 +327,12 @@ inline void add_iq4_xs_blocks(const uint8_t* const blocks[4], const BlockK* x, _
             }
         }
     }
-    const __m128 d = four_d<IQ4_XS>(blocks);
-    for (int t = 0; t < T; ++t) {
-        const __m128i sum = add_across(sums[0][t], sums[1][t], sums[2][t], sums[3][t]);
-        const __m128 term = _mm_mul_ps(d, _mm_cvtepi32_ps(sum));
-        totals[t] = _mm_add_ps(totals[t], _mm_mul_ps(_mm_set1_ps(x[t].scale), term));
-    }
+    return _mm512_mul_ps(same_lanes(four_d<IQ4_XS>(blocks)), _mm512_cvtepi32_ps(add_across<T>(sums)));
 }
 
 template <class B, int T>
 void dot_wide_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, float* out) {
-    __m128 totals[T];
-    for (int i = 0; i < T; ++i) totals[i] = _mm_setzero_ps();
+    __m512 totals = _mm512_setzero_ps();  // [activation row][weight row]
     const BlockK* x = a.k + t;
     const int64_t n_blocks = a.cols / kKBlock;
     for (int64_t b = 0; b < n_blocks; ++b, x += a.n) {
@@ -326,11 +341,13 @@ void dot_wide_rows(const uint8_t* const rows[4], const Activations& a, int64_t t
             blocks[r] = rows[r] + b * B::kBytes;
             for (int i = 0; i < B::kBytes; i += 64) prefetch(blocks[r] + kPrefetchBytes + i);
         }
+        __m512 terms;
         if constexpr (std::is_same_v<B, IQ4_XS>) {
-            add_iq4_xs_blocks<T>(blocks, x, totals);
+            terms = iq4_xs_terms<T>(blocks, x);
         } else {
-            add_big_blocks<B, T>(blocks, x, totals);
+            terms = wide_terms<B, T>(blocks, x);
         }
+        totals = _mm512_add_ps(totals, _mm512_mul_ps(scales_of<T>(x), terms));
     }
-    for (int i = 0; i < T; ++i) _mm_storeu_ps(out + 4 * i, totals[i]);
+    _mm512_mask_storeu_ps(out, __mmask16((1 << 4 * T) - 1), totals);
 }

@@ -6,7 +6,7 @@
 
 // Codes of weights 0..15 and 16..31 of consecutive blocks, unsigned except where `dot_codes` takes signed ones.
 template <class B>
-inline void take_apart(const uint8_t* block, Wide& low, Wide& high) {
+PRIMA_INLINE void take_apart(const uint8_t* block, Wide& low, Wide& high) {
     if constexpr (std::is_same_v<B, Q8_0>) {
         low = Wide::lanes(block + 2, B::kBytes);
         high = Wide::lanes(block + 18, B::kBytes);
@@ -35,7 +35,7 @@ inline void take_apart(const uint8_t* block, Wide& low, Wide& high) {
 }
 
 template <class B>
-inline void take_units(const uint8_t* const blocks[4], Fours& d, Fours& minimum) {
+PRIMA_INLINE void take_units(const uint8_t* const blocks[4], Fours& d, Fours& minimum) {
     constexpr int last = (Wide::kLanes - 1) * B::kBytes + (B::kHasMinima ? 4 : 2);
     Wide words;
     if constexpr (last <= 64 && Wide::kLanes == 4) {
@@ -54,7 +54,7 @@ inline void take_units(const uint8_t* const blocks[4], Fours& d, Fours& minimum)
 
 // Wide::kLanes blocks of each row; activations `stride` blocks apart. The first `count` count.
 template <class B, int T>
-inline void add_small_blocks(const uint8_t* const blocks[4], const Block8* x, int64_t stride, int count,
+PRIMA_INLINE void add_small_blocks(const uint8_t* const blocks[4], const Block8* x, int64_t stride, int count,
                              __m128 totals[T]) {
     constexpr int offset = B::kIsSigned && kDotsAnyBytes ? 128 : B::kOffset;
     const int64_t x_stride = stride * int64_t(sizeof(Block8));
