@@ -2,8 +2,8 @@
 
     python bench/kernels.py [--threads 1 2] [--variant auto ...] [--mib 512] [--types Q4_K Q5_K] [--json FILE]
 
-Decode rows: 1, 2, 4 and 8 activation rows by matrices that do not fit in the caches, from a mapped file, warm. The share
-of plain reading is what counts: absolute figures change with the neighbours on a machine.
+Decode rows: 1, 2, 4 and 8 activation rows by matrices that do not fit in the caches, from a mapped file, warm. The
+share of plain reading is what counts: absolute figures change with the neighbours on a machine.
 Prefill rows: many activation rows by one matrix.
 Attention rows: one token of a layer shaped as Llama-3-8B's (32 heads that share 8), by type of K and V.
 """
@@ -140,12 +140,7 @@ def attention(kernels: Kernels, n_positions: int) -> None:
 def mapped_file(n_bytes: int) -> Iterator[NDArray[np.uint8]]:
     with tempfile.TemporaryFile() as file:
         file.truncate(n_bytes)
-        with mmap.mmap(file.fileno(), n_bytes) as pages:
-            memory = np.frombuffer(pages, np.uint8)
-            try:
-                yield memory
-            finally:
-                del memory
+        yield np.frombuffer(mmap.mmap(file.fileno(), n_bytes), np.uint8)
 
 
 def matrices(type: GGUFType, memory: NDArray[np.uint8]) -> list[Weight]:
@@ -163,9 +158,9 @@ def sane_weights(type: GGUFType, n_bytes: int) -> NDArray[np.uint8]:
     rng = np.random.default_rng(0)
     if type in (GGUFType.F32, GGUFType.BF16):
         values = rng.standard_normal(n_bytes // 2, np.float32)
-        values = values[: n_bytes // 4] if type is GGUFType.F32 else values.view(np.uint16)[1::2]
-        return np.ascontiguousarray(values).view(np.uint8)
-    data = rng.integers(0, 256, n_bytes, np.uint8) & 0xBF  # every half that a block may hold is finite
+        return (values[: n_bytes // 4] if type is GGUFType.F32 else values.view(np.uint16)[1::2].copy()).view(np.uint8)
+    data = rng.integers(0, 256, n_bytes, np.uint8)
+    data &= 0xBF  # every half that a block may hold is finite
     if type is GGUFType.MXFP4:  # any byte is an exponent
         data[: len(data) // 17 * 17].reshape(-1, 17)[:, 0] = 120
     return data
