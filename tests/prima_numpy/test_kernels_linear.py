@@ -4,6 +4,8 @@ import ctypes
 import mmap
 import sys
 from dataclasses import replace
+from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -16,24 +18,52 @@ from prima_numpy.kernels import Kernels
 from prima_numpy.quant import linear_int8
 from tests.prima_numpy.blocks import QUANTISED, random_rows, random_weight
 
+Rows = NDArray[np.float32]
+
 VARIANTS = Kernels.variants()
 every_type = pytest.mark.parametrize("type", GGUFType)
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
-def ragged_cols(type: GGUFType) -> int:
-    """A number of columns that is a multiple of the block, and of nothing larger."""
-    return {1: 3 * 16 + 7, 32: 3 * 32, 256: 3 * 256}[BLOCKS[type].n_weights]
+ROWS = (1, 6, 37)
+"""Weight rows: neither multiples of four, which are taken at once, nor of a panel's."""
+COUNTS = (1, 2, 3, 4, 5, 8, 33, 256)
+"""Activation rows."""
+
+
+def ragged_cols(type: GGUFType) -> tuple[int, ...]:
+    """The smallest number of columns, and odd numbers of blocks below and above what is taken at once."""
+    return {1: (1, 23, 55), 32: (32, 3 * 32, 5 * 32, 7 * 32), 256: (256, 3 * 256)}[BLOCKS[type].n_weights]
+
+
+@cache
+def twins_answer(type: GGUFType, rows: int, cols: int, hostile: bool) -> tuple[Weight, Rows, Rows]:
+    """A weight, activations for all of COUNTS, and their product by the twin: once for all variants."""
+    weight, x = random_weight(type, rows, cols), random_rows(max(COUNTS), cols)
+    if hostile:  # scales may be NaN and infinite
+        data = np.random.default_rng(3).integers(0, 256, weight.data.shape, np.uint8)
+        weight = replace(weight, data=data)
+    return weight, x, linear_int8(weight, x)
 
 
 @every_type
 @every_variant
-@pytest.mark.parametrize("n", [1, 2, 3, 8, 33])
-def test_native_products_equal_the_twin(type: GGUFType, variant: str, n: int) -> None:
+def test_native_products_equal_the_twin(type: GGUFType, variant: str) -> None:
     kernels = Kernels(1, variant)
-    for rows in (1, 6, 37):
-        weight, x = random_weight(type, rows, ragged_cols(type)), random_rows(n, ragged_cols(type))
-        np.testing.assert_array_equal(kernels.linear(weight, x), linear_int8(weight, x))
+    for rows, cols in product(ROWS, ragged_cols(type)):
+        weight, x, y = twins_answer(type, rows, cols, False)
+        for n in COUNTS:
+            np.testing.assert_array_equal(kernels.linear(weight, x[:n]), y[:n], f"{rows} x {cols}, {n} rows")
+
+
+@every_variant
+@pytest.mark.parametrize("type", QUANTISED)
+def test_hostile_blocks_do_no_harm(type: GGUFType, variant: str) -> None:
+    kernels = Kernels(1, variant)
+    for cols in ragged_cols(type):
+        weight, x, y = twins_answer(type, 37, cols, True)
+        for n in COUNTS:
+            np.testing.assert_array_equal(kernels.linear(weight, x[:n]), y[:n], f"{cols} columns, {n} rows")
 
 
 @every_type
@@ -41,7 +71,7 @@ def test_native_products_equal_the_twin(type: GGUFType, variant: str, n: int) ->
 def test_a_row_does_not_depend_on_its_company(type: GGUFType, variant: str) -> None:
     kernels, weight, x = Kernels(2, variant), random_weight(type, 50, 1024), random_rows(70, 1024)
     alone = np.vstack([kernels.linear(weight, x[i : i + 1]) for i in range(len(x))])
-    for n in (2, 3, 5, 7, 64, 70):
+    for n in (2, 3, 4, 5, 7, 64, 70):
         np.testing.assert_array_equal(kernels.linear(weight, x[:n]), alone[:n])
 
 
@@ -73,8 +103,9 @@ def test_extreme_codes_do_not_overflow(variant: str) -> None:
         for byte in (0x00, 0x7F, 0x80, 0xFF):
             weight = extreme_weight(type, byte)
             for x in (np.ones((9, 512), np.float32), np.full((9, 512), -1, np.float32)):
-                np.testing.assert_array_equal(kernels.linear(weight, x), linear_int8(weight, x))
-                np.testing.assert_array_equal(kernels.linear(weight, x[:1]), linear_int8(weight, x[:1]))
+                y = linear_int8(weight, x)
+                for n in (1, 2, 9):
+                    np.testing.assert_array_equal(kernels.linear(weight, x[:n]), y[:n])
 
 
 def extreme_weight(type: GGUFType, byte: int) -> Weight:
@@ -97,17 +128,6 @@ def test_strange_activations_give_what_the_twin_gives(type: GGUFType, variant: s
     assert np.isfinite(y[1:]).all()
 
 
-@every_variant
-@pytest.mark.parametrize("type", QUANTISED)
-def test_hostile_blocks_do_no_harm(type: GGUFType, variant: str) -> None:
-    rng = np.random.default_rng(3)
-    blocks = rng.integers(0, 256, 20 * 512 // BLOCKS[type].n_weights * BLOCKS[type].n_bytes, np.uint8)
-    weight = Weight("w", type, (20, 512), blocks)  # scales may be NaN and infinite
-    for n in (1, 8):
-        x = random_rows(n, 512)
-        np.testing.assert_array_equal(Kernels(1, variant).linear(weight, x), linear_int8(weight, x))
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="mprotect is POSIX's")
 @every_variant
 @pytest.mark.parametrize("type", QUANTISED)
@@ -123,7 +143,7 @@ def test_nothing_before_or_behind_a_weight_is_read(type: GGUFType, variant: str)
         for start in (page, page + room - size):
             pages[start : start + size] = weight.data
             fenced = replace(weight, data=pages[start : start + size])
-            for n in (1, 9):
+            for n in (1, 2, 9):
                 x = random_rows(n, 512)
                 np.testing.assert_array_equal(kernels.linear(fenced, x), kernels.linear(weight, x))
         del pages, fenced
@@ -142,5 +162,5 @@ def test_a_given_result_array_is_filled() -> None:
 
 def test_rows_in_a_row_of_a_larger_array_are_read_in_place() -> None:
     weight = random_weight(GGUFType.Q4_K, 4, 256)
-    many: NDArray[np.float32] = random_rows(5, 256)
+    many: Rows = random_rows(5, 256)
     np.testing.assert_array_equal(Kernels(1).linear(weight, many[2:4]), linear_int8(weight, many)[2:4])

@@ -14,6 +14,15 @@
 #define PRIMA_UNROLL
 #endif
 
+// For parts of a loop's body that must keep their values in registers.
+#if defined(__GNUC__) || defined(__clang__)
+#define PRIMA_INLINE inline __attribute__((always_inline))
+#elif defined(_MSC_VER)
+#define PRIMA_INLINE __forceinline
+#else
+#define PRIMA_INLINE inline
+#endif
+
 inline uint32_t load_u32(const uint8_t* p) {
     uint32_t v;
     std::memcpy(&v, p, 4);
@@ -103,7 +112,7 @@ inline void widen(uint64_t packed, int offset, int16_t* words) {
 struct BigBlock {
     using X = BlockK;
     static constexpr int kWeights = kKBlock, kGroups = 8, kOffset = 0, kLargest = 15;
-    static constexpr bool kHasHalves = false;
+    static constexpr int kHalf = -1;  // where d is a half as it lies in the block, and dmin behind it: at this byte
     static constexpr bool kIsSigned = false, kHasMinima = false, kIsSlow = false;
     static const X* activations(const Activations& a) { return a.k; }
     static float d(const uint8_t* block) { return half_at(block); }
@@ -120,7 +129,7 @@ inline void unpack_scales(const uint8_t* packed, uint64_t& scales, uint64_t& min
 }
 
 struct Q2_K : BigBlock {
-    static constexpr int kBytes = 84, kGroups = 16, kLargest = 3;
+    static constexpr int kBytes = 84, kGroups = 16, kLargest = 3, kHalf = 80;
     static constexpr bool kHasMinima = true;
     static float d(const uint8_t* block) { return half_at(block + 80); }
     static float dmin(const uint8_t* block) { return half_at(block + 82); }
@@ -133,7 +142,7 @@ struct Q2_K : BigBlock {
 };
 
 struct Q3_K : BigBlock {
-    static constexpr int kBytes = 110, kGroups = 16, kOffset = 4, kLargest = 7;
+    static constexpr int kBytes = 110, kGroups = 16, kOffset = 4, kLargest = 7, kHalf = 108;
     static float d(const uint8_t* block) { return half_at(block + 108); }
     static void scales(const uint8_t* block, int16_t* scales, int16_t*) {
         const uint64_t nibbles = 0x0f0f0f0f0f0f0f0full, low = load_u64(block + 96);
@@ -150,7 +159,7 @@ struct Q3_K : BigBlock {
 };
 
 struct Q4_K : BigBlock {
-    static constexpr int kBytes = 144;
+    static constexpr int kBytes = 144, kHalf = 0;
     static constexpr bool kHasMinima = true;
     static float dmin(const uint8_t* block) { return half_at(block + 2); }
     static void scales(const uint8_t* block, int16_t* scales, int16_t* minima) {
@@ -173,7 +182,7 @@ struct Q5_K : Q4_K {
 };
 
 struct Q6_K : BigBlock {
-    static constexpr int kBytes = 210, kGroups = 16, kOffset = 32, kLargest = 63;
+    static constexpr int kBytes = 210, kGroups = 16, kOffset = 32, kLargest = 63, kHalf = 208;
     static float d(const uint8_t* block) { return half_at(block + 208); }
     static void scales(const uint8_t* block, int16_t* scales, int16_t*) {
         for (int j = 0; j < 16; ++j) scales[j] = int8_t(block[192 + j]);
@@ -224,7 +233,7 @@ inline uint32_t four_signs(uint32_t packed) {
 }
 
 struct IQ4_XS : TableBlock {
-    static constexpr int kBytes = 136;
+    static constexpr int kBytes = 136, kHalf = 0;
     static constexpr bool kIsSlow = false;
     static void scales(const uint8_t* block, int16_t* scales, int16_t*) {
         const int high = load_u16(block + 2);

@@ -1,15 +1,19 @@
 // `Bytes` (see bytes_portable.h) as an AVX register. Needs AVX2 and F16C. Included inside a variant's namespace.
 
+inline __m256i load256(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
+inline __m128i load128(const void* p) { return _mm_loadu_si128((const __m128i*)p); }
+inline __m256i broadcast128(const void* p) { return _mm256_broadcastsi128_si256(load128(p)); }
+
 struct Bytes {
     __m256i v;
 
-    static Bytes load(const void* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
+    static Bytes load(const void* p) { return {load256(p)}; }
     static Bytes set(int value) { return {_mm256_set1_epi8(char(value))}; }
     static Bytes of_words(uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
         return {_mm256_setr_epi64x(int64_t(a), int64_t(b), int64_t(c), int64_t(d))};
     }
     static Bytes nibbles(const uint8_t* p) {
-        const __m128i packed = _mm_loadu_si128((const __m128i*)p);
+        const __m128i packed = load128(p);
         const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(packed), _mm_srli_epi16(packed, 4), 1);
         return {_mm256_and_si256(both, _mm256_set1_epi8(15))};
     }
@@ -24,8 +28,7 @@ struct Bytes {
         return {_mm256_and_si256(moved, _mm256_set1_epi8(char(mask)))};
     }
     Bytes look_up(const int8_t* table) const {
-        const __m128i levels = _mm_loadu_si128((const __m128i*)table);
-        return {_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(levels), v)};
+        return {_mm256_shuffle_epi8(broadcast128(table), v)};
     }
     void store(void* p) const { _mm256_storeu_si256((__m256i*)p, v); }
 };

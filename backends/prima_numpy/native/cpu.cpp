@@ -106,6 +106,9 @@ std::vector<const Table*> usable_tables() {
     const X86 cpu;
     const bool has_512 = cpu.avx512f && cpu.avx512dq && cpu.avx512bw && cpu.avx512vl && cpu.avx512vnni;
     if (has_512 && cpu.avx2 && cpu.fma && cpu.f16c) tables.push_back(&avx512vnni_table());
+#ifdef PRIMA_AVXVNNI
+    if (cpu.avx_vnni && cpu.avx2 && cpu.fma && cpu.f16c) tables.push_back(&avxvnni_table());
+#endif
     if (cpu.avx2 && cpu.fma && cpu.f16c) tables.push_back(&avx2_table());
 #endif
     tables.push_back(&portable_table());

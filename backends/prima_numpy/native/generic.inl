@@ -51,28 +51,36 @@ inline void prefetch(const void* p) {
 #endif
 }
 
-template <class T>
-void dot_float_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, float out[4]) {
+template <class T, int n>
+void dot_float_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, float* out) {
     using Element = typename T::Element;  // GGUF aligns tensors, but loads do not count on it
     const float* x = a.x + t * a.cols;
-    Lanes total[4] = {Lanes::set(0), Lanes::set(0), Lanes::set(0), Lanes::set(0)};
+    Lanes total[n][4];
+    for (auto& row : total) {
+        for (auto& lanes : row) lanes = Lanes::set(0);
+    }
     int64_t c = 0;
     for (; c + 16 <= a.cols; c += 16) {
-        const Lanes xs = Lanes::load(x + c);
+        Lanes xs[n];
+        for (int i = 0; i < n; ++i) xs[i] = Lanes::load(x + i * a.cols + c);
         for (int r = 0; r < 4; ++r) {
             const uint8_t* w = rows[r] + c * int64_t(sizeof(Element));
             prefetch(w + kPrefetchBytes);
-            total[r] = total[r] + T::load((const Element*)w) * xs;
+            const Lanes ws = T::load((const Element*)w);
+            for (int i = 0; i < n; ++i) total[i][r] = total[i][r] + ws * xs[i];
         }
     }
     if (c < a.cols) {
-        const Lanes xs = load_some(x + c, a.cols - c);
         for (int r = 0; r < 4; ++r) {
-            const Element* w = (const Element*)(rows[r] + c * int64_t(sizeof(Element)));
-            total[r] = total[r] + load_some_as<T>(w, a.cols - c) * xs;
+            const Lanes ws = load_some_as<T>((const Element*)(rows[r] + c * int64_t(sizeof(Element))), a.cols - c);
+            for (int i = 0; i < n; ++i) {
+                total[i][r] = total[i][r] + ws * load_some(x + i * a.cols + c, a.cols - c);
+            }
         }
     }
-    for (int r = 0; r < 4; ++r) out[r] = total[r].sum();
+    for (int i = 0; i < n; ++i) {
+        for (int r = 0; r < 4; ++r) out[4 * i + r] = total[i][r].sum();
+    }
 }
 
 // kFloatTile weight rows by as many activation rows: each loaded value serves kFloatTile times.
@@ -124,7 +132,7 @@ void dot_float_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Ac
 
 template <class T>
 constexpr MatrixKernels float_kernels() {
-    return {{dot_float_rows<T>}, dot_float_panel<T>, kFloatTile, 1, int(sizeof(typename T::Element))};
+    return {{dot_float_rows<T, 1>, dot_float_rows<T, 2>, dot_float_rows<T, 3>, dot_float_rows<T, 4>}, dot_float_panel<T>, kFloatTile, 1, int(sizeof(typename T::Element))};
 }
 
 // ---------------------------------------------------------------- quantised activations

@@ -124,6 +124,9 @@ struct Table {
 const Table& portable_table();
 #ifdef PRIMA_X86
 const Table& avx2_table();
+#ifdef PRIMA_AVXVNNI
+const Table& avxvnni_table();
+#endif
 const Table& avx512vnni_table();
 #endif
 

@@ -1,12 +1,8 @@
-// Products of four weight rows with one activation row, for every quantised type. Included inside an x86 variant's
-// namespace, which says how products are added up: `add_pairs` of words, `dot_bytes` of unsigned and signed bytes, which
-// may be any where kDotsAnyBytes; else pairs of products must fit a word.
+// Products of four weight rows with T activation rows, 32 codes at a time. Included inside an x86 variant's namespace,
+// which says how products are added up: `add_pairs` of words, and `dot_codes` of two lanes of codes and activations.
 //
-// Codes never leave the registers: 32 at a time they are taken apart and multiplied, pairs of products as words, which
-// are weighed by the group's scale as they are added.
-
-inline __m256i load256(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
-inline __m128i load128(const void* p) { return _mm_loadu_si128((const __m128i*)p); }
+// Codes never leave the registers: they are taken apart once for all T, and multiplied; pairs of products as words are
+// weighed by the group's scale as they are added.
 
 // The d's of four blocks, `offset` bytes into each.
 inline __m128 load_halves(const uint8_t* const blocks[4], int offset) {
@@ -27,8 +23,6 @@ inline __m128i add_across(__m256i a, __m256i b, __m256i c, __m256i d) {
     const __m256i all = _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
     return _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
-
-inline __m256i broadcast128(const void* p) { return _mm256_broadcastsi128_si256(load128(p)); }
 
 // codes . x in pairs, as words: with kLargest up to 127, or |code| up to 128, no pair leaves a word.
 template <class B>
@@ -63,101 +57,60 @@ inline __m256i weigh(const int16_t* values, const BlockK& x) {
     }
 }
 
-template <class B>
-inline __m256i dot_big_block(const uint8_t* block, const BlockK& x, __m256i& low) {
+template <class B, int T>
+inline void dot_big_block(const uint8_t* block, const BlockK* x, __m256i sums[T], __m256i lows[T]) {
     alignas(32) int16_t scales[16], minima[16];
     B::scales(block, scales, minima);
-    __m256i sum = _mm256_setzero_si256();
+    for (int t = 0; t < T; ++t) sums[t] = _mm256_setzero_si256();
     PRIMA_UNROLL
     for (int i = 0; i < 8; ++i) {
-        const __m256i words = multiply<B>(B::codes(block, i).v, load256(x.q + 32 * i));
-        sum = add_pairs(sum, words, scale_words<B>(scales, i));
+        const __m256i codes = B::codes(block, i).v, words = scale_words<B>(scales, i);
+        for (int t = 0; t < T; ++t) {
+            sums[t] = add_pairs(sums[t], multiply<B>(codes, load256(x[t].q + 32 * i)), words);
+        }
     }
-    if constexpr (B::kOffset != 0) {
-        sum = _mm256_sub_epi32(sum, _mm256_mullo_epi32(weigh<B>(scales, x), _mm256_set1_epi32(B::kOffset)));
+    for (int t = 0; t < T; ++t) {
+        if constexpr (B::kOffset != 0) {
+            const __m256i offset = _mm256_mullo_epi32(weigh<B>(scales, x[t]), _mm256_set1_epi32(B::kOffset));
+            sums[t] = _mm256_sub_epi32(sums[t], offset);
+        }
+        if constexpr (B::kHasMinima) lows[t] = weigh<B>(minima, x[t]);
     }
-    if constexpr (B::kHasMinima) low = weigh<B>(minima, x);
-    return sum;
 }
 
 template <class B>
 inline __m128 four_d(const uint8_t* const blocks[4]) {
-    if constexpr (B::kHasHalves) return load_halves(blocks, 0);
+    if constexpr (B::kHalf >= 0) return load_halves(blocks, B::kHalf);
     return _mm_setr_ps(B::d(blocks[0]), B::d(blocks[1]), B::d(blocks[2]), B::d(blocks[3]));
 }
 template <class B>
 inline __m128 four_dmin(const uint8_t* const blocks[4]) {
-    if constexpr (B::kHasHalves) return _mm_xor_ps(load_halves(blocks, 2), _mm_set1_ps(-0.0f));
-    return _mm_setr_ps(B::dmin(blocks[0]), B::dmin(blocks[1]), B::dmin(blocks[2]), B::dmin(blocks[3]));
+    return B::kHasMinima ? load_halves(blocks, B::kHalf + 2) : _mm_setzero_ps();
 }
 
-template <class B>
-void dot_big_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, float out[4]) {
-    __m128 total = _mm_setzero_ps();
+template <class B, int T>
+void dot_big_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, float* out) {
+    __m128 totals[T];
+    for (int i = 0; i < T; ++i) totals[i] = _mm_setzero_ps();
     const BlockK* x = a.k + t;
     for (int64_t b = 0; b < a.cols / kKBlock; ++b, x += a.n) {
         const uint8_t* blocks[4];
-        __m256i sums[4], lows[4];
+        __m256i sums[4][T], lows[4][T];
         for (int r = 0; r < 4; ++r) {
             blocks[r] = rows[r] + b * B::kBytes;
             for (int i = 0; i < B::kBytes; i += 64) prefetch(blocks[r] + kPrefetchBytes + i);
-            sums[r] = dot_big_block<B>(blocks[r], *x, lows[r]);
+            dot_big_block<B, T>(blocks[r], x, sums[r], lows[r]);
         }
-        __m128 term = _mm_mul_ps(four_d<B>(blocks), _mm_cvtepi32_ps(add_across(sums[0], sums[1], sums[2], sums[3])));
-        if constexpr (B::kHasMinima) {
-            const __m128 low = _mm_cvtepi32_ps(add_across(lows[0], lows[1], lows[2], lows[3]));
-            term = _mm_sub_ps(term, _mm_mul_ps(four_dmin<B>(blocks), low));
-        }
-        total = _mm_add_ps(total, _mm_mul_ps(_mm_set1_ps(x->scale), term));
-    }
-    _mm_storeu_ps(out, total);
-}
-
-template <class B>
-void dot_small_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, float out[4]) {
-    __m128 total = _mm_setzero_ps();
-    const Block8* x = a.q8 + t;
-    for (int64_t b = 0; b < a.cols / kQ8Block; ++b, x += a.n) {
-        const __m256i xs = load256(x->q);
-        const uint8_t* blocks[4];
-        __m256i sums[4];
-        for (int r = 0; r < 4; ++r) {
-            blocks[r] = rows[r] + b * B::kBytes;
-            prefetch(blocks[r] + kPrefetchBytes);
-            const __m256i codes = B::codes(blocks[r], 0).v;
-            if constexpr (B::kIsSigned && kDotsAnyBytes) {
-                sums[r] = dot_bytes(_mm256_xor_si256(codes, _mm256_set1_epi8(int8_t(0x80))), xs);
-            } else if constexpr (B::kIsSigned) {
-                sums[r] = dot_bytes(_mm256_abs_epi8(codes), _mm256_sign_epi8(xs, codes));
-            } else {
-                sums[r] = dot_bytes(codes, xs);
+        const __m128 d = four_d<B>(blocks), dmin = four_dmin<B>(blocks);
+        for (int i = 0; i < T; ++i) {
+            __m128 term = _mm_mul_ps(
+                d, _mm_cvtepi32_ps(add_across(sums[0][i], sums[1][i], sums[2][i], sums[3][i])));
+            if constexpr (B::kHasMinima) {
+                const __m128 low = _mm_cvtepi32_ps(add_across(lows[0][i], lows[1][i], lows[2][i], lows[3][i]));
+                term = _mm_sub_ps(term, _mm_mul_ps(dmin, low));
             }
+            totals[i] = _mm_add_ps(totals[i], _mm_mul_ps(_mm_set1_ps(x[i].scale), term));
         }
-        __m128i sum = add_across(sums[0], sums[1], sums[2], sums[3]);
-        constexpr int kOffset = B::kIsSigned && kDotsAnyBytes ? 128 : B::kOffset;
-        if constexpr (kOffset != 0) sum = _mm_sub_epi32(sum, _mm_set1_epi32(kOffset * x->sum));
-        __m128 term = _mm_mul_ps(four_d<B>(blocks), _mm_cvtepi32_ps(sum));
-        if constexpr (B::kHasMinima) {
-            term = _mm_sub_ps(term, _mm_mul_ps(four_dmin<B>(blocks), _mm_set1_ps(float(x->sum))));
-        }
-        total = _mm_add_ps(total, _mm_mul_ps(_mm_set1_ps(x->scale), term));
     }
-    _mm_storeu_ps(out, total);
-}
-
-// The variant's own.
-void dot_q4_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, float out[4]);
-void dot_q6_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, float out[4]);
-
-template <class B>
-constexpr DotRows rows_of() {
-    if constexpr (std::is_same_v<B, Q4_K>) {
-        return dot_q4_rows;
-    } else if constexpr (std::is_same_v<B, Q6_K>) {
-        return dot_q6_rows;
-    } else if constexpr (B::kWeights == kKBlock) {
-        return dot_big_rows<B>;
-    } else {
-        return dot_small_rows<B>;
-    }
+    for (int i = 0; i < T; ++i) _mm_storeu_ps(out + 4 * i, totals[i]);
 }
