@@ -1,6 +1,6 @@
 // AVX-512 with VNNI. One activation row: four weight rows at once, sums along the row, added across lanes per block.
 // rows_x86.inl does so for every quantised type; Q4_K and Q6_K, the most used, have tuned loops here instead.
-// Several: 16 weight rows unpacked to a panel with the rows in the lanes, so that nothing is added across lanes.
+// Several: panels of weight rows, with the activation rows in the lanes, so that nothing is added across lanes.
 
 #include <immintrin.h>
 #include <math.h>
@@ -146,11 +146,17 @@ void dot_q6_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
 template <class B>
 struct Quantised {
     static constexpr MatrixKernels kernels() {
-        return {{rows_of<B>()}, dot_panel<B>, B::kIsSlow ? 2 : kPanelFrom, B::kWeights, B::kBytes};
+        return {{rows_of<B>()}, dot_panel<B>, B::kIsSlow ? 2 : kPanelFrom, B::kWeights, B::kBytes, kPanelRows512};
     }
 };
 
-constexpr Table kTable = make_table("avx512vnni", all_matrices<Quantised>());
+constexpr Table make_avx512vnni() {
+    Table table = make_table("avx512vnni", all_matrices<Quantised>());
+    table.join_k = join_k;
+    table.join_8 = join_8;
+    return table;
+}
+constexpr Table kTable = make_avx512vnni();
 
 }  // namespace
 }  // namespace avx512vnni

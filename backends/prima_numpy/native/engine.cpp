@@ -43,31 +43,59 @@ void Engine::spread(int64_t n, int64_t cost_each, const Work& work) {
 // The activation rows of each group, in the forms that the products need.
 std::vector<Activations> Engine::prepare(const std::vector<Product>& products, const std::vector<Group>& groups,
                                          const float* x, int64_t n, int64_t cols) {
-    bool needs_k = false, needs_8 = false;
-    for (const Product& p : products) {
-        needs_k |= p.kernels->block_weights == kKBlock;
-        needs_8 |= p.kernels->block_weights == kQ8Block;
-    }
+    const auto any = [&](int block, int64_t n_panel) {  // of products with this block, and a panel for n rows if given
+        return std::any_of(products.begin(), products.end(), [&](const Product& p) {
+            return p.kernels->block_weights == block && (n_panel == 0 || uses_panel(*p.kernels, n_panel));
+        });
+    };
+    const bool needs_k = any(kKBlock, 0), needs_8 = any(kQ8Block, 0);
     const int64_t k_blocks = cols / kKBlock, q8_blocks = cols / kQ8Block;
     BlockK* k = needs_k ? grow(blocks_k_, n_blocks_k_, n * k_blocks) : nullptr;
     Block8* q8 = needs_8 ? grow(blocks_8_, n_blocks_8_, n * q8_blocks) : nullptr;
+    int64_t n_sixteens = 0;
+    for (const Group& g : groups) n_sixteens += sixteens(g.n);
+    const bool joins_k = needs_k && table_.join_k != nullptr && any(kKBlock, n);
+    const bool joins_8 = needs_8 && table_.join_8 != nullptr && any(kQ8Block, n);
+    SixteenK* sixteen_k = joins_k ? grow(sixteens_k_, n_sixteens_k_, n_sixteens * k_blocks) : nullptr;
+    Sixteen8* sixteen_8 = joins_8 ? grow(sixteens_8_, n_sixteens_8_, n_sixteens * q8_blocks) : nullptr;
+
+    struct Piece {
+        size_t group;
+        int64_t from, to;
+    };
+    std::vector<Piece> pieces;
     std::vector<Activations> inputs;
     inputs.reserve(groups.size());
     for (const Group& g : groups) {
-        inputs.push_back({x + g.first * cols, k ? k + g.first * k_blocks : nullptr,
-                          q8 ? q8 + g.first * q8_blocks : nullptr, g.n, cols});
+        for (int64_t t = 0; t < g.n; t += 16) pieces.push_back({inputs.size(), t, std::min(t + 16, g.n)});
+        inputs.push_back({x + g.first * cols, k, q8, any(kKBlock, g.n) ? sixteen_k : nullptr,
+                          any(kQ8Block, g.n) ? sixteen_8 : nullptr, g.n, cols});
+        if (k != nullptr) k += g.n * k_blocks;
+        if (q8 != nullptr) q8 += g.n * q8_blocks;
+        if (sixteen_k != nullptr) sixteen_k += sixteens(g.n) * k_blocks;
+        if (sixteen_8 != nullptr) sixteen_8 += sixteens(g.n) * q8_blocks;
     }
     if (!needs_k && !needs_8) return inputs;
-    spread(n, cols, [&](int64_t t0, int64_t t1) {
-        for (size_t i = 0; i < groups.size(); ++i) {
-            const Group& g = groups[i];
-            const int64_t from = std::max(t0 - g.first, int64_t(0)), to = std::min(t1 - g.first, g.n);
-            if (from >= to) continue;
-            if (needs_k) table_.quantize_k(inputs[i], from, to, k + g.first * k_blocks);
-            if (needs_8) table_.quantize_8(inputs[i], from, to, q8 + g.first * q8_blocks);
+    spread(int64_t(pieces.size()), std::min<int64_t>(n, 16) * cols, [&](int64_t p0, int64_t p1) {
+        for (int64_t p = p0; p < p1; ++p) {
+            const Piece& piece = pieces[size_t(p)];
+            quantize(inputs[piece.group], piece.from, piece.to);
         }
     });
     return inputs;
+}
+
+// Rows from..to of a, at most 16: the blocks that it points to.
+void Engine::quantize(const Activations& a, int64_t from, int64_t to) const {
+    const int64_t n_sixteens = sixteens(a.n), sixteen = from / 16;
+    if (a.k != nullptr) table_.quantize_k(a, from, to, const_cast<BlockK*>(a.k));
+    if (a.q8 != nullptr) table_.quantize_8(a, from, to, const_cast<Block8*>(a.q8));
+    for (int64_t b = 0; a.sixteen_k != nullptr && b < a.cols / kKBlock; ++b) {
+        table_.join_k(a.k + b * a.n + from, to - from, const_cast<SixteenK*>(a.sixteen_k) + b * n_sixteens + sixteen);
+    }
+    for (int64_t b = 0; a.sixteen_8 != nullptr && b < a.cols / kQ8Block; ++b) {
+        table_.join_8(a.q8 + b * a.n + from, to - from, const_cast<Sixteen8*>(a.sixteen_8) + b * n_sixteens + sixteen);
+    }
 }
 
 void Engine::run(const std::vector<Job>& jobs) {

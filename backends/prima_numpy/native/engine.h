@@ -54,6 +54,7 @@ private:
     void spread(int64_t n, int64_t cost_each, const Work& work);
     std::vector<Activations> prepare(const std::vector<Product>& products, const std::vector<Group>& groups,
                                      const float* x, int64_t n, int64_t cols);
+    void quantize(const Activations& a, int64_t from, int64_t to) const;
     void run(const std::vector<Job>& jobs);
     void gated(Gated kernel, const float* gate, const float* up, int64_t n, float* out);
 
@@ -62,7 +63,9 @@ private:
     std::mutex scratch_mutex_;
     std::unique_ptr<BlockK[]> blocks_k_;
     std::unique_ptr<Block8[]> blocks_8_;
-    int64_t n_blocks_k_ = 0, n_blocks_8_ = 0;
+    std::unique_ptr<SixteenK[]> sixteens_k_;
+    std::unique_ptr<Sixteen8[]> sixteens_8_;
+    int64_t n_blocks_k_ = 0, n_blocks_8_ = 0, n_sixteens_k_ = 0, n_sixteens_8_ = 0;
 };
 
 }  // namespace prima
