@@ -141,6 +141,7 @@ void dot_q6_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, 
     _mm_storeu_ps(out, total);
 }
 
+#include "quantize_avx512.inl"
 #include "panel_avx512.inl"
 
 template <class B>
@@ -152,6 +153,8 @@ struct Quantised {
 
 constexpr Table make_avx512vnni() {
     Table table = make_table("avx512vnni", all_matrices<Quantised>());
+    table.quantize_k = quantize_k_512;
+    table.quantize_8 = quantize_8_512;
     table.join_k = join_k;
     table.join_8 = join_8;
     return table;

@@ -138,9 +138,10 @@ struct Table {
     void (*store_row)(KvType type, const float* x, int64_t n, uint8_t* out);
     // Reads lines of 64 bytes in the way dot_rows does, four distant streams; the sum is there to be used.
     uint64_t (*read)(const uint8_t* data, int64_t n_lines);
-    // n <= 16 rows of the same block put side by side; null where no panel wants that.
-    void (*join_k)(const BlockK* rows, int64_t n, SixteenK* out) = nullptr;
-    void (*join_8)(const Block8* rows, int64_t n, Sixteen8* out) = nullptr;
+    // One block of columns of n <= 16 rows, `stride` floats apart, quantised and put side by side; null where no panel
+    // wants that, else all do.
+    void (*join_k)(const float* x, int64_t stride, int64_t n, SixteenK* out) = nullptr;
+    void (*join_8)(const float* x, int64_t stride, int64_t n, Sixteen8* out) = nullptr;
 };
 
 const Table& portable_table();

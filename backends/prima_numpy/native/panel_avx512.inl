@@ -10,73 +10,7 @@ constexpr int kPanelFrom = 6;     // fewer activation rows do not pay (measured:
 constexpr int kPanelRows512 = 48;  // weight rows that are taken apart at once: 12 KB of codes, a multiple of any tile
 constexpr int kPanelGroups = 32;   // groups of activation rows whose totals, 96 KB, stay in L2 beside their blocks
 
-// 16 x 16 transposition of 32-bit elements: rows in, columns out.
-inline void transpose(__m512i v[16]) {
-    __m512i w[16];
-    for (int i = 0; i < 16; i += 2) {
-        w[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-        w[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        for (int j = 0; j < 2; ++j) {
-            v[i + 2 * j] = _mm512_unpacklo_epi64(w[i + j], w[i + 2 + j]);
-            v[i + 2 * j + 1] = _mm512_unpackhi_epi64(w[i + j], w[i + 2 + j]);
-        }
-    }
-    // Now lane group g of v[4 q + c] holds column 4 g + c of rows 4 q .. 4 q + 3.
-    for (int c = 0; c < 4; ++c) {
-        const __m512i a = _mm512_shuffle_i32x4(v[c], v[4 + c], 0x44), b = _mm512_shuffle_i32x4(v[c], v[4 + c], 0xee);
-        const __m512i d = _mm512_shuffle_i32x4(v[8 + c], v[12 + c], 0x44);
-        const __m512i e = _mm512_shuffle_i32x4(v[8 + c], v[12 + c], 0xee);
-        w[c] = _mm512_shuffle_i32x4(a, d, 0x88);
-        w[4 + c] = _mm512_shuffle_i32x4(a, d, 0xdd);
-        w[8 + c] = _mm512_shuffle_i32x4(b, e, 0x88);
-        w[12 + c] = _mm512_shuffle_i32x4(b, e, 0xdd);
-    }
-    for (int i = 0; i < 16; ++i) v[i] = w[i];
-}
-
 inline __m512i broadcast4(const void* p) { return _mm512_set1_epi32(int32_t(load_u32((const uint8_t*)p))); }
-
-// ---------------------------------------------------------------- activation rows side by side
-
-// Words of `even` and `odd` lanes in turn.
-inline __m512i pair_words(__m512i even, __m512i odd) {
-    return _mm512_mask_blend_epi16(0xaaaaaaaau, even, _mm512_slli_epi32(odd, 16));
-}
-
-void join_k(const BlockK* rows, int64_t n, SixteenK* out) {
-    const __m512i ones = _mm512_set1_epi8(1), zero = _mm512_setzero_si512();
-    __m512i sums[32];
-    for (int k = 0; k < 64; k += 16) {
-        __m512i v[16];
-        for (int t = 0; t < 16; ++t) v[t] = t < n ? load512(rows[t].q + 4 * k) : zero;
-        transpose(v);
-        for (int i = 0; i < 16; ++i) _mm512_store_si512(out->q[k + i], v[i]);
-        for (int i = 0; i < 8; ++i) {
-            sums[k / 2 + i] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(zero, ones, v[2 * i]), ones, v[2 * i + 1]);
-        }
-    }
-    for (int n_sums = 32; n_sums > 4; n_sums /= 2) {
-        int16_t* pairs = n_sums == 32 ? out->sum8[0][0] : n_sums == 16 ? out->sum16[0][0] : out->sum32[0][0];
-        for (int i = 0; i < n_sums / 2; ++i) {
-            _mm512_store_si512(pairs + 32 * i, pair_words(sums[2 * i], sums[2 * i + 1]));
-            sums[i] = _mm512_add_epi32(sums[2 * i], sums[2 * i + 1]);
-        }
-    }
-    for (int t = 0; t < 16; ++t) out->scale[t] = t < n ? rows[t].scale : 0.0f;
-}
-
-void join_8(const Block8* rows, int64_t n, Sixteen8* out) {
-    __m512i v[16];
-    for (int t = 0; t < 16; ++t) v[t] = t < n ? _mm512_zextsi256_si512(load256(rows[t].q)) : _mm512_setzero_si512();
-    transpose(v);
-    for (int k = 0; k < 8; ++k) _mm512_store_si512(out->q[k], v[k]);
-    for (int t = 0; t < 16; ++t) {
-        out->scale[t] = t < n ? rows[t].scale : 0.0f;
-        out->sum[t] = t < n ? rows[t].sum : 0;
-    }
-}
 
 // ---------------------------------------------------------------- tiles
 
@@ -135,18 +69,14 @@ struct alignas(64) BigPanel {
     void unpack(const uint8_t* block, size_t row_bytes, int n_rows, int) {
         for (int r = 0; r < n_rows; ++r, block += row_bytes) {
             for (int i = 0; i < B::kBytes; i += 64) prefetch(block + B::kBytes + i);
-            alignas(32) int16_t row_scales[16] = {};
+            int16_t row_scales[B::kGroups];
             B::scales(block, row_scales, minima[r]);
-            const __m256i words = load256(row_scales);
-            const __m512i wide = kIsWords ? _mm512_cvtepu16_epi32(words) : _mm512_cvtepi16_epi32(words);
-            if constexpr (B::kGroups == 16) {
-                _mm512_storeu_si512(scales[r], wide);
-            } else {
-                _mm256_storeu_si256((__m256i*)scales[r], _mm512_castsi512_si256(wide));
-            }
-            if constexpr (kIsGivenBack) {
-                const __m256i products = _mm256_mullo_epi16(words, _mm256_set1_epi16(short(kCentre)));
-                _mm256_storeu_si256((__m256i*)given_back[r], products);
+            for (int j = 0; j < B::kGroups; j += 8) {
+                const __m128i words = load128(row_scales + j);
+                const __m256i wide = kIsWords ? _mm256_cvtepu16_epi32(words) : _mm256_cvtepi16_epi32(words);
+                _mm256_storeu_si256((__m256i*)(scales[r] + j), wide);
+                const __m128i products = _mm_mullo_epi16(words, _mm_set1_epi16(short(kCentre)));
+                if constexpr (kIsGivenBack) _mm_storeu_si128((__m128i*)(given_back[r] + j), products);
             }
             PRIMA_UNROLL
             for (int i = 0; i < 8; ++i) {
@@ -179,7 +109,7 @@ struct alignas(64) BigPanel {
     }
 
     template <int R, int W>
-    void multiply_tile(const X* x, int r0, const int32_t (*starts)[W][16], float (*totals)[kPanelRows512][16]) const {
+    PRIMA_NOINLINE void multiply_tile(const X* x, int r0, const int32_t (*starts)[W][16], float (*totals)[kPanelRows512][16]) const {
         alignas(64) int32_t sums[R][W][16];
         std::memset(sums, 0, sizeof(sums));
         for (int p = 0; p < kParts; ++p) {
@@ -302,7 +232,7 @@ struct alignas(64) SmallPanel {
     }
 
     template <int R, int W, bool kIsPlain>
-    void multiply_tile(const X* x, int r0, int b, float (*totals)[kPanelRows512][16]) const {
+    PRIMA_NOINLINE void multiply_tile(const X* x, int r0, int b, float (*totals)[kPanelRows512][16]) const {
         __m512i sums[R][W];
         PRIMA_UNROLL
         for (int w = 0; w < W; ++w) {
@@ -350,43 +280,73 @@ struct alignas(64) SmallPanel {
 
 // ---------------------------------------------------------------- panels
 
-// Totals of up to kPanelRows512 weight rows to out[t][r].
-inline void store_totals(const float (*totals)[kPanelRows512][16], int64_t n, int n_rows, float* out,
-                         int64_t out_stride) {
-    for (int64_t t0 = 0; t0 < n; t0 += 16, ++totals) {
-        for (int r0 = 0; r0 < n_rows; r0 += 16) {
-            __m512i v[16];
-            for (int r = 0; r < 16; ++r) v[r] = load512((*totals)[r0 + r]);
-            transpose(v);
-            const __mmask16 present = __mmask16(n_rows - r0 < 16 ? (1u << (n_rows - r0)) - 1 : 0xffffu);
-            for (int t = 0; t < 16 && t0 + t < n; ++t) {
-                _mm512_mask_storeu_epi32(out + (t0 + t) * out_stride + r0, present, v[t]);
-            }
-        }
+// Totals of 16 activation rows, n of which are there, and n_rows weight rows to out[t][r].
+inline void store_totals(const float totals[kPanelRows512][16], int64_t n, int n_rows, float* out, int64_t out_stride) {
+    for (int r0 = 0; r0 < n_rows; r0 += 16) {
+        __m512i v[16];
+        for (int r = 0; r < 16; ++r) v[r] = load512(totals[r0 + r]);
+        transpose(v);
+        const __mmask16 present = __mmask16(n_rows - r0 < 16 ? (1u << (n_rows - r0)) - 1 : 0xffffu);
+        for (int t = 0; t < 16 && t < n; ++t) _mm512_mask_storeu_epi32(out + t * out_stride + r0, present, v[t]);
     }
 }
 
+// Some weight rows by the activation rows from g0 * 16 on, at most kPanelGroups * 16.
 template <class B>
-void dot_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, float* out,
-               int64_t out_stride) {
+struct Walk {
     using Panel = std::conditional_t<B::kWeights == kKBlock, BigPanel<B>, SmallPanel<B>>;
+
     Panel panel;
-    std::memset((void*)&panel, 0, sizeof(panel));  // rows that are not there are multiplied along with the others
     alignas(64) float totals[kPanelGroups][kPanelRows512][16];
-    const int64_t n_groups = sixteens(a.n), n_blocks = a.cols / B::kWeights;
-    for (int64_t g0 = 0; g0 < n_groups; g0 += kPanelGroups) {
+    const Activations& a;
+    int n_rows;
+    float* out;
+    int64_t out_stride;
+    int64_t n_groups;  // of the activations
+
+    // Rows of the panel that are not there are multiplied along with the others: they are zero.
+    Walk(const Activations& a, int n_rows, float* out, int64_t out_stride)
+        : panel{}, a(a), n_rows(n_rows), out(out), out_stride(out_stride), n_groups(sixteens(a.n)) {}
+
+    // W groups from g0 + g on by the blocks from b on; the last ones give the result.
+    template <int W>
+    void add_blocks(int64_t b, int n_here, int64_t g0, int64_t g) {
+        const bool is_last = b + n_here == a.cols / B::kWeights;
+        const int64_t t0 = (g0 + g) * 16, n = a.n - t0 < W * 16 ? a.n - t0 : W * 16;
+        prefetch_out(b / Panel::kBlocks, t0, n);
+        panel.template multiply<W>(Panel::activations(a) + b * n_groups + g0 + g, n_groups, n_here, n_rows, totals + g);
+        if (!is_last) return;
+        for (int w = 0; w < W; ++w) {
+            store_totals(totals[g + w], n - 16 * w, n_rows, out + (t0 + 16 * w) * out_stride, out_stride);
+        }
+    }
+
+    // Lines of `out` are far apart and not in the cache: some are called for beside each block, so that none waits long.
+    void prefetch_out(int64_t unit, int64_t t0, int64_t n) const {
+        const int64_t n_units = (a.cols / B::kWeights + Panel::kBlocks - 1) / Panel::kBlocks;
+        for (int64_t t = t0 + unit; t < t0 + n; t += n_units) {
+            for (int r = 0; r < n_rows; r += 16) prefetch(out + t * out_stride + r);
+        }
+    }
+
+    void run(const uint8_t* rows, size_t row_bytes, int64_t g0) {
+        const int64_t n_blocks = a.cols / B::kWeights;
         const int64_t n = n_groups - g0 < kPanelGroups ? n_groups - g0 : kPanelGroups;
         std::memset(totals, 0, size_t(n) * sizeof(totals[0]));
         for (int64_t b = 0; b < n_blocks; b += Panel::kBlocks) {
             const int n_here = int(n_blocks - b < Panel::kBlocks ? n_blocks - b : Panel::kBlocks);
             panel.unpack(rows + b * B::kBytes, row_bytes, n_rows, n_here);
-            const typename Panel::X* x = Panel::activations(a) + b * n_groups + g0;
             int64_t g = 0;
-            for (; g + 4 <= n; g += 4) panel.template multiply<4>(x + g, n_groups, n_here, n_rows, totals + g);
-            if (n & 2) panel.template multiply<2>(x + g, n_groups, n_here, n_rows, totals + g), g += 2;
-            if (n & 1) panel.template multiply<1>(x + g, n_groups, n_here, n_rows, totals + g);
+            for (; g + 4 <= n; g += 4) add_blocks<4>(b, n_here, g0, g);
+            if (n & 2) add_blocks<2>(b, n_here, g0, g), g += 2;
+            if (n & 1) add_blocks<1>(b, n_here, g0, g);
         }
-        const int64_t t0 = g0 * 16;
-        store_totals(totals, a.n - t0 < n * 16 ? a.n - t0 : n * 16, n_rows, out + t0 * out_stride, out_stride);
     }
+};
+
+template <class B>
+void dot_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, float* out,
+               int64_t out_stride) {
+    Walk<B> walk(a, n_rows, out, out_stride);
+    for (int64_t g0 = 0; g0 < walk.n_groups; g0 += kPanelGroups) walk.run(rows, row_bytes, g0);
 }

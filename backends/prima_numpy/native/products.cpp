@@ -63,10 +63,11 @@ std::vector<Task> split(const std::vector<Job>& jobs, int64_t n_parts) {
     std::vector<Task> tasks;
     for (const Job& job : jobs) {
         const int64_t all = job.product.rows, own = (ideal + job.a->n - 1) / job.a->n;
-        // Whole panels where there are enough for all, else smaller ones.
+        // Panels take long enough to be tasks one by one, where there are enough for all threads.
         const MatrixKernels& kernels = *job.product.kernels;
-        const int64_t panel = uses_panel(kernels, job.a->n) && own > kernels.panel_rows ? kernels.panel_rows : kPanelRows;
-        const int64_t rows = std::max<int64_t>((own + panel - 1) / panel * panel, panel);
+        const bool is_panel = uses_panel(kernels, job.a->n) && own > kernels.panel_rows;
+        const int64_t most = is_panel ? kernels.panel_rows : own;
+        const int64_t rows = std::max<int64_t>((most + kPanelRows - 1) / kPanelRows * kPanelRows, kPanelRows);
         for (int64_t r = 0; r < all; r += rows) tasks.push_back({&job, r, std::min(all, r + rows)});
     }
     return tasks;
