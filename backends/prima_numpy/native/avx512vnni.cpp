@@ -1,5 +1,5 @@
 // AVX-512 with VNNI. Few activation rows: four weight rows at once, sums along the row, added across lanes per block
-// (rows_*.inl). Many: 16 weight rows unpacked to a panel with the rows in the lanes, so that nothing is added across lanes.
+// (rows_*.inl). Many: panels of weight rows with the activation rows in the lanes, so that nothing is added across lanes.
 
 #include <immintrin.h>
 #include <math.h>
@@ -30,6 +30,7 @@ inline Wide dot_codes(Wide sum, Wide low, Wide high, Wide x_low, Wide x_high) {
 #include "rows_small.inl"
 #include "rows_x86.inl"
 #include "rows_avx512.inl"
+#include "quantize_avx512.inl"
 #include "panel_avx512.inl"
 
 template <class B, int T>
@@ -50,11 +51,20 @@ struct Quantised {
                 dot_panel<B>,
                 B::kIsSlow ? 2 : kPanelFrom,
                 B::kWeights,
-                B::kBytes};
+                B::kBytes,
+                kPanelRows512};
     }
 };
 
-constexpr Table kTable = make_table("avx512vnni", all_matrices<Quantised>());
+constexpr Table make_avx512vnni() {
+    Table table = make_table("avx512vnni", all_matrices<Quantised>());
+    table.quantize_k = quantize_k_512;
+    table.quantize_8 = quantize_8_512;
+    table.join_k = join_k;
+    table.join_8 = join_8;
+    return table;
+}
+constexpr Table kTable = make_avx512vnni();
 
 }  // namespace
 }  // namespace avx512vnni

@@ -23,6 +23,13 @@
 #define PRIMA_INLINE inline
 #endif
 
+// For loops that need all registers: inlined, they would be shared with what is around.
+#if defined(_MSC_VER)
+#define PRIMA_NOINLINE __declspec(noinline)
+#else
+#define PRIMA_NOINLINE __attribute__((noinline))
+#endif
+
 inline uint32_t load_u32(const uint8_t* p) {
     uint32_t v;
     std::memcpy(&v, p, 4);

@@ -21,6 +21,49 @@ T* grow(std::unique_ptr<T[]>& blocks, int64_t& have, int64_t want) {
     return blocks.get();
 }
 
+// How many rows, and groups of 16 side by side, of n activation rows the products with blocks of `block` need.
+struct Need {
+    int64_t rows = 0, sixteens = 0;
+
+    Need() = default;
+    Need(const std::vector<Product>& products, int block, bool joins, int64_t n) {
+        for (const Product& p : products) {
+            if (p.kernels->block_weights != block) continue;
+            if (joins && uses_panel(*p.kernels, n)) {
+                sixteens = prima::sixteens(n);
+            } else {
+                rows = n;
+            }
+        }
+    }
+    void operator+=(const Need& other) {
+        rows += other.rows;
+        sixteens += other.sixteens;
+    }
+};
+
+// Where quantised activations go; null: not needed.
+struct Blocks {
+    BlockK* k;
+    Block8* q8;
+    SixteenK* sixteen_k;
+    Sixteen8* sixteen_8;
+};
+
+// Rows from..to of a, at most 16, of which `from` is a multiple of.
+void quantize(const Table& table, const Activations& a, const Blocks& out, int64_t from, int64_t to) {
+    if (out.k != nullptr) table.quantize_k(a, from, to, out.k);
+    if (out.q8 != nullptr) table.quantize_8(a, from, to, out.q8);
+    const float* x = a.x + from * a.cols;
+    const int64_t n_groups = sixteens(a.n), group = from / 16;
+    for (int64_t b = 0; out.sixteen_k != nullptr && b < a.cols / kKBlock; ++b) {
+        table.join_k(x + b * kKBlock, a.cols, to - from, out.sixteen_k + b * n_groups + group);
+    }
+    for (int64_t b = 0; out.sixteen_8 != nullptr && b < a.cols / kQ8Block; ++b) {
+        table.join_8(x + b * kQ8Block, a.cols, to - from, out.sixteen_8 + b * n_groups + group);
+    }
+}
+
 }  // namespace
 
 const MatrixKernels* Engine::kernels(int type) const {
@@ -42,29 +85,41 @@ void Engine::spread(int64_t n, int64_t cost_each, const Work& work) {
 
 // The activation rows of each group, in the forms that the products need.
 std::vector<Activations> Engine::prepare(const std::vector<Product>& products, const std::vector<Group>& groups,
-                                         const float* x, int64_t n, int64_t cols) {
-    bool needs_k = false, needs_8 = false;
-    for (const Product& p : products) {
-        needs_k |= p.kernels->block_weights == kKBlock;
-        needs_8 |= p.kernels->block_weights == kQ8Block;
-    }
+                                         const float* x, int64_t cols) {
     const int64_t k_blocks = cols / kKBlock, q8_blocks = cols / kQ8Block;
-    BlockK* k = needs_k ? grow(blocks_k_, n_blocks_k_, n * k_blocks) : nullptr;
-    Block8* q8 = needs_8 ? grow(blocks_8_, n_blocks_8_, n * q8_blocks) : nullptr;
-    std::vector<Activations> inputs;
-    inputs.reserve(groups.size());
+    Need all_k, all_8;
     for (const Group& g : groups) {
-        inputs.push_back({x + g.first * cols, k ? k + g.first * k_blocks : nullptr,
-                          q8 ? q8 + g.first * q8_blocks : nullptr, g.n, cols});
+        all_k += Need(products, kKBlock, table_.join_k != nullptr, g.n);
+        all_8 += Need(products, kQ8Block, table_.join_8 != nullptr, g.n);
     }
-    if (!needs_k && !needs_8) return inputs;
-    spread(n, cols, [&](int64_t t0, int64_t t1) {
-        for (size_t i = 0; i < groups.size(); ++i) {
-            const Group& g = groups[i];
-            const int64_t from = std::max(t0 - g.first, int64_t(0)), to = std::min(t1 - g.first, g.n);
-            if (from >= to) continue;
-            if (needs_k) table_.quantize_k(inputs[i], from, to, k + g.first * k_blocks);
-            if (needs_8) table_.quantize_8(inputs[i], from, to, q8 + g.first * q8_blocks);
+    Blocks next = {grow(blocks_k_, n_blocks_k_, all_k.rows * k_blocks),
+                   grow(blocks_8_, n_blocks_8_, all_8.rows * q8_blocks),
+                   grow(sixteens_k_, n_sixteens_k_, all_k.sixteens * k_blocks),
+                   grow(sixteens_8_, n_sixteens_8_, all_8.sixteens * q8_blocks)};
+
+    struct Piece {  // up to 16 rows of one group
+        size_t group;
+        int64_t from, to;
+    };
+    std::vector<Piece> pieces;
+    std::vector<Activations> inputs;
+    std::vector<Blocks> blocks;
+    for (const Group& g : groups) {
+        for (int64_t t = 0; t < g.n; t += 16) pieces.push_back({inputs.size(), t, std::min(t + 16, g.n)});
+        const Need k(products, kKBlock, table_.join_k != nullptr, g.n);
+        const Need q8(products, kQ8Block, table_.join_8 != nullptr, g.n);
+        blocks.push_back({k.rows ? next.k : nullptr, q8.rows ? next.q8 : nullptr,
+                          k.sixteens ? next.sixteen_k : nullptr, q8.sixteens ? next.sixteen_8 : nullptr});
+        const Blocks& own = blocks.back();
+        inputs.push_back({x + g.first * cols, own.k, own.q8, own.sixteen_k, own.sixteen_8, g.n, cols});
+        next = {next.k + k.rows * k_blocks, next.q8 + q8.rows * q8_blocks, next.sixteen_k + k.sixteens * k_blocks,
+                next.sixteen_8 + q8.sixteens * q8_blocks};
+    }
+    if (all_k.rows + all_k.sixteens + all_8.rows + all_8.sixteens == 0) return inputs;
+    spread(int64_t(pieces.size()), (pieces[0].to - pieces[0].from) * cols, [&](int64_t p0, int64_t p1) {
+        for (int64_t i = p0; i < p1; ++i) {
+            const Piece& piece = pieces[size_t(i)];
+            quantize(table_, inputs[piece.group], blocks[piece.group], piece.from, piece.to);
         }
     });
     return inputs;
@@ -85,7 +140,7 @@ void Engine::run(const std::vector<Job>& jobs) {
 void Engine::linear(const std::vector<Product>& products, const float* x, int64_t n, int64_t cols) {
     if (n == 0) return;
     std::lock_guard<std::mutex> lock(scratch_mutex_);
-    const std::vector<Activations> inputs = prepare(products, {{0, 0, n}}, x, n, cols);
+    const std::vector<Activations> inputs = prepare(products, {{0, 0, n}}, x, cols);
     std::vector<Job> jobs;
     jobs.reserve(products.size());
     for (const Product& p : products) jobs.push_back({p, &inputs[0]});
@@ -93,9 +148,9 @@ void Engine::linear(const std::vector<Product>& products, const float* x, int64_
 }
 
 void Engine::linear_experts(const std::vector<Product>& stacks, const std::vector<Group>& groups, const float* x,
-                            int64_t n, int64_t cols) {
+                            int64_t cols) {
     std::lock_guard<std::mutex> lock(scratch_mutex_);
-    const std::vector<Activations> inputs = prepare(stacks, groups, x, n, cols);
+    const std::vector<Activations> inputs = prepare(stacks, groups, x, cols);
     std::vector<Job> jobs;
     jobs.reserve(stacks.size() * groups.size());
     for (size_t i = 0; i < groups.size(); ++i) {

@@ -30,7 +30,7 @@ public:
     // out = x . matrix^T + bias for matrices that share x [n, cols].
     void linear(const std::vector<Product>& products, const float* x, int64_t n, int64_t cols);
     // The same with stacks of matrices [experts, rows, cols], of which each group of rows, in their order, takes one.
-    void linear_experts(const std::vector<Product>& stacks, const std::vector<Group>& groups, const float* x, int64_t n,
+    void linear_experts(const std::vector<Product>& stacks, const std::vector<Group>& groups, const float* x,
                         int64_t cols);
     void rms_norm(const float* x, const float* gain, int64_t n, int64_t dim, float eps, float* out);
     void rope(float* x, const float* cos, const float* sin, int64_t n, int64_t n_heads, int64_t head_dim, int64_t half,
@@ -53,7 +53,7 @@ private:
     template <class Work>
     void spread(int64_t n, int64_t cost_each, const Work& work);
     std::vector<Activations> prepare(const std::vector<Product>& products, const std::vector<Group>& groups,
-                                     const float* x, int64_t n, int64_t cols);
+                                     const float* x, int64_t cols);
     void run(const std::vector<Job>& jobs);
     void gated(Gated kernel, const float* gate, const float* up, int64_t n, float* out);
 
@@ -62,7 +62,9 @@ private:
     std::mutex scratch_mutex_;
     std::unique_ptr<BlockK[]> blocks_k_;
     std::unique_ptr<Block8[]> blocks_8_;
-    int64_t n_blocks_k_ = 0, n_blocks_8_ = 0;
+    std::unique_ptr<SixteenK[]> sixteens_k_;
+    std::unique_ptr<Sixteen8[]> sixteens_8_;
+    int64_t n_blocks_k_ = 0, n_blocks_8_ = 0, n_sixteens_k_ = 0, n_sixteens_8_ = 0;
 };
 
 }  // namespace prima

@@ -301,5 +301,7 @@ constexpr Table make_table(const char* name, const Matrices& matrices) {
             add,
             attend,
             store_row,
-            read};
+            read,
+            nullptr,
+            nullptr};
 }

@@ -40,12 +40,30 @@ struct Block8 {
     int32_t sum;
 };
 
+// Blocks of 16 activation rows side by side, for panels with activation rows in the lanes: [.. / 4][row][4]; rows that
+// are not there are zeros. Sums are in pairs: sum8[j][row] are those of q of 16 j .. + 7 and 16 j + 8 .. + 15.
+struct alignas(64) SixteenK {
+    int8_t q[kKBlock / 4][16][4];
+    int16_t sum8[16][16][2];
+    int16_t sum16[8][16][2];
+    int16_t sum32[4][16][2];
+    float scale[16];
+};
+struct alignas(64) Sixteen8 {
+    int8_t q[kQ8Block / 4][16][4];
+    int32_t sum[16];
+    float scale[16];
+};
+inline int64_t sixteens(int64_t n) { return (n + 15) / 16; }
+
 // n rows of `cols` activations in the forms that the weights at hand need; others are null.
 // Blocks lie as [block][row], so that a tile of rows reads one run of memory per block.
 struct Activations {
     const float* x = nullptr;
     const BlockK* k = nullptr;
     const Block8* q8 = nullptr;
+    const SixteenK* sixteen_k = nullptr;  // [block][rows / 16], for panels of variants with `join_k`
+    const Sixteen8* sixteen_8 = nullptr;
     int64_t n = 0;
     int64_t cols = 0;
 };
@@ -54,7 +72,7 @@ struct Activations {
 // `MatrixKernels::rows` says: out[4 * i + r] is of activation row t + i.
 using DotRows = void (*)(const uint8_t* const rows[4], const Activations& a, int64_t t, float* out);
 
-// Up to 16 consecutive weight rows by all activation rows: out[t * out_stride + r].
+// Up to `panel_rows` consecutive weight rows by all activation rows: out[t * out_stride + r].
 using DotPanel = void (*)(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, float* out,
                           int64_t out_stride);
 
@@ -66,6 +84,7 @@ struct MatrixKernels {
     int panel_from = 0;        // smallest n for which the panel pays
     int block_weights = 0;     // 1: floats, else 32 or 256
     int block_bytes = 0;
+    int panel_rows = kPanelRows;
 };
 
 // By the number of the type; without `rows[0]` where a type is not supported.
@@ -119,6 +138,10 @@ struct Table {
     void (*store_row)(KvType type, const float* x, int64_t n, uint8_t* out);
     // Reads lines of 64 bytes in the way dot_rows does, four distant streams; the sum is there to be used.
     uint64_t (*read)(const uint8_t* data, int64_t n_lines);
+    // One block of columns of n <= 16 rows, `stride` floats apart, quantised and put side by side; null where no panel
+    // wants that, else all do.
+    void (*join_k)(const float* x, int64_t stride, int64_t n, SixteenK* out) = nullptr;
+    void (*join_8)(const float* x, int64_t stride, int64_t n, Sixteen8* out) = nullptr;
 };
 
 const Table& portable_table();

@@ -246,7 +246,7 @@ void linear_experts(Engine& engine, nb::tuple stacks, const In& x, const In& exp
     }
     const std::vector<Group> groups = row_groups(experts, starts, n, n_experts);
     GilRelease release;
-    engine.linear_experts(products, groups, static_cast<const float*>(x.data()), n, cols);
+    engine.linear_experts(products, groups, static_cast<const float*>(x.data()), cols);
 }
 
 void rms_norm(Engine& engine, const In& x, const In& gain, float eps, const Out& out) {

@@ -38,8 +38,8 @@ void run_rows(const MatrixKernels& kernels, const Product& p, size_t bytes, int6
 
 void run_panels(const MatrixKernels& kernels, const Product& p, size_t bytes, int64_t r0, int64_t r1,
                 const Activations& a) {
-    for (int64_t r = r0; r < r1; r += kPanelRows) {
-        const int n_rows = int(std::min<int64_t>(kPanelRows, r1 - r));
+    for (int64_t r = r0; r < r1; r += kernels.panel_rows) {
+        const int n_rows = int(std::min<int64_t>(kernels.panel_rows, r1 - r));
         kernels.panel(p.data + size_t(r) * bytes, bytes, n_rows, a, p.out + r, p.rows);
     }
 }
@@ -49,8 +49,7 @@ void run_panels(const MatrixKernels& kernels, const Product& p, size_t bytes, in
 void run_task(const Task& task) {
     const Product& p = task.job->product;
     const Activations& a = *task.job->a;
-    const bool uses_panel = p.kernels->panel != nullptr && a.n >= p.kernels->panel_from;
-    (uses_panel ? run_panels : run_rows)(*p.kernels, p, row_bytes(*p.kernels, a.cols), task.r0, task.r1, a);
+    (uses_panel(*p.kernels, a.n) ? run_panels : run_rows)(*p.kernels, p, row_bytes(*p.kernels, a.cols), task.r0, task.r1, a);
     if (p.bias == nullptr) return;
     for (int64_t t = 0; t < a.n; ++t) {
         for (int64_t r = task.r0; r < task.r1; ++r) p.out[t * p.rows + r] += p.bias[r];
@@ -64,7 +63,11 @@ std::vector<Task> split(const std::vector<Job>& jobs, int64_t n_parts) {
     std::vector<Task> tasks;
     for (const Job& job : jobs) {
         const int64_t all = job.product.rows, own = (ideal + job.a->n - 1) / job.a->n;
-        const int64_t rows = std::max<int64_t>((own + kPanelRows - 1) / kPanelRows * kPanelRows, kPanelRows);
+        // Panels take long enough to be tasks one by one, where there are enough for all threads.
+        const MatrixKernels& kernels = *job.product.kernels;
+        const bool is_panel = uses_panel(kernels, job.a->n) && own > kernels.panel_rows;
+        const int64_t most = is_panel ? kernels.panel_rows : own;
+        const int64_t rows = std::max<int64_t>((most + kPanelRows - 1) / kPanelRows * kPanelRows, kPanelRows);
         for (int64_t r = 0; r < all; r += rows) tasks.push_back({&job, r, std::min(all, r + rows)});
     }
     return tasks;

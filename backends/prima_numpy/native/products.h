@@ -32,6 +32,11 @@ inline size_t row_bytes(const MatrixKernels& type, int64_t cols) {
     return size_t(cols / type.block_weights) * size_t(type.block_bytes);
 }
 
+// Whether n activation rows are taken by the panel kernel, not one or a few at a time.
+inline bool uses_panel(const MatrixKernels& type, int64_t n) {
+    return type.panel != nullptr && n >= type.panel_from;
+}
+
 // Weight rows times activation rows.
 inline int64_t work_of(const Job& job) { return job.product.rows * job.a->n; }
 
