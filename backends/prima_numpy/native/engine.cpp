@@ -73,12 +73,11 @@ std::vector<Activations> Engine::prepare(const std::vector<Product>& products, c
 void Engine::run(const std::vector<Job>& jobs) {
     int64_t n_products = 0;
     for (const Job& job : jobs) n_products += work_of(job) * job.a->cols;
-    const bool is_small = pool_.size() == 1 || n_products < kSmallProduct;
-    const std::vector<Task> tasks = split(jobs, is_small ? 1 : pool_.size() * kTasksPerThread);
-    if (is_small) {
-        for (const Task& task : tasks) run_task(task);
+    if (pool_.size() == 1 || n_products < kSmallProduct) {
+        for (const Job& job : jobs) run_task({&job, 0, job.product.rows});
         return;
     }
+    const std::vector<Task> tasks = split(jobs, pool_.size());
     pool_.run(int64_t(tasks.size()), [&](int64_t i) { run_task(tasks[size_t(i)]); });
 }
 

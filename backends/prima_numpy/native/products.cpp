@@ -44,6 +44,9 @@ void run_panels(const MatrixKernels& kernels, const Product& p, size_t bytes, in
     }
 }
 
+// A task is this part of a thread's share of what is left, but not less than that part of its share of all.
+constexpr int64_t kShare = 4, kLeastShare = 32;
+
 }  // namespace
 
 void run_task(const Task& task) {
@@ -57,15 +60,19 @@ void run_task(const Task& task) {
     }
 }
 
-std::vector<Task> split(const std::vector<Job>& jobs, int64_t n_parts) {
-    int64_t total = 0;
-    for (const Job& job : jobs) total += work_of(job);
-    const int64_t ideal = (total + n_parts - 1) / n_parts;
+std::vector<Task> split(const std::vector<Job>& jobs, int n_threads) {
+    int64_t left = 0;
+    for (const Job& job : jobs) left += work_of(job);
+    const int64_t least = left / (n_threads * kLeastShare);
     std::vector<Task> tasks;
     for (const Job& job : jobs) {
-        const int64_t all = job.product.rows, own = (ideal + job.a->n - 1) / job.a->n;
-        const int64_t rows = std::max<int64_t>((own + kPanelRows - 1) / kPanelRows * kPanelRows, kPanelRows);
-        for (int64_t r = 0; r < all; r += rows) tasks.push_back({&job, r, std::min(all, r + rows)});
+        for (int64_t r = 0; r < job.product.rows;) {
+            const int64_t own = std::max(left / (n_threads * kShare), least) / job.a->n;
+            const int64_t rows = std::min(own / kPanelRows * kPanelRows + kPanelRows, job.product.rows - r);
+            tasks.push_back({&job, r, r + rows});
+            r += rows;
+            left -= rows * job.a->n;
+        }
     }
     return tasks;
 }

@@ -35,8 +35,8 @@ inline size_t row_bytes(const MatrixKernels& type, int64_t cols) {
 // Weight rows times activation rows.
 inline int64_t work_of(const Job& job) { return job.product.rows * job.a->n; }
 
-// About n_parts tasks of equal work.
-std::vector<Task> split(const std::vector<Job>& jobs, int64_t n_parts);
+// Tasks that get smaller towards the end: a thread that is slower than others, or is held up, is not waited for long.
+std::vector<Task> split(const std::vector<Job>& jobs, int n_threads);
 
 void run_task(const Task& task);
 
