@@ -40,9 +40,9 @@ void Engine::spread(int64_t n, int64_t cost_each, const Work& work) {
     pool_.run(n_tasks, [&](int64_t i) { work(n * i / n_tasks, n * (i + 1) / n_tasks); });
 }
 
-// The activation rows of each group, in the forms that the products need.
+// The activation rows of each group, normed, in the forms that the products need.
 std::vector<Activations> Engine::prepare(const std::vector<Product>& products, const std::vector<Group>& groups,
-                                         const float* x, int64_t n, int64_t cols) {
+                                         const float* x, int64_t n, int64_t cols, const Norm& norm) {
     bool needs_k = false, needs_8 = false;
     for (const Product& p : products) {
         needs_k |= p.kernels->block_weights == kKBlock;
@@ -51,14 +51,17 @@ std::vector<Activations> Engine::prepare(const std::vector<Product>& products, c
     const int64_t k_blocks = cols / kKBlock, q8_blocks = cols / kQ8Block;
     BlockK* k = needs_k ? grow(blocks_k_, n_blocks_k_, n * k_blocks) : nullptr;
     Block8* q8 = needs_8 ? grow(blocks_8_, n_blocks_8_, n * q8_blocks) : nullptr;
+    float* normed = norm.gain ? grow(normed_, n_normed_, n * cols) : nullptr;
+    const float* rows = normed ? normed : x;
     std::vector<Activations> inputs;
     inputs.reserve(groups.size());
     for (const Group& g : groups) {
-        inputs.push_back({x + g.first * cols, k ? k + g.first * k_blocks : nullptr,
+        inputs.push_back({rows + g.first * cols, k ? k + g.first * k_blocks : nullptr,
                           q8 ? q8 + g.first * q8_blocks : nullptr, g.n, cols});
     }
-    if (!needs_k && !needs_8) return inputs;
+    if (!needs_k && !needs_8 && !normed) return inputs;
     spread(n, cols, [&](int64_t t0, int64_t t1) {
+        if (normed) table_.rms_norm(x + t0 * cols, norm.gain, t1 - t0, cols, norm.eps, normed + t0 * cols);
         for (size_t i = 0; i < groups.size(); ++i) {
             const Group& g = groups[i];
             const int64_t from = std::max(t0 - g.first, int64_t(0)), to = std::min(t1 - g.first, g.n);
@@ -81,20 +84,28 @@ void Engine::run(const std::vector<Job>& jobs) {
     pool_.run(int64_t(tasks.size()), [&](int64_t i) { run_task(tasks[size_t(i)]); });
 }
 
-void Engine::linear(const std::vector<Product>& products, const float* x, int64_t n, int64_t cols) {
+void Engine::linear(const std::vector<Product>& products, const float* x, int64_t n, int64_t cols, const Norm& norm) {
     if (n == 0) return;
     std::lock_guard<std::mutex> lock(scratch_mutex_);
-    const std::vector<Activations> inputs = prepare(products, {{0, 0, n}}, x, n, cols);
+    const std::vector<Activations> inputs = prepare(products, {{0, 0, n}}, x, n, cols, norm);
     std::vector<Job> jobs;
     jobs.reserve(products.size());
     for (const Product& p : products) jobs.push_back({p, &inputs[0]});
     run(jobs);
 }
 
+void Engine::gated_linear(const Product& gate, const Product& up, bool is_gelu, const float* x, int64_t n,
+                          int64_t cols, const Norm& norm) {
+    if (n == 0) return;
+    std::lock_guard<std::mutex> lock(scratch_mutex_);
+    const std::vector<Activations> inputs = prepare({gate, up}, {{0, 0, n}}, x, n, cols, norm);
+    run({{gate, &inputs[0], &up, is_gelu ? table_.geglu : table_.swiglu}});
+}
+
 void Engine::linear_experts(const std::vector<Product>& stacks, const std::vector<Group>& groups, const float* x,
                             int64_t n, int64_t cols) {
     std::lock_guard<std::mutex> lock(scratch_mutex_);
-    const std::vector<Activations> inputs = prepare(stacks, groups, x, n, cols);
+    const std::vector<Activations> inputs = prepare(stacks, groups, x, n, cols, {});
     std::vector<Job> jobs;
     jobs.reserve(stacks.size() * groups.size());
     for (size_t i = 0; i < groups.size(); ++i) {
@@ -134,7 +145,7 @@ void Engine::rope(float* x, const float* cos, const float* sin, int64_t n, int64
     });
 }
 
-void Engine::gated(Gated kernel, const float* gate, const float* up, int64_t n, float* out) {
+void Engine::gated(Gating kernel, const float* gate, const float* up, int64_t n, float* out) {
     constexpr int64_t piece = 1024;
     spread((n + piece - 1) / piece, 8 * piece, [&](int64_t p0, int64_t p1) {
         const int64_t i0 = p0 * piece, i1 = std::min(n, p1 * piece);

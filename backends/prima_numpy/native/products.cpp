@@ -47,16 +47,27 @@ void run_panels(const MatrixKernels& kernels, const Product& p, size_t bytes, in
 // A task is this part of a thread's share of what is left, but not less than that part of its share of all.
 constexpr int64_t kShare = 4, kLeastShare = 32;
 
+void multiply(const Product& p, const Activations& a, int64_t r0, int64_t r1) {
+    const bool uses_panel = p.kernels->panel != nullptr && a.n >= p.kernels->panel_from;
+    (uses_panel ? run_panels : run_rows)(*p.kernels, p, row_bytes(*p.kernels, a.cols), r0, r1, a);
+    for (int64_t t = 0; p.bias != nullptr && t < a.n; ++t) {
+        for (int64_t r = r0; r < r1; ++r) p.out[t * p.rows + r] += p.bias[r];
+    }
+    for (int64_t t = 0; p.added != nullptr && t < a.n; ++t) {
+        for (int64_t i = t * p.rows + r0; i < t * p.rows + r1; ++i) p.out[i] += p.added[i];
+    }
+}
+
 }  // namespace
 
 void run_task(const Task& task) {
-    const Product& p = task.job->product;
-    const Activations& a = *task.job->a;
-    const bool uses_panel = p.kernels->panel != nullptr && a.n >= p.kernels->panel_from;
-    (uses_panel ? run_panels : run_rows)(*p.kernels, p, row_bytes(*p.kernels, a.cols), task.r0, task.r1, a);
-    if (p.bias == nullptr) return;
-    for (int64_t t = 0; t < a.n; ++t) {
-        for (int64_t r = task.r0; r < task.r1; ++r) p.out[t * p.rows + r] += p.bias[r];
+    const Job& job = *task.job;
+    multiply(job.product, *job.a, task.r0, task.r1);
+    if (job.up == nullptr) return;
+    multiply(*job.up, *job.a, task.r0, task.r1);
+    for (int64_t t = 0; t < job.a->n; ++t) {
+        float* gate = job.product.out + t * job.product.rows + task.r0;
+        job.gating(gate, job.up->out + t * job.product.rows + task.r0, task.r1 - task.r0, gate);
     }
 }
 
@@ -66,12 +77,13 @@ std::vector<Task> split(const std::vector<Job>& jobs, int n_threads) {
     const int64_t least = left / (n_threads * kLeastShare);
     std::vector<Task> tasks;
     for (const Job& job : jobs) {
-        for (int64_t r = 0; r < job.product.rows;) {
-            const int64_t own = std::max(left / (n_threads * kShare), least) / job.a->n;
-            const int64_t rows = std::min(own / kPanelRows * kPanelRows + kPanelRows, job.product.rows - r);
+        const int64_t all = job.product.rows;
+        for (int64_t r = 0; r < all;) {
+            const int64_t own = std::max(left / (n_threads * kShare), least) / work_of_row(job);
+            const int64_t rows = std::min(own / kPanelRows * kPanelRows + kPanelRows, all - r);
             tasks.push_back({&job, r, r + rows});
             r += rows;
-            left -= rows * job.a->n;
+            left -= rows * work_of_row(job);
         }
     }
     return tasks;
