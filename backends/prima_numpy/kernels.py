@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from prima_core.errors import ConfigError
 from prima_numpy.native_module import native_fault
+from prima_numpy.threads import default_threads
 
 if TYPE_CHECKING:
     from prima_core.arch.ops import AttentionRule
@@ -43,24 +42,10 @@ def load_kernels(threads: int = 0, variant: str | None = None) -> Kernels | None
     return Kernels(threads, variant or os.environ.get(VARIANT_VARIABLE) or "auto")
 
 
-def default_threads() -> int:
-    """Physical cores, but no more than this process may use by affinity and by its cgroup's quota."""
-    import psutil  # not at the top: the reference in numpy is used where it is not installed
-
-    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return max(1, min(physical, _affinity(), cgroup_quota(Path("/sys/fs/cgroup"))))
-
-
-def cgroup_quota(root: Path) -> int:
-    """CPUs that the quota of the cgroup at `root` amounts to, rounded up; all of the machine's without a quota."""
-    with suppress(OSError, ValueError):  # version 2: "max 100000" is no number, and no quota
-        quota, period = (root / "cpu.max").read_text().split()
-        return -(-int(quota) // int(period))
-    with suppress(OSError, ValueError):  # version 1: -1 is no quota
-        quota, period = ((root / "cpu" / name).read_text() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
-        if int(quota) > 0:
-            return -(-int(quota) // int(period))
-    return os.cpu_count() or 1
+def summary() -> str:
+    """What `load_kernels()` would give, in a line. Raises ConfigError as it does."""
+    kernels = Kernels(1, os.environ.get(VARIANT_VARIABLE) or "auto")
+    return f"native, {kernels.variant}, {default_threads()} threads; can run: {' '.join(kernels.variants())}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,9 +258,3 @@ class Kernels:
 def _stack(weight: Weight, out: Float32s) -> tuple[int, NDArray[np.uint8], int, int, int, Float32s]:
     n_experts, rows, cols = weight.shape
     return int(weight.type), weight.data, n_experts, rows, cols, out
-
-
-def _affinity() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux only
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

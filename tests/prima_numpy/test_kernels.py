@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +15,9 @@ from prima_core.errors import ConfigError
 from prima_core.interfaces import Weight
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_numpy import _kernels
-from prima_numpy.kernels import Kernels, KvCache, cgroup_quota, default_threads, load_kernels
+from prima_numpy.kernels import Kernels, KvCache, load_kernels
 from prima_numpy.native_module import native_fault
+from prima_numpy.threads import default_threads
 from tests.prima_numpy.blocks import QUANTISED, random_rows, random_weight
 
 Float32s = NDArray[np.float32]
@@ -242,23 +242,6 @@ def test_an_engine_needs_a_sane_number_of_threads(threads: int) -> None:
 def test_threads_default_to_what_this_process_may_use() -> None:
     assert Kernels().threads == default_threads() >= 1
     assert Kernels(3).threads == 3
-
-
-@pytest.mark.parametrize(
-    ("files", "cpus"),
-    [
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "max 100000\n"}, os.cpu_count()),
-        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, os.cpu_count()),
-        ({}, os.cpu_count()),
-    ],
-)
-def test_a_quota_counts_in_whole_cpus(tmp_path: Path, files: dict[str, str], cpus: int) -> None:
-    (tmp_path / "cpu").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert cgroup_quota(tmp_path) == cpus
 
 
 def test_a_missing_module_is_told_and_gives_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
