@@ -24,6 +24,9 @@ inline void relax() {
 #endif
 }
 
+// Whether this thread is at a task of some pool: jobs that a task begins are done by itself.
+thread_local bool is_at_task = false;
+
 using Clock = std::chrono::steady_clock;
 
 // Waits for is_due() as long as goes_on(time waited); says whether it came.
@@ -57,7 +60,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run(int64_t n_tasks, Call call, const void* work) {
-    if (threads_.empty() || n_tasks <= 1) {
+    if (threads_.empty() || n_tasks <= 1 || is_at_task) {
         for (int64_t i = 0; i < n_tasks; ++i) call(work, i);
         return;
     }
@@ -79,7 +82,9 @@ void ThreadPool::run(int64_t n_tasks, Call call, const void* work) {
 }
 
 void ThreadPool::take_tasks() {
+    is_at_task = true;
     for (int64_t i = next_++; i < n_tasks_; i = next_++) call_(work_, i);
+    is_at_task = false;
 }
 
 void ThreadPool::serve() {
