@@ -53,7 +53,8 @@ class PluginState(StrEnum):
 class PluginRow:
     """One line of `prima plugins`; plain data, ready for JSON. `offers` are kind and name, e.g. `backend numpy`.
 
-    `fault` holds the faults, or why a backend is not usable here, or what keeps it from its best.
+    `fault` holds the faults, or why a backend is not usable here, or what keeps it from its best. `facts`: what a
+    backend that lacks nothing says of itself.
     """
 
     name: str
@@ -61,6 +62,7 @@ class PluginRow:
     version: str
     state: PluginState
     offers: tuple[str, ...] = ()
+    facts: str = ""
     fault: str = ""
     hint: str = ""
 
@@ -379,6 +381,7 @@ def _row(entry: Entry) -> PluginRow:
         version=entry.source.version,
         state=_state(entry, probes),
         offers=tuple(f"{kind_of(offer)} {name_of(offer)}" for offer in entry.offers),
+        facts="; ".join(probe.reason for probe in probes if probe.reason and not _lack(probe)),
         fault="; ".join([str(fault) for fault in entry.faults] or [probe.reason for probe in lacking]),
         hint="; ".join(dict.fromkeys(one.hint for one in (entry.faults or lacking) if one.hint)),
     )

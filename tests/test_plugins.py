@@ -85,7 +85,7 @@ def test_our_own_parts_come_in_by_entry_points() -> None:
 
 def test_rows_are_plain_data_for_json() -> None:
     rows = json.loads(msgspec.json.encode(Registry.load({}).report()))
-    assert set(rows[0]) == {"name", "distribution", "version", "state", "offers", "fault", "hint"}
+    assert set(rows[0]) == {"name", "distribution", "version", "state", "offers", "facts", "fault", "hint"}
 
 
 # ---------------------------------------------------------------- loading: each alone

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from prima_core.errors import ConfigError
 from prima_numpy.native_module import native_fault
+from prima_numpy.threads import default_threads
 
 if TYPE_CHECKING:
     from prima_core.arch.ops import AttentionRule
@@ -42,24 +42,27 @@ def load_kernels(threads: int = 0, variant: str | None = None) -> Kernels | None
     return Kernels(threads, variant or os.environ.get(VARIANT_VARIABLE) or "auto")
 
 
-def default_threads() -> int:
-    """Physical cores, but no more than this process may use by affinity and by its cgroup's quota."""
-    import psutil  # not at the top: the reference in numpy is used where it is not installed
-
-    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return max(1, min(physical, _affinity(), cgroup_quota(Path("/sys/fs/cgroup"))))
+def summary() -> str:
+    """What `load_kernels()` would give, in a line. Raises ConfigError as it does."""
+    kernels = Kernels(1, os.environ.get(VARIANT_VARIABLE) or "auto")
+    return f"native, {kernels.variant}, {default_threads()} threads; can run: {' '.join(kernels.variants())}"
 
 
-def cgroup_quota(root: Path) -> int:
-    """CPUs that the quota of the cgroup at `root` amounts to, rounded up; all of the machine's without a quota."""
-    with suppress(OSError, ValueError):  # version 2: "max 100000" is no number, and no quota
-        quota, period = (root / "cpu.max").read_text().split()
-        return -(-int(quota) // int(period))
-    with suppress(OSError, ValueError):  # version 1: -1 is no quota
-        quota, period = ((root / "cpu" / name).read_text() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
-        if int(quota) > 0:
-            return -(-int(quota) // int(period))
-    return os.cpu_count() or 1
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """What `Kernels.matrix` gives; any `Kernels` may use it."""
+
+    held: _kernels.Matrix
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Cosines and sines [n, half] of `Kernels.rope`."""
+
+    cos: Float32s
+    sin: Float32s
+    neox: bool
 
 
 class Kernels:
@@ -106,6 +109,16 @@ class Kernels:
             "build": _kernels.build_info(),
         }
 
+    def matrix(self, weight: Weight, bias: Float32s | None = None) -> Matrix:
+        """A weight [rows, cols] and the bias [rows] of its map, checked once. Keeps both arrays alive.
+
+        It is as good as the memory of `weight.data`: of a map that is gone nothing may be computed.
+        """
+        from prima_numpy import _kernels
+
+        rows, cols = weight.shape
+        return Matrix(_kernels.Matrix(self._engine, int(weight.type), weight.data, rows, cols, bias), rows)
+
     def linear(
         self, weight: Weight, x: Float32s, bias: Float32s | None = None, out: Float32s | None = None
     ) -> Float32s:
@@ -113,18 +126,42 @@ class Kernels:
 
         With quantised weights, x is rounded to int8 first (see `quant.py`, which gives the same bits).
         """
-        result = np.empty((x.shape[0], weight.shape[0]), np.float32) if out is None else out
-        self._engine.linear((_product(weight, bias, result),), x)
-        return result
+        return self.products((self.matrix(weight, bias),), x, outs=None if out is None else (out,))[0]
 
     def linear_many(
         self, weights: Sequence[Weight], x: Float32s, biases: Sequence[Float32s | None] | None = None
-    ) -> list[Float32s]:
+    ) -> tuple[Float32s, ...]:
         """`linear` of one x by several weights (q, k, v; gate, up): x is rounded once, the pool is woken once."""
-        results = [np.empty((x.shape[0], weight.shape[0]), np.float32) for weight in weights]
-        chosen = biases if biases is not None else [None] * len(weights)
-        self._engine.linear(tuple(map(_product, weights, chosen, results)), x)
-        return results
+        return self.products([*map(self.matrix, weights, biases if biases is not None else [None] * len(weights))], x)
+
+    def products(
+        self,
+        matrices: Sequence[Matrix],
+        x: Float32s,
+        gain: Float32s | None = None,
+        eps: float = 0.0,
+        outs: tuple[Float32s, ...] | None = None,
+    ) -> tuple[Float32s, ...]:
+        """`linear` of one x by each matrix; with a `gain` [cols] of `rms_norm(x, gain, eps)`."""
+        if outs is None:
+            outs = tuple([np.empty((len(x), matrix.rows), np.float32) for matrix in matrices])
+        self._engine.linear(tuple([matrix.held for matrix in matrices]), x, outs, gain, eps)
+        return outs
+
+    def added_product(self, matrix: Matrix, x: Float32s, added: Float32s) -> Float32s:
+        """added [n, rows] + `linear`."""
+        result = np.empty((len(x), matrix.rows), np.float32)
+        self._engine.added_linear(matrix.held, x, added, result)
+        return result
+
+    def gated_product(
+        self, gate: Matrix, up: Matrix, x: Float32s, is_gelu: bool, gain: Float32s | None = None, eps: float = 0.0
+    ) -> Float32s:
+        """`swiglu` of both products of x, or `geglu`; with a `gain` as in `products`."""
+        shape = len(x), gate.rows
+        result, ups = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self._engine.gated_linear(gate.held, up.held, is_gelu, x, gain, eps, result, ups)
+        return result
 
     def linear_experts(self, stacks: Sequence[Weight], x: Float32s, experts: Int64s, starts: Int64s) -> list[Float32s]:
         """For each stack [n_experts, rows, cols]: rows starts[i] to starts[i + 1] of x [n, cols] by matrix experts[i].
@@ -186,6 +223,23 @@ class Kernels:
         self._engine.attention(q, k_cache, v_cache, start, rule.scale, rule.softcap, rule.window, result)
         return result
 
+    def rotated_attention(
+        self,
+        q: Float32s,
+        k: Float32s,
+        v: Float32s,
+        turns: Turns,
+        k_cache: KvCache,
+        v_cache: KvCache,
+        start: int,
+        rule: AttentionRule,
+        out: Float32s,
+    ) -> None:
+        """`rope` of q and k in place, `kv_write` of k and v [n, n_kv_heads, head_dim], then `attention` to `out`."""
+        rotation = turns.cos, turns.sin, turns.neox
+        rules = rule.scale, rule.softcap, rule.window
+        self._engine.rotated_attention(q, k, v, *rotation, k_cache, v_cache, start, *rules, out)
+
     def kv_write(self, k: Float32s, cache: KvCache, start: int) -> None:
         """k [n, n_kv_heads, head_dim] to positions start, start + 1, ... of a cache as `attention` reads it.
 
@@ -201,19 +255,6 @@ class Kernels:
         return self._engine.read(data)
 
 
-def _product(
-    weight: Weight, bias: Float32s | None, out: Float32s
-) -> tuple[int, NDArray[np.uint8], int, int, Float32s | None, Float32s]:
-    rows, cols = weight.shape
-    return int(weight.type), weight.data, rows, cols, bias, out
-
-
 def _stack(weight: Weight, out: Float32s) -> tuple[int, NDArray[np.uint8], int, int, int, Float32s]:
     n_experts, rows, cols = weight.shape
     return int(weight.type), weight.data, n_experts, rows, cols, out
-
-
-def _affinity() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux only
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from prima_core.arch.fused import Gating
 from prima_core.arch.ops import AttentionRule, RoutingRule
 from prima_core.arch.rope import Rope
 from prima_core.interfaces import KvType, Slice, Weight
 from prima_core.model.rope import RopeKind
-from prima_numpy.kernels import Kernels
+from prima_numpy import kernels
+from prima_numpy.kernels import Kernels, Turns
 from prima_numpy.kv import NumpyKv, Pass, Room, read, write
 from prima_numpy.quant import dequantize, dequantize_rows
 
@@ -32,6 +34,13 @@ class Matrix:
 
     weight: Weight
     bias: FloatArray | None
+
+
+@dataclass(frozen=True, slots=True)
+class NativeMatrix(Matrix):
+    """`held` None: a stack of experts' matrices."""
+
+    held: kernels.Matrix | None
 
 
 class ReferenceOps:
@@ -125,16 +134,20 @@ class ReferenceOps:
 class NativeOps(ReferenceOps):
     """The same by the native kernels, straight from the mapped blocks."""
 
-    def __init__(self, kernels: Kernels) -> None:
-        super().__init__(kernels.linear)
-        self._kernels = kernels
+    def __init__(self, native: Kernels) -> None:
+        super().__init__(native.linear)
+        self._kernels = native
+
+    def matrix(self, weight: Weight, bias: Weight | None = None) -> Matrix:
+        added = None if bias is None else self.vector(bias)
+        held = self._kernels.matrix(weight, added) if len(weight.shape) == 2 else None
+        return NativeMatrix(weight, added, held)
 
     def linear(self, x: FloatArray, matrix: Matrix) -> FloatArray:
-        return self._kernels.linear(matrix.weight, x, matrix.bias)
+        return self._kernels.products((_held(matrix),), x)[0]
 
     def linears(self, x: FloatArray, matrices: Sequence[Matrix]) -> Sequence[FloatArray]:
-        weights, biases = [matrix.weight for matrix in matrices], [matrix.bias for matrix in matrices]
-        return self._kernels.linear_many(weights, x, biases)
+        return self._kernels.products([_held(matrix) for matrix in matrices], x)
 
     def rms_norm(self, x: FloatArray, gain: FloatArray, eps: float) -> FloatArray:
         return self._kernels.rms_norm(x.reshape(-1, len(gain)), gain, eps).reshape(x.shape)
@@ -162,6 +175,40 @@ class NativeOps(ReferenceOps):
 
     def geglu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
         return self._kernels.geglu(gate, up, out=gate)
+
+    # -- of `FusedOps`
+
+    def normed_linears(
+        self, x: FloatArray, gain: FloatArray, eps: float, matrices: Sequence[Matrix]
+    ) -> Sequence[FloatArray]:
+        return self._kernels.products([_held(matrix) for matrix in matrices], x, gain, eps)
+
+    def gated(
+        self, x: FloatArray, gain: FloatArray, eps: float, gate: Matrix, up: Matrix, gating: Gating
+    ) -> FloatArray:
+        return self._kernels.gated_product(_held(gate), _held(up), x, gating is Gating.GEGLU, gain, eps)
+
+    def rotated_attention(
+        self,
+        q: FloatArray,
+        k: FloatArray,
+        v: FloatArray,
+        rope: Rope[FloatArray],
+        layer: int,
+        kv: Pass,
+        rule: AttentionRule,
+    ) -> FloatArray:
+        rooms, out, neox = kv.rooms[layer], np.empty_like(q), rope.kind == RopeKind.NEOX
+        for start, stop, chunk in kv.spans:
+            room, heads, rows = rooms[chunk.sequence], (stop - start, -1, kv.head_dim), slice(start, stop)
+            own_q, own_k, own_v, result = (part[rows].reshape(heads) for part in (q, k, v, out))
+            turns = Turns(rope.cos[rows], rope.sin[rows], neox)
+            self._kernels.rotated_attention(own_q, own_k, own_v, turns, room.k, room.v, chunk.start, rule, result)
+            room.length = chunk.start + chunk.count
+        return out
+
+    def added_linear(self, x: FloatArray, matrix: Matrix, to: FloatArray) -> FloatArray:
+        return self._kernels.added_product(_held(matrix), x, to)
 
     def mixture(
         self, x: FloatArray, scores: FloatArray, gate: Matrix, up: Matrix, down: Matrix, rule: RoutingRule
@@ -191,6 +238,12 @@ class NativeOps(ReferenceOps):
 
     def add(self, x: FloatArray, y: FloatArray) -> FloatArray:
         return self._kernels.add(x, y, out=y)
+
+
+def _held(matrix: Matrix) -> kernels.Matrix:
+    if isinstance(matrix, NativeMatrix) and matrix.held is not None:
+        return matrix.held
+    raise TypeError("a product by what is no single matrix of these ops")
 
 
 def exact_product(matrix: Weight, x: FloatArray) -> FloatArray:

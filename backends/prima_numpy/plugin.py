@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from prima_core.errors import PrimaError
 from prima_core.hookspecs import hookimpl
 from prima_core.interfaces import Backend, BackendOptions, BackendPlugin, Probe
 
@@ -14,12 +15,18 @@ def prima_backends() -> Iterable[BackendPlugin]:
 
 
 def _probe() -> Probe:
-    """Always usable; a missing native module is said, because it costs two orders of magnitude."""
+    """A missing native module is said, because it costs two orders of magnitude."""
     from prima_numpy.native_module import native_fault
 
     fault = native_fault()
-    hint = "install a C++ compiler, then prima-llm again" if fault else ""
-    return Probe(usable=True, reason=fault or "needs nothing but numpy", hint=hint)
+    if fault:
+        return Probe(usable=True, reason=fault, hint="install a C++ compiler, then prima-llm again")
+    from prima_numpy.kernels import summary
+
+    try:
+        return Probe(usable=True, reason=summary())
+    except PrimaError as error:
+        return Probe(usable=False, reason=error.message, hint=error.hint)
 
 
 def _open(options: BackendOptions) -> Backend:

@@ -26,19 +26,15 @@ class GemmaBlock(Generic[A, W, K]):
 
     def __init__(self, ops: Ops[A, W, K], model: ModelSpec, layer: int, weights: Mapping[str, Weight]) -> None:
         self.ops, self.eps = ops, model.norm_eps
-        self.attn_norm = ops.vector(weights["attn_norm.weight"])
         self.attention = Attention(ops, model, layer, weights, scale=attention_scale(model))
         self.attn_post_norm = ops.vector(weights["post_attention_norm.weight"])
-        self.ffn_norm = ops.vector(weights["ffn_norm.weight"])
-        self.feed_forward = GeGlu(ops, weights)
+        self.feed_forward = GeGlu(ops, model, weights)
         self.ffn_post_norm = ops.vector(weights["post_ffw_norm.weight"])
 
     def __call__(self, x: A, rope: Rope[A], kv: K) -> A:
         ops = self.ops
-        attended = self.attention(ops.rms_norm(x, self.attn_norm, self.eps), rope, kv)
-        x = ops.add(x, ops.rms_norm(attended, self.attn_post_norm, self.eps))
-        mapped = self.feed_forward(ops.rms_norm(x, self.ffn_norm, self.eps))
-        return ops.add(x, ops.rms_norm(mapped, self.ffn_post_norm, self.eps))
+        x = ops.add(x, ops.rms_norm(self.attention(x, rope, kv), self.attn_post_norm, self.eps))
+        return ops.add(x, ops.rms_norm(self.feed_forward(x), self.ffn_post_norm, self.eps))
 
 
 def attention_scale(model: ModelSpec) -> float:

@@ -33,16 +33,11 @@ class LlamaBlock(Generic[A, W, K]):
     """One layer: x [n_tokens, d_model] -> [n_tokens, d_model]."""
 
     def __init__(self, ops: Ops[A, W, K], model: ModelSpec, layer: int, weights: Mapping[str, Weight]) -> None:
-        self.ops, self.eps = ops, model.norm_eps
-        self.attn_norm = ops.vector(weights["attn_norm.weight"])
         self.attention = Attention(ops, model, layer, weights)
-        self.ffn_norm = ops.vector(weights["ffn_norm.weight"])
-        self.feed_forward = Mixture(ops, model, weights) if model.experts else SwiGlu(ops, weights)
+        self.feed_forward = Mixture(ops, model, weights) if model.experts else SwiGlu(ops, model, weights)
 
     def __call__(self, x: A, rope: Rope[A], kv: K) -> A:
-        ops = self.ops
-        x = ops.add(x, self.attention(ops.rms_norm(x, self.attn_norm, self.eps), rope, kv))
-        return ops.add(x, self.feed_forward(ops.rms_norm(x, self.ffn_norm, self.eps)))
+        return self.feed_forward.added(self.attention.added(x, rope, kv))
 
 
 def llama_shapes(model: ModelSpec) -> Shapes:

@@ -1,6 +1,6 @@
 """Halves of a block that families share: rotary attention, gated feed-forward maps, mixtures of experts.
 
-Each takes the normed activation [n_tokens, d_model] and gives what is added to the residual.
+Each takes the residual x [n_tokens, d_model], norms it, and gives what is to be added to it; `added` adds it as well.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Generic
 
 from prima_core.arch.family import Shapes
+from prima_core.arch.fused import Gating, fused
 from prima_core.arch.ops import A, AttentionRule, K, Ops, RoutingRule, W
 from prima_core.arch.rope import Rope
 from prima_core.errors import ModelError
@@ -71,54 +72,67 @@ class Attention(Generic[A, W, K]):
     def __init__(
         self, ops: Ops[A, W, K], model: ModelSpec, layer: int, weights: Mapping[str, Weight], scale: float = 0.0
     ) -> None:
-        self.ops, self.eps, self.layer = ops, model.norm_eps, layer
+        self.ops, self.fused, self.eps, self.layer = ops, fused(ops), model.norm_eps, layer
         self.rule = AttentionRule(scale or model.head_dim**-0.5, model.attention_softcap, model.window(layer))
+        self.norm = ops.vector(weights["attn_norm.weight"])
         self.qkv = [bind_linear(ops, weights, f"attn_{name}") for name in "qkv"]
         has_norms = "attn_q_norm.weight" in weights
-        self.norms = [ops.vector(weights[f"attn_{name}_norm.weight"]) for name in "qk"] if has_norms else None
+        self.head_norms = [ops.vector(weights[f"attn_{name}_norm.weight"]) for name in "qk"] if has_norms else None
         self.output = bind_linear(ops, weights, "attn_output")
 
     def __call__(self, x: A, rope: Rope[A], kv: K) -> A:
+        return self.ops.linear(self.heads(x, rope, kv), self.output)
+
+    def added(self, x: A, rope: Rope[A], kv: K) -> A:
+        return self.fused.added_linear(self.heads(x, rope, kv), self.output, to=x)
+
+    def heads(self, x: A, rope: Rope[A], kv: K) -> A:
         ops = self.ops
-        q, k, v = ops.linears(x, self.qkv)
-        if self.norms is not None:
-            q, k = (ops.rms_norm(heads, gain, self.eps) for heads, gain in zip((q, k), self.norms, strict=True))
-        heads = ops.attention(ops.rope(q, rope), ops.rope(k, rope), v, self.layer, kv, self.rule)
-        return ops.linear(heads, self.output)
+        q, k, v = self.fused.normed_linears(x, self.norm, self.eps, self.qkv)
+        if self.head_norms is not None:
+            q, k = (ops.rms_norm(heads, gain, self.eps) for heads, gain in zip((q, k), self.head_norms, strict=True))
+        return self.fused.rotated_attention(q, k, v, rope, self.layer, kv, self.rule)
 
 
 class SwiGlu(Generic[A, W, K]):
     """down(silu(gate(x)) * up(x)); Shazeer 2020."""
 
-    def __init__(self, ops: Ops[A, W, K], weights: Mapping[str, Weight]) -> None:
-        self.ops = ops
-        self.gate_up = [bind_linear(ops, weights, name) for name in ("ffn_gate", "ffn_up")]
-        self.down = bind_linear(ops, weights, "ffn_down")
+    gating = Gating.SWIGLU
+
+    def __init__(self, ops: Ops[A, W, K], model: ModelSpec, weights: Mapping[str, Weight]) -> None:
+        self.ops, self.fused, self.eps = ops, fused(ops), model.norm_eps
+        self.norm = ops.vector(weights["ffn_norm.weight"])
+        self.gate, self.up, self.down = (bind_linear(ops, weights, f"ffn_{name}") for name in ("gate", "up", "down"))
 
     def __call__(self, x: A) -> A:
-        gate, up = self.ops.linears(x, self.gate_up)
-        return self.ops.linear(self.product(gate, up), self.down)
+        return self.ops.linear(self.hidden(x), self.down)
 
-    def product(self, gate: A, up: A) -> A:
-        return self.ops.swiglu(gate, up)
+    def added(self, x: A) -> A:
+        return self.fused.added_linear(self.hidden(x), self.down, to=x)
+
+    def hidden(self, x: A) -> A:
+        return self.fused.gated(x, self.norm, self.eps, self.gate, self.up, self.gating)
 
 
 class GeGlu(SwiGlu[A, W, K]):
     """down(gelu(gate(x)) * up(x))."""
 
-    def product(self, gate: A, up: A) -> A:
-        return self.ops.geglu(gate, up)
+    gating = Gating.GEGLU
 
 
 class Mixture(Generic[A, W, K]):
     """A router and the answers of the experts that it chooses, whose weights add up to 1."""
 
     def __init__(self, ops: Ops[A, W, K], model: ModelSpec, weights: Mapping[str, Weight]) -> None:
-        self.ops = ops
+        self.ops, self.eps = ops, model.norm_eps
+        self.norm = ops.vector(weights["ffn_norm.weight"])
         self.rule = RoutingRule(model.experts.n_used if model.experts else 0)
         self.router = ops.matrix(weights["ffn_gate_inp.weight"])
         self.experts = [ops.matrix(weights[f"ffn_{name}_exps.weight"]) for name in ("gate", "up", "down")]
 
-    def __call__(self, x: A) -> A:
+    def added(self, x: A) -> A:
         gate, up, down = self.experts
-        return self.ops.mixture(x, self.ops.linear(x, self.router), gate, up, down, self.rule)
+        normed = self.ops.rms_norm(x, self.norm, self.eps)
+        return self.ops.add(
+            x, self.ops.mixture(normed, self.ops.linear(normed, self.router), gate, up, down, self.rule)
+        )

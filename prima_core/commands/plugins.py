@@ -19,8 +19,8 @@ def plugins(as_json: bool, registry: Registry) -> None:
     if as_json:
         click.echo(msgspec.json.encode([asdict(row) for row in rows]).decode())
         return
-    table = Table("name", "distribution", "version", "state", "offers", "fault", "hint")
+    table = Table("name", "distribution", "version", "state", "offers", "facts", "fault", "hint")
     for row in rows:
-        cells = (row.name, row.distribution, row.version, row.state.value, ", ".join(row.offers), row.fault, row.hint)
-        table.add_row(*map(escape, cells))
+        source = row.name, row.distribution, row.version, row.state.value
+        table.add_row(*map(escape, (*source, ", ".join(row.offers), row.facts, row.fault, row.hint)))
     wide_console().print(table)

@@ -82,23 +82,18 @@ def worker_secret(settings: Settings) -> bytes:
 
 
 def node_options(settings: Settings, n_sharing: int = 1) -> NodeOptions:
-    """What a node may use; `n_sharing` nodes of one machine share its cores and memory."""
-    threads = settings.get("threads", 0)
-    if not threads and n_sharing > 1:
-        threads = max(1, len(_usable_cores()) // n_sharing)
+    """What a node may use; `n_sharing` nodes of one machine share its memory.
+
+    Each may use all cores: while one computes a token the others wait for it, and what waits gives its cores away.
+    """
     memory = settings.get("memory")
     return NodeOptions(
         backend=settings["backend"],
-        threads=threads,
+        threads=settings.get("threads", 0),
         kernels=settings["kernels"],
         memory_bytes=None if memory is None else parse_bytes(memory),
         n_sharing=n_sharing,
     )
-
-
-def _usable_cores() -> range | set[int]:
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    return range(os.cpu_count() or 1) if affinity is None else affinity(0)
 
 
 def head_options(settings: Settings, metadata: Mapping[str, object]) -> HeadOptions:

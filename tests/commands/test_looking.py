@@ -16,6 +16,8 @@ from prima_core.node.coordinate import model_facts
 from prima_core.plan.plan import plan_from_json
 from prima_core.plan.problem import ModelFacts, NodeFacts, Problem, problem_to_json
 from prima_core.testing.tinyvocab import tiny_vocab
+from prima_numpy.kernels import Kernels
+from prima_numpy.threads import default_threads
 from tests.commands.conftest import Prima
 from tests.node.fakegpu import add_fake_gpu
 from tests.site import Site
@@ -156,6 +158,25 @@ def test_plugins_are_listed_with_what_is_wrong_with_them(prima: Prima, monkeypat
     table = prima("plugins")
     assert table.code == 0
     assert all(name in table.out for name in rows)
+
+
+def test_plugins_and_doctor_show_the_cpu_variant_and_the_threads(prima: Prima, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRIMA_CPU", "portable")
+    shown = f"native, portable, {default_threads()} threads; can run: {' '.join(Kernels.variants())}"
+    rows = {row["name"]: row for row in prima("plugins", "--json").json}
+    assert (rows["numpy"]["facts"], rows["numpy"]["fault"]) == (shown, "")
+    assert "native, portable" in prima("plugins").out
+    fact = {finding["topic"]: finding["fact"] for finding in prima("doctor", "--json").json}["backend numpy"]
+    assert "kernels native, portable; " in fact
+    assert f"threads {default_threads()}; variants {' '.join(Kernels.variants())}" in fact
+
+
+def test_a_variant_that_this_cpu_cannot_run_is_told_by_plugins(prima: Prima, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRIMA_CPU", "abacus")
+    row = next(row for row in prima("plugins", "--json").json if row["name"] == "numpy")
+    assert (row["state"], row["facts"]) == ("unusable", "")
+    assert "abacus" in row["fault"]
+    assert "portable" in row["hint"]
 
 
 def test_doctor_tells_what_works_and_how_to_get_what_is_missing(prima: Prima) -> None:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +15,13 @@ from prima_core.errors import ConfigError
 from prima_core.interfaces import Weight
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_numpy import _kernels
-from prima_numpy.kernels import Kernels, KvCache, cgroup_quota, default_threads, load_kernels
+from prima_numpy.kernels import Kernels, KvCache, load_kernels
 from prima_numpy.native_module import native_fault
+from prima_numpy.threads import default_threads
 from tests.prima_numpy.blocks import QUANTISED, random_rows, random_weight
 
 Float32s = NDArray[np.float32]
-Product = tuple[int, NDArray[np.uint8], int, int, None, Float32s]
+Calls = tuple[Callable[[], None], ...]
 
 
 @pytest.fixture
@@ -33,70 +33,116 @@ def zeros(*shape: int) -> Float32s:
     return np.zeros(shape, np.float32)
 
 
-def product(
-    type: int = GGUFType.Q4_K, n_bytes: int = 2 * 144, rows: int = 2, cols: int = 256, out: tuple[int, ...] = (1, 2)
-) -> Product:
-    return type, np.zeros(n_bytes, np.uint8), rows, cols, None, zeros(*out)
+def matrix(
+    type: int = GGUFType.Q4_K, n_bytes: int = 2 * 144, rows: int = 2, cols: int = 256, bias: Float32s | None = None
+) -> _kernels.Matrix:
+    return _kernels.Matrix(_kernels.Engine(1, "auto"), type, np.zeros(n_bytes, np.uint8), rows, cols, bias)
 
 
 @pytest.mark.parametrize(
     ("bad", "names"),
     [
-        (product(n_bytes=2 * 144 - 1), "data"),
-        (product(n_bytes=3 * 144), "data"),
-        (product(n_bytes=0), "data"),
-        (product(rows=3), "data"),
-        (product(rows=-1), "matrix"),
-        (product(cols=0), "matrix"),
-        (product(cols=128), "cols"),
-        (product(cols=512), "data"),
-        (product(rows=1 << 62, cols=1 << 62), "matrix"),
-        (product(rows=1 << 39, cols=1 << 40), "data"),
-        (product(type=34), "type 34"),
-        (product(type=-1), "type -1"),
-        (product(out=(1, 3)), "out"),
-        (product(out=(2, 2)), "out"),
-        (product(out=(2,)), "out"),
-        (product(type=GGUFType.Q8_0, n_bytes=2 * 8 * 34 + 1), "data"),
-        (product(type=GGUFType.Q6_K, n_bytes=2 * 144), "data"),
-        (product(type=GGUFType.F32, n_bytes=2 * 256 * 4 - 4), "data"),
+        ({"n_bytes": 2 * 144 - 1}, "data"),
+        ({"n_bytes": 3 * 144}, "data"),
+        ({"n_bytes": 0}, "data"),
+        ({"rows": 3}, "data"),
+        ({"rows": -1}, "matrix"),
+        ({"cols": 0}, "matrix"),
+        ({"cols": 128}, "cols"),
+        ({"cols": 512}, "data"),
+        ({"rows": 1 << 62, "cols": 1 << 62}, "matrix"),
+        ({"rows": 1 << 39, "cols": 1 << 40}, "data"),
+        ({"type": 34}, "type 34"),
+        ({"type": -1}, "type -1"),
+        ({"type": GGUFType.Q8_0, "n_bytes": 2 * 8 * 34 + 1}, "data"),
+        ({"type": GGUFType.Q6_K}, "data"),
+        ({"type": GGUFType.F32, "n_bytes": 2 * 256 * 4 - 4}, "data"),
     ],
 )
-def test_a_product_of_wrong_sizes_is_refused(
-    engine: _kernels.Engine,
-    bad: tuple[int, np.ndarray[tuple[int], np.dtype[np.uint8]], int, int, None, Float32s],
-    names: str,
-) -> None:
+def test_a_matrix_of_wrong_sizes_is_refused(bad: dict[str, int], names: str) -> None:
     with pytest.raises(ValueError, match=names):
-        engine.linear((bad,), zeros(1, 256))
+        matrix(type=bad.get("type", GGUFType.Q4_K), n_bytes=bad.get("n_bytes", 2 * 144), rows=bad.get("rows", 2),
+               cols=bad.get("cols", 256))  # fmt: skip
 
 
 @pytest.mark.parametrize("type", QUANTISED)
-def test_a_row_of_part_of_a_block_is_refused(engine: _kernels.Engine, type: GGUFType) -> None:
+def test_a_row_of_part_of_a_block_is_refused(type: GGUFType) -> None:
     block = BLOCKS[type]
-    data = np.zeros(2 * block.n_bytes, np.uint8)
     with pytest.raises(ValueError, match=f"multiple of {block.n_weights}"):
-        engine.linear(((type, data, 2, block.n_weights + 16, None, zeros(1, 2)),), zeros(1, block.n_weights + 16))
+        matrix(type, 2 * block.n_bytes, 2, block.n_weights + 16)
 
 
 @pytest.mark.parametrize("x", [zeros(1, 255), zeros(1, 512), zeros(256), np.zeros((1, 256)), zeros(2, 512)[:, ::2]])
-def test_wrong_activations_are_refused(engine: _kernels.Engine, x: Float32s) -> None:
-    with pytest.raises(ValueError, match="x"):
-        engine.linear((product(out=(len(x), 2)),), x)
+def test_wrong_activations_are_refused_by_every_product(engine: _kernels.Engine, x: Float32s) -> None:
+    one, out = matrix(), zeros(len(x), 2)
+    calls: Calls = (
+        lambda: engine.linear((one,), x, (out,), None, 0),
+        lambda: engine.added_linear(one, x, out.copy(), out),
+        lambda: engine.gated_linear(one, one, False, x, None, 0, out, out.copy()),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="x"):
+            call()
 
 
-def test_one_bad_product_among_good_ones_is_refused_before_anything_is_written(engine: _kernels.Engine) -> None:
-    good, bad = product(), product(rows=3)
-    good[5][:] = 7
-    with pytest.raises(ValueError, match="data"):
-        engine.linear((good, bad), zeros(1, 256))
-    assert np.all(good[5] == 7)
+@pytest.mark.parametrize("bad", [zeros(1, 3), zeros(2, 2), zeros(2), np.zeros((1, 2)), zeros(1, 4)[:, ::2]])
+def test_results_and_sums_of_other_shapes_are_refused_by_every_product(engine: _kernels.Engine, bad: Float32s) -> None:
+    one, x, good = matrix(), zeros(1, 256), zeros(1, 2)
+    calls: Calls = (
+        lambda: engine.linear((one,), x, (bad,), None, 0),
+        lambda: engine.added_linear(one, x, good, bad),
+        lambda: engine.gated_linear(one, one, False, x, None, 0, bad, good),
+        lambda: engine.gated_linear(one, one, False, x, None, 0, good, bad),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="out"):
+            call()
+    with pytest.raises(ValueError, match="added"):
+        engine.added_linear(one, x, bad, good)
+
+
+def test_a_gain_of_another_length_is_refused(engine: _kernels.Engine) -> None:
+    one, x, out = matrix(), zeros(1, 256), zeros(1, 2)
+    with pytest.raises(ValueError, match="gain"):
+        engine.linear((one,), x, (out,), zeros(255), 0)
+    with pytest.raises(ValueError, match="gain"):
+        engine.gated_linear(one, one, False, x, zeros(1, 256), 0, out, out.copy())
+
+
+def test_a_gate_and_its_up_must_have_as_many_rows(engine: _kernels.Engine) -> None:
+    with pytest.raises(ValueError, match="rows"):
+        engine.gated_linear(
+            matrix(), matrix(n_bytes=144, rows=1), False, zeros(1, 256), None, 0, zeros(1, 2), zeros(1, 1)
+        )
+
+
+def test_every_matrix_needs_a_place_for_its_result(engine: _kernels.Engine) -> None:
+    with pytest.raises(ValueError, match="outs"):
+        engine.linear((matrix(),), zeros(1, 256), (), None, 0)
+    with pytest.raises(ValueError, match="matrices"):
+        engine.linear(("no matrix",), zeros(1, 256), (zeros(1, 2),), None, 0)  # type: ignore[arg-type]  # on purpose
+
+
+def test_one_bad_result_among_good_ones_is_refused_before_anything_is_written(engine: _kernels.Engine) -> None:
+    good = np.full((1, 2), 7, np.float32)
+    with pytest.raises(ValueError, match="out"):
+        engine.linear((matrix(), matrix()), zeros(1, 256), (good, zeros(1, 3)), None, 0)
+    assert np.all(good == 7)
+
+
+def test_a_matrix_keeps_its_arrays_alive() -> None:
+    data, bias = np.full(2 * 4, 2, np.float32).view(np.uint8), np.array([1, 2], np.float32)
+    alive = sys.getrefcount(data), sys.getrefcount(bias)
+    held = _kernels.Matrix(_kernels.Engine(1, "auto"), GGUFType.F32, data, 2, 4, bias)
+    assert (sys.getrefcount(data), sys.getrefcount(bias)) > alive
+    del held
+    assert (sys.getrefcount(data), sys.getrefcount(bias)) == alive
 
 
 def test_weights_at_an_odd_address_are_refused_where_elements_are_wider(engine: _kernels.Engine) -> None:
     data = np.zeros(2 * 16 * 4 + 1, np.uint8)[1:]
     with pytest.raises(ValueError, match="aligned"):
-        engine.linear(((GGUFType.F32, data, 2, 16, None, zeros(1, 2)),), zeros(1, 16))
+        _kernels.Matrix(engine, GGUFType.F32, data, 2, 16, None)
 
 
 def test_a_bias_of_another_length_is_refused() -> None:
@@ -196,23 +242,6 @@ def test_an_engine_needs_a_sane_number_of_threads(threads: int) -> None:
 def test_threads_default_to_what_this_process_may_use() -> None:
     assert Kernels().threads == default_threads() >= 1
     assert Kernels(3).threads == 3
-
-
-@pytest.mark.parametrize(
-    ("files", "cpus"),
-    [
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "max 100000\n"}, os.cpu_count()),
-        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, os.cpu_count()),
-        ({}, os.cpu_count()),
-    ],
-)
-def test_a_quota_counts_in_whole_cpus(tmp_path: Path, files: dict[str, str], cpus: int) -> None:
-    (tmp_path / "cpu").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert cgroup_quota(tmp_path) == cpus
 
 
 def test_a_missing_module_is_told_and_gives_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

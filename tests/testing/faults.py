@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prima_core.arch.fused import Unfused
 from prima_core.arch.ops import AttentionRule, RoutingRule
 from prima_core.arch.rope import Rope
 from prima_core.arch.shard import OpsShard
@@ -55,13 +56,16 @@ class Faulty(NumpyBackend):
         return self.shard_class(self.ops(device), model, part, store)
 
 
-class Ops(NativeOps):
+class Ops(Unfused[FloatArray, Matrix, Pass], NativeOps):
+    """Unfused, so that a fault of one operation shows wherever blocks use it."""
+
     kv_class: type[NumpyKv] = NumpyKv
 
     def __init__(self) -> None:
         kernels = load_kernels(1)
         assert kernels is not None
-        super().__init__(kernels)
+        NativeOps.__init__(self, kernels)
+        Unfused.__init__(self, self)
 
     def kv_cache(self, part: Slice, n_kv_heads: int, head_dim: int) -> NumpyKv:
         return self.kv_class(part.layers, n_kv_heads, head_dim, part.kv_type)

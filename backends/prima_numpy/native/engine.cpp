@@ -83,9 +83,9 @@ void Engine::spread(int64_t n, int64_t cost_each, const Work& work) {
     pool_.run(n_tasks, [&](int64_t i) { work(n * i / n_tasks, n * (i + 1) / n_tasks); });
 }
 
-// The activation rows of each group, in the forms that the products need.
+// The activation rows of each group, normed, in the forms that the products need.
 std::vector<Activations> Engine::prepare(const std::vector<Product>& products, const std::vector<Group>& groups,
-                                         const float* x, int64_t cols) {
+                                         const float* x, int64_t cols, const Norm& norm) {
     const int64_t k_blocks = cols / kKBlock, q8_blocks = cols / kQ8Block;
     Need all_k, all_8;
     for (const Group& g : groups) {
@@ -97,6 +97,9 @@ std::vector<Activations> Engine::prepare(const std::vector<Product>& products, c
                    grow(sixteens_k_, n_sixteens_k_, all_k.sixteens * k_blocks),
                    grow(sixteens_8_, n_sixteens_8_, all_8.sixteens * q8_blocks)};
 
+    const int64_t n = groups.empty() ? 0 : groups.back().first + groups.back().n;
+    float* normed = norm.gain ? grow(normed_, n_normed_, n * cols) : nullptr;
+    const float* rows = normed ? normed : x;
     struct Piece {  // up to 16 rows of one group
         size_t group;
         int64_t from, to;
@@ -111,14 +114,16 @@ std::vector<Activations> Engine::prepare(const std::vector<Product>& products, c
         blocks.push_back({k.rows ? next.k : nullptr, q8.rows ? next.q8 : nullptr,
                           k.sixteens ? next.sixteen_k : nullptr, q8.sixteens ? next.sixteen_8 : nullptr});
         const Blocks& own = blocks.back();
-        inputs.push_back({x + g.first * cols, own.k, own.q8, own.sixteen_k, own.sixteen_8, g.n, cols});
+        inputs.push_back({rows + g.first * cols, own.k, own.q8, own.sixteen_k, own.sixteen_8, g.n, cols});
         next = {next.k + k.rows * k_blocks, next.q8 + q8.rows * q8_blocks, next.sixteen_k + k.sixteens * k_blocks,
                 next.sixteen_8 + q8.sixteens * q8_blocks};
     }
-    if (all_k.rows + all_k.sixteens + all_8.rows + all_8.sixteens == 0) return inputs;
+    if (!normed && all_k.rows + all_k.sixteens + all_8.rows + all_8.sixteens == 0) return inputs;
     spread(int64_t(pieces.size()), (pieces[0].to - pieces[0].from) * cols, [&](int64_t p0, int64_t p1) {
         for (int64_t i = p0; i < p1; ++i) {
             const Piece& piece = pieces[size_t(i)];
+            const int64_t first = (groups[piece.group].first + piece.from) * cols;
+            if (normed) table_.rms_norm(x + first, norm.gain, piece.to - piece.from, cols, norm.eps, normed + first);
             quantize(table_, inputs[piece.group], blocks[piece.group], piece.from, piece.to);
         }
     });
@@ -128,29 +133,36 @@ std::vector<Activations> Engine::prepare(const std::vector<Product>& products, c
 void Engine::run(const std::vector<Job>& jobs) {
     int64_t n_products = 0;
     for (const Job& job : jobs) n_products += work_of(job) * job.a->cols;
-    const bool is_small = pool_.size() == 1 || n_products < kSmallProduct;
-    const std::vector<Task> tasks = split(jobs, is_small ? 1 : pool_.size() * kTasksPerThread);
-    if (is_small) {
-        for (const Task& task : tasks) run_task(task);
+    if (pool_.size() == 1 || n_products < kSmallProduct) {
+        for (const Job& job : jobs) run_task({&job, 0, job.product.rows});
         return;
     }
+    const std::vector<Task> tasks = split(jobs, pool_.size());
     pool_.run(int64_t(tasks.size()), [&](int64_t i) { run_task(tasks[size_t(i)]); });
 }
 
-void Engine::linear(const std::vector<Product>& products, const float* x, int64_t n, int64_t cols) {
+void Engine::linear(const std::vector<Product>& products, const float* x, int64_t n, int64_t cols, const Norm& norm) {
     if (n == 0) return;
     std::lock_guard<std::mutex> lock(scratch_mutex_);
-    const std::vector<Activations> inputs = prepare(products, {{0, 0, n}}, x, cols);
+    const std::vector<Activations> inputs = prepare(products, {{0, 0, n}}, x, cols, norm);
     std::vector<Job> jobs;
     jobs.reserve(products.size());
     for (const Product& p : products) jobs.push_back({p, &inputs[0]});
     run(jobs);
 }
 
+void Engine::gated_linear(const Product& gate, const Product& up, bool is_gelu, const float* x, int64_t n,
+                          int64_t cols, const Norm& norm) {
+    if (n == 0) return;
+    std::lock_guard<std::mutex> lock(scratch_mutex_);
+    const std::vector<Activations> inputs = prepare({gate, up}, {{0, 0, n}}, x, cols, norm);
+    run({{gate, &inputs[0], &up, is_gelu ? table_.geglu : table_.swiglu}});
+}
+
 void Engine::linear_experts(const std::vector<Product>& stacks, const std::vector<Group>& groups, const float* x,
                             int64_t cols) {
     std::lock_guard<std::mutex> lock(scratch_mutex_);
-    const std::vector<Activations> inputs = prepare(stacks, groups, x, cols);
+    const std::vector<Activations> inputs = prepare(stacks, groups, x, cols, {});
     std::vector<Job> jobs;
     jobs.reserve(stacks.size() * groups.size());
     for (size_t i = 0; i < groups.size(); ++i) {
@@ -190,7 +202,7 @@ void Engine::rope(float* x, const float* cos, const float* sin, int64_t n, int64
     });
 }
 
-void Engine::gated(Gated kernel, const float* gate, const float* up, int64_t n, float* out) {
+void Engine::gated(Gating kernel, const float* gate, const float* up, int64_t n, float* out) {
     constexpr int64_t piece = 1024;
     spread((n + piece - 1) / piece, 8 * piece, [&](int64_t p0, int64_t p1) {
         const int64_t i0 = p0 * piece, i1 = std::min(n, p1 * piece);

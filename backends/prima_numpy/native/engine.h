@@ -18,6 +18,12 @@ struct Group {
     int64_t n;
 };
 
+// Of the rows of x before a product, as `Engine::rms_norm`; without a gain none.
+struct Norm {
+    const float* gain = nullptr;
+    float eps = 0.0f;
+};
+
 class Engine {
 public:
     Engine(int n_threads, const Table& table) : table_(table), pool_(n_threads) {}
@@ -27,8 +33,11 @@ public:
     // Null for a type that is not supported.
     const MatrixKernels* kernels(int type) const;
 
-    // out = x . matrix^T + bias for matrices that share x [n, cols].
-    void linear(const std::vector<Product>& products, const float* x, int64_t n, int64_t cols);
+    // out = norm(x) . matrix^T + bias for matrices that share x [n, cols].
+    void linear(const std::vector<Product>& products, const float* x, int64_t n, int64_t cols, const Norm& norm = {});
+    // The same for two of as many rows, then gate.out = gating(gate.out, up.out); up.out is left as it comes.
+    void gated_linear(const Product& gate, const Product& up, bool is_gelu, const float* x, int64_t n, int64_t cols,
+                      const Norm& norm);
     // The same with stacks of matrices [experts, rows, cols], of which each group of rows, in their order, takes one.
     void linear_experts(const std::vector<Product>& stacks, const std::vector<Group>& groups, const float* x,
                         int64_t cols);
@@ -48,14 +57,12 @@ public:
     uint64_t read(const uint8_t* data, int64_t n_bytes);
 
 private:
-    using Gated = void (*)(const float*, const float*, int64_t, float*);
-
     template <class Work>
     void spread(int64_t n, int64_t cost_each, const Work& work);
     std::vector<Activations> prepare(const std::vector<Product>& products, const std::vector<Group>& groups,
-                                     const float* x, int64_t cols);
+                                     const float* x, int64_t cols, const Norm& norm);
     void run(const std::vector<Job>& jobs);
-    void gated(Gated kernel, const float* gate, const float* up, int64_t n, float* out);
+    void gated(Gating kernel, const float* gate, const float* up, int64_t n, float* out);
 
     const Table& table_;
     ThreadPool pool_;
@@ -64,7 +71,8 @@ private:
     std::unique_ptr<Block8[]> blocks_8_;
     std::unique_ptr<SixteenK[]> sixteens_k_;
     std::unique_ptr<Sixteen8[]> sixteens_8_;
-    int64_t n_blocks_k_ = 0, n_blocks_8_ = 0, n_sixteens_k_ = 0, n_sixteens_8_ = 0;
+    std::unique_ptr<float[]> normed_;
+    int64_t n_blocks_k_ = 0, n_blocks_8_ = 0, n_sixteens_k_ = 0, n_sixteens_8_ = 0, n_normed_ = 0;
 };
 
 }  // namespace prima

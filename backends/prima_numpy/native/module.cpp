@@ -2,17 +2,15 @@
 // `_kernels.pyi` has the signatures, `kernels.py` the documented wrapper.
 
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <cstring>
-#include <initializer_list>
 #include <string>
 #include <type_traits>
 
+#include "arrays.h"
 #include "cpu.h"
 #include "engine.h"
 #include "gil.h"
@@ -22,104 +20,18 @@ using namespace prima;
 
 namespace {
 
-using In = nb::ndarray<nb::ro>;
-using Out = nb::ndarray<>;
-
 constexpr int64_t kMaxThreads = 1024;
-constexpr int64_t kMaxSize = int64_t(1) << 40;  // of any dimension: products of two cannot overflow unnoticed below
-
-[[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
-
-template <class Array>
-std::string shape_text(const Array& array) {
-    std::string text = "[";
-    for (size_t i = 0; i < array.ndim(); ++i) text += (i ? ", " : "") + std::to_string(array.shape(i));
-    return text + "]";
-}
-
-template <class Array>
-bool is_contiguous(const Array& array) {
-    int64_t expected = 1;
-    for (size_t i = array.ndim(); i-- > 0;) {
-        if (array.shape(i) != 1 && array.stride(i) != expected) return false;
-        expected *= int64_t(array.shape(i));
-    }
-    return true;
-}
-
-template <class Array>
-void check_layout(const Array& array, const char* name, size_t ndim) {
-    if (array.ndim() != ndim) {
-        refuse(std::string(name) + ": " + std::to_string(ndim) + " dimensions expected, got " + shape_text(array));
-    }
-    if (array.size() != 0 && !is_contiguous(array)) refuse(std::string(name) + ": not C-contiguous");
-    if (array.device_type() != nb::device::cpu::value) refuse(std::string(name) + ": not in host memory");
-}
-
-template <class Array>
-void check_shape(const Array& array, const char* name, std::initializer_list<int64_t> shape) {
-    std::string wanted;
-    bool is_same = true;
-    size_t i = 0;
-    for (int64_t size : shape) {
-        is_same = is_same && int64_t(array.shape(i++)) == size;
-        wanted += (wanted.empty() ? "[" : ", ") + std::to_string(size);
-    }
-    if (!is_same) refuse(std::string(name) + ": shape " + shape_text(array) + " where " + wanted + "] is expected");
-}
-
-template <class Array>
-void check_float(const Array& array, const char* name, size_t ndim) {
-    if (array.dtype() != nb::dtype<float>()) refuse(std::string(name) + ": not float32");
-    check_layout(array, name, ndim);
-}
-
-const float* input(const In& array, const char* name, std::initializer_list<int64_t> shape) {
-    check_float(array, name, shape.size());
-    check_shape(array, name, shape);
-    return static_cast<const float*>(array.data());
-}
-
-float* output(const Out& array, const char* name, std::initializer_list<int64_t> shape) {
-    check_float(array, name, shape.size());
-    check_shape(array, name, shape);
-    return static_cast<float*>(array.data());
-}
-
-template <class Array>
-KvType kv_type(const Array& array, const char* name) {
-    if (array.dtype() == nb::dlpack::dtype{uint8_t(nb::dlpack::dtype_code::Float), 16, 1}) return KvType::F16;
-    if (array.dtype() == nb::dtype<float>()) return KvType::F32;
-    if (array.dtype() == nb::dtype<uint8_t>()) return KvType::Q8_0;
-    refuse(std::string(name) + ": neither float16 nor float32 nor uint8 (blocks of Q8_0)");
-}
-
-// A cache [n_kv_heads, capacity, values], or of the bytes of their blocks, for heads of head_dim.
-template <class Array>
-CacheShape cache_shape(const Array& array, const char* name, int64_t head_dim) {
-    check_layout(array, name, 3);
-    const KvType type = kv_type(array, name);
-    int64_t width = head_dim;
-    if (type == KvType::Q8_0) {
-        if (head_dim % kQ8Block != 0) refuse(std::string(name) + ": heads of " + std::to_string(head_dim));
-        width = head_dim / kQ8Block * kQ8Bytes;
-    }
-    const CacheShape shape{type, int64_t(array.shape(0)), int64_t(array.shape(1)), head_dim,
-                           width * int64_t(array.itemsize())};
-    check_shape(array, name, {shape.n_kv_heads, shape.capacity, width});
-    return shape;
-}
-
-void check_start(int64_t start, int64_t n, int64_t capacity) {
-    if (start < 0 || start > capacity || n > capacity - start) {
-        refuse("start: rows at " + std::to_string(start) + " + " + std::to_string(n) + " leave a cache of " +
-               std::to_string(capacity));
-    }
-}
 
 struct Matrix {
-    Product product;
+    Product product;  // without `out`
     int64_t cols;
+};
+
+// A matrix that was checked once, as Python holds it; it keeps its arrays alive.
+struct Held {
+    Matrix matrix;
+    In data;
+    nb::object bias;
 };
 
 Matrix matrix(const Engine& engine, int type, const In& data, int64_t rows, int64_t cols) {
@@ -152,17 +64,25 @@ T field(nb::handle value, const char* name, const char* kind) {
     return result;
 }
 
-Matrix job(const Engine& engine, nb::handle item, int64_t n) {
-    if (!nb::isinstance<nb::tuple>(item) || nb::len(item) != 6) {
-        refuse("products: each is (type, data, rows, cols, bias or None, out)");
+void hold(Held* self, const Engine& engine, int type, In data, int64_t rows, int64_t cols, nb::object bias) {
+    Matrix m = matrix(engine, type, data, rows, cols);
+    if (!bias.is_none()) m.product.bias = input(field<In>(bias, "bias", "an array"), "bias", {rows});
+    new (self) Held{m, std::move(data), std::move(bias)};
+}
+
+// A matrix as a product of x [n, cols] to `out`.
+Product product_of(const Held& held, const Out& out, int64_t n, int64_t cols) {
+    if (held.matrix.cols != cols) {
+        refuse("x: " + std::to_string(cols) + " columns where " + std::to_string(held.matrix.cols) + " are expected");
     }
-    const auto fields = nb::borrow<nb::tuple>(item);
-    Matrix m = matrix(engine, field<int>(fields[0], "type", "an integer"), field<In>(fields[1], "data", "an array"),
-                      field<int64_t>(fields[2], "rows", "an integer"), field<int64_t>(fields[3], "cols", "an integer"));
-    if (!fields[4].is_none())
-        m.product.bias = input(field<In>(fields[4], "bias", "an array"), "bias", {m.product.rows});
-    m.product.out = output(field<Out>(fields[5], "out", "a writable array"), "out", {n, m.product.rows});
-    return m;
+    Product product = held.matrix.product;
+    product.out = output(out, "out", {n, product.rows});
+    return product;
+}
+
+Norm norm_of(nb::object gain, float eps, int64_t cols) {
+    if (gain.is_none()) return {};
+    return {input(field<In>(gain, "gain", "an array"), "gain", {cols}), eps};
 }
 
 struct Stack {
@@ -188,21 +108,40 @@ Stack expert_stack(const Engine& engine, nb::handle item, int64_t n) {
     return {m.product, n_experts, m.cols};
 }
 
-// `jobs` holds references to every array until the call returns.
-void linear(Engine& engine, nb::tuple jobs, const In& x) {
+// The arguments hold references to every array until the call returns.
+void linear(Engine& engine, nb::tuple matrices, const In& x, nb::tuple outs, nb::object gain, float eps) {
     check_float(x, "x", 2);
     const int64_t n = int64_t(x.shape(0)), cols = int64_t(x.shape(1));
+    if (matrices.size() != outs.size()) refuse("outs: not one for each matrix");
     std::vector<Product> products;
-    products.reserve(jobs.size());
-    for (nb::handle item : jobs) {
-        const Matrix m = job(engine, item, n);
-        if (m.cols != cols) {
-            refuse("x: " + std::to_string(cols) + " columns where " + std::to_string(m.cols) + " are expected");
-        }
-        products.push_back(m.product);
+    products.reserve(matrices.size());
+    for (size_t i = 0; i < matrices.size(); ++i) {
+        const auto& held = *field<const Held*>(matrices[i], "matrices", "of matrices");
+        products.push_back(product_of(held, field<Out>(outs[i], "out", "a writable array"), n, cols));
     }
+    const Norm norm = norm_of(gain, eps, cols);
     GilRelease release;
-    engine.linear(products, static_cast<const float*>(x.data()), n, cols);
+    engine.linear(products, static_cast<const float*>(x.data()), n, cols, norm);
+}
+
+void added_linear(Engine& engine, const Held& matrix, const In& x, const In& added, const Out& out) {
+    check_float(x, "x", 2);
+    const int64_t n = int64_t(x.shape(0)), cols = int64_t(x.shape(1));
+    Product product = product_of(matrix, out, n, cols);
+    product.added = input(added, "added", {n, product.rows});
+    GilRelease release;
+    engine.linear({product}, static_cast<const float*>(x.data()), n, cols);
+}
+
+void gated_linear(Engine& engine, const Held& gate, const Held& up, bool is_gelu, const In& x, nb::object gain,
+                  float eps, const Out& out, const Out& up_out) {
+    check_float(x, "x", 2);
+    const int64_t n = int64_t(x.shape(0)), cols = int64_t(x.shape(1));
+    if (gate.matrix.product.rows != up.matrix.product.rows) refuse("gate and up: not of as many rows");
+    const Product gates = product_of(gate, out, n, cols), ups = product_of(up, up_out, n, cols);
+    const Norm norm = norm_of(gain, eps, cols);
+    GilRelease release;
+    engine.gated_linear(gates, ups, is_gelu, static_cast<const float*>(x.data()), n, cols, norm);
 }
 
 // Groups of rows of x [n, cols], each for an expert: starts[i] to starts[i + 1] for experts[i].
@@ -258,17 +197,29 @@ void rms_norm(Engine& engine, const In& x, const In& gain, float eps, const Out&
     engine.rms_norm(static_cast<const float*>(x.data()), gains, n, dim, eps, result);
 }
 
-void rope(Engine& engine, const Out& x, const In& cos, const In& sin, bool neox) {
-    check_float(x, "x", 3);
+struct Rotation {
+    float* x;
+    const float *cos, *sin;
+    int64_t n, n_heads, head_dim, half;
+    bool neox;
+
+    void run(Engine& engine) const { engine.rope(x, cos, sin, n, n_heads, head_dim, half, neox); }
+};
+
+Rotation rotation(const Out& x, const char* name, const In& cos, const In& sin, bool neox) {
+    check_float(x, name, 3);
     check_float(cos, "cos", 2);
-    const int64_t n = int64_t(x.shape(0)), n_heads = int64_t(x.shape(1)), head_dim = int64_t(x.shape(2));
-    const int64_t half = int64_t(cos.shape(1));
+    const int64_t n = int64_t(x.shape(0)), head_dim = int64_t(x.shape(2)), half = int64_t(cos.shape(1));
     if (half > head_dim / 2)
         refuse("cos: " + std::to_string(half) + " angles for heads of " + std::to_string(head_dim));
-    const float* cosines = input(cos, "cos", {n, half});
-    const float* sines = input(sin, "sin", {n, half});
+    const float *cosines = input(cos, "cos", {n, half}), *sines = input(sin, "sin", {n, half});
+    return {static_cast<float*>(x.data()), cosines, sines, n, int64_t(x.shape(1)), head_dim, half, neox};
+}
+
+void rope(Engine& engine, const Out& x, const In& cos, const In& sin, bool neox) {
+    const Rotation call = rotation(x, "x", cos, sin, neox);
     GilRelease release;
-    engine.rope(static_cast<float*>(x.data()), cosines, sines, n, n_heads, head_dim, half, neox);
+    call.run(engine);
 }
 
 template <void (Engine::*kernel)(const float*, const float*, int64_t, float*)>
@@ -290,8 +241,19 @@ void add(Engine& engine, const In& x, const In& y, const Out& out) {
     engine.add(static_cast<const float*>(x.data()), ys, n * dim, result);
 }
 
-void attention(Engine& engine, const In& q, const In& k, const In& v, int64_t start, float scale, float softcap,
-               int64_t window, const Out& out) {
+struct Attention {
+    const float* q;
+    Cache cache;
+    int64_t n, n_heads, start;
+    AttentionRule rule;
+    float* out;
+
+    void run(Engine& engine) const { engine.attention(q, cache, n, n_heads, start, rule, out); }
+};
+
+template <class Queries, class Half>
+Attention attention_of(const Queries& q, const Half& k, const Half& v, int64_t start, const AttentionRule& rule,
+                       const Out& out) {
     check_float(q, "q", 3);
     const int64_t n = int64_t(q.shape(0)), n_heads = int64_t(q.shape(1)), head_dim = int64_t(q.shape(2));
     const CacheShape shape = cache_shape(k, "k_cache", head_dim), other = cache_shape(v, "v_cache", head_dim);
@@ -304,26 +266,59 @@ void attention(Engine& engine, const In& q, const In& k, const In& v, int64_t st
                " K/V heads");
     }
     check_start(start, n, shape.capacity);
-    if (!(softcap >= 0)) refuse("softcap: " + std::to_string(softcap));
-    if (window < 0) refuse("window: " + std::to_string(window));
+    if (!(rule.softcap >= 0)) refuse("softcap: " + std::to_string(rule.softcap));
+    if (rule.window < 0) refuse("window: " + std::to_string(rule.window));
     float* result = output(out, "out", {n, n_heads, head_dim});
     const Cache cache{static_cast<const uint8_t*>(k.data()), static_cast<const uint8_t*>(v.data()), shape};
-    GilRelease release;
-    engine.attention(static_cast<const float*>(q.data()), cache, n, n_heads, start, {scale, softcap, window}, result);
+    return {static_cast<const float*>(q.data()), cache, n, n_heads, start, rule, result};
 }
 
-void kv_write(Engine& engine, const In& k, const Out& cache, int64_t start) {
-    check_float(k, "k", 3);
+void attention(Engine& engine, const In& q, const In& k, const In& v, int64_t start, float scale, float softcap,
+               int64_t window, const Out& out) {
+    const Attention call = attention_of(q, k, v, start, {scale, softcap, window}, out);
+    GilRelease release;
+    call.run(engine);
+}
+
+struct Writing {
+    const float* k;
+    int64_t n, start;
+    CacheShape shape;
+    uint8_t* cache;
+
+    void run(Engine& engine) const { engine.kv_write(k, n, start, shape, cache); }
+};
+
+template <class Rows>
+Writing writing(const Rows& k, const char* name, const Out& cache, int64_t start) {
+    check_float(k, name, 3);
     const int64_t n = int64_t(k.shape(0)), n_kv_heads = int64_t(k.shape(1));
     const CacheShape shape = cache_shape(cache, "cache", int64_t(k.shape(2)));
     if (shape.n_kv_heads != n_kv_heads) {
-        refuse("k: " + std::to_string(n_kv_heads) + " heads for a cache of " + std::to_string(shape.n_kv_heads));
+        refuse(std::string(name) + ": " + std::to_string(n_kv_heads) + " heads for a cache of " +
+               std::to_string(shape.n_kv_heads));
     }
     check_start(start, n, shape.capacity);
-    auto* to = static_cast<uint8_t*>(cache.data());
-    const auto* from = static_cast<const float*>(k.data());
+    return {static_cast<const float*>(k.data()), n, start, shape, static_cast<uint8_t*>(cache.data())};
+}
+
+void kv_write(Engine& engine, const In& k, const Out& cache, int64_t start) {
+    const Writing call = writing(k, "k", cache, start);
     GilRelease release;
-    engine.kv_write(from, n, start, shape, to);
+    call.run(engine);
+}
+
+void rotated_attention(Engine& engine, const Out& q, const Out& k, const In& v, const In& cos, const In& sin, bool neox,
+                       const Out& k_cache, const Out& v_cache, int64_t start, float scale, float softcap,
+                       int64_t window, const Out& out) {
+    const Rotation turns[] = {rotation(q, "q", cos, sin, neox), rotation(k, "k", cos, sin, neox)};
+    const Writing writes[] = {writing(k, "k", k_cache, start), writing(v, "v", v_cache, start)};
+    const Attention call = attention_of(q, k_cache, v_cache, start, {scale, softcap, window}, out);
+    if (writes[1].n != call.n) refuse("v: " + std::to_string(writes[1].n) + " rows for " + std::to_string(call.n));
+    GilRelease release;
+    for (const Rotation& turn : turns) turn.run(engine);
+    for (const Writing& write : writes) write.run(engine);
+    call.run(engine);
 }
 
 uint64_t read_bytes(Engine& engine, const In& data) {
@@ -387,7 +382,10 @@ NB_MODULE(_kernels, m) {
         .def("__init__", &make_engine, "threads"_a, "variant"_a)
         .def_prop_ro("threads", &Engine::n_threads)
         .def_prop_ro("variant", &Engine::variant)
-        .def("linear", &linear, "products"_a, "x"_a)
+        .def("linear", &linear, "matrices"_a, "x"_a, "outs"_a, "gain"_a.none(), "eps"_a)
+        .def("added_linear", &added_linear, "matrix"_a, "x"_a, "added"_a, "out"_a)
+        .def("gated_linear", &gated_linear, "gate"_a, "up"_a, "is_gelu"_a, "x"_a, "gain"_a.none(), "eps"_a, "out"_a,
+             "up_out"_a)
         .def("linear_experts", &linear_experts, "stacks"_a, "x"_a, "experts"_a, "starts"_a)
         .def("rms_norm", &rms_norm, "x"_a, "gain"_a, "eps"_a, "out"_a)
         .def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "neox"_a)
@@ -396,6 +394,10 @@ NB_MODULE(_kernels, m) {
         .def("add", &add, "x"_a, "y"_a, "out"_a)
         .def("attention", &attention, "q"_a, "k_cache"_a, "v_cache"_a, "start"_a, "scale"_a, "softcap"_a,
              "window"_a, "out"_a)
+        .def("rotated_attention", &rotated_attention, "q"_a, "k"_a, "v"_a, "cos"_a, "sin"_a, "neox"_a, "k_cache"_a,
+             "v_cache"_a, "start"_a, "scale"_a, "softcap"_a, "window"_a, "out"_a)
         .def("kv_write", &kv_write, "k"_a, "cache"_a, "start"_a)
         .def("read", &read_bytes, "data"_a);
+    nb::class_<Held>(m, "Matrix")
+        .def("__init__", &hold, "engine"_a, "type"_a, "data"_a, "rows"_a, "cols"_a, "bias"_a.none());
 }

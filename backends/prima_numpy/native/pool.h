@@ -1,7 +1,7 @@
 // A small pool of threads for fork-join work: the caller takes part, chunks are handed out one by one.
 //
-// Threads spin for a moment after a job, then sleep: between the products of one token they stay awake, while an idle
-// pool costs nothing. One job at a time; a second caller waits. Not safe across fork.
+// Threads stay awake between the products of a token, at the disposal of whoever wants their cores, and then sleep: an
+// idle pool costs nothing. One job at a time; a second caller waits. Not safe across fork.
 #pragma once
 
 #include <atomic>

@@ -44,31 +44,50 @@ void run_panels(const MatrixKernels& kernels, const Product& p, size_t bytes, in
     }
 }
 
-}  // namespace
+// A task is this part of a thread's share of what is left, but not less than that part of its share of all.
+constexpr int64_t kShare = 4, kLeastShare = 32;
 
-void run_task(const Task& task) {
-    const Product& p = task.job->product;
-    const Activations& a = *task.job->a;
-    (uses_panel(*p.kernels, a.n) ? run_panels : run_rows)(*p.kernels, p, row_bytes(*p.kernels, a.cols), task.r0, task.r1, a);
-    if (p.bias == nullptr) return;
-    for (int64_t t = 0; t < a.n; ++t) {
-        for (int64_t r = task.r0; r < task.r1; ++r) p.out[t * p.rows + r] += p.bias[r];
+void multiply(const Product& p, const Activations& a, int64_t r0, int64_t r1) {
+    (uses_panel(*p.kernels, a.n) ? run_panels : run_rows)(*p.kernels, p, row_bytes(*p.kernels, a.cols), r0, r1, a);
+    for (int64_t t = 0; p.bias != nullptr && t < a.n; ++t) {
+        for (int64_t r = r0; r < r1; ++r) p.out[t * p.rows + r] += p.bias[r];
+    }
+    for (int64_t t = 0; p.added != nullptr && t < a.n; ++t) {
+        for (int64_t i = t * p.rows + r0; i < t * p.rows + r1; ++i) p.out[i] += p.added[i];
     }
 }
 
-std::vector<Task> split(const std::vector<Job>& jobs, int64_t n_parts) {
-    int64_t total = 0;
-    for (const Job& job : jobs) total += work_of(job);
-    const int64_t ideal = (total + n_parts - 1) / n_parts;
+}  // namespace
+
+void run_task(const Task& task) {
+    const Job& job = *task.job;
+    multiply(job.product, *job.a, task.r0, task.r1);
+    if (job.up == nullptr) return;
+    multiply(*job.up, *job.a, task.r0, task.r1);
+    for (int64_t t = 0; t < job.a->n; ++t) {
+        float* gate = job.product.out + t * job.product.rows + task.r0;
+        job.gating(gate, job.up->out + t * job.product.rows + task.r0, task.r1 - task.r0, gate);
+    }
+}
+
+std::vector<Task> split(const std::vector<Job>& jobs, int n_threads) {
+    int64_t left = 0;
+    for (const Job& job : jobs) left += work_of(job);
+    const int64_t least = left / (n_threads * kLeastShare);
     std::vector<Task> tasks;
     for (const Job& job : jobs) {
-        const int64_t all = job.product.rows, own = (ideal + job.a->n - 1) / job.a->n;
-        // Panels take long enough to be tasks one by one, where there are enough for all threads.
+        const int64_t all = job.product.rows;
         const MatrixKernels& kernels = *job.product.kernels;
-        const bool is_panel = uses_panel(kernels, job.a->n) && own > kernels.panel_rows;
-        const int64_t most = is_panel ? kernels.panel_rows : own;
-        const int64_t rows = std::max<int64_t>((most + kPanelRows - 1) / kPanelRows * kPanelRows, kPanelRows);
-        for (int64_t r = 0; r < all; r += rows) tasks.push_back({&job, r, std::min(all, r + rows)});
+        const bool is_panel = uses_panel(kernels, job.a->n);
+        for (int64_t r = 0; r < all;) {
+            int64_t own = std::max(left / (n_threads * kShare), least) / work_of_row(job);
+            // Panels take long enough to be tasks one by one, where there are enough for all threads.
+            if (is_panel && own > kernels.panel_rows) own = kernels.panel_rows - kPanelRows;
+            const int64_t rows = std::min(own / kPanelRows * kPanelRows + kPanelRows, all - r);
+            tasks.push_back({&job, r, r + rows});
+            r += rows;
+            left -= rows * work_of_row(job);
+        }
     }
     return tasks;
 }

@@ -14,12 +14,18 @@ struct Product {
     int64_t rows;
     const float* bias;  // [rows] or null
     float* out;
+    const float* added = nullptr;  // [n, rows] or null: out becomes added + product
 };
 
-// A product and the activation rows that it takes.
+// gate * act(gate) * up for n elements.
+using Gating = void (*)(const float* gate, const float* up, int64_t n, float* out);
+
+// A product and the activation rows that it takes; with `up`, whose rows are as many: the product gated by itself.
 struct Job {
     Product product;
     const Activations* a;
+    const Product* up = nullptr;
+    Gating gating = nullptr;
 };
 
 // Rows r0..r1 of a job.
@@ -38,10 +44,11 @@ inline bool uses_panel(const MatrixKernels& type, int64_t n) {
 }
 
 // Weight rows times activation rows.
-inline int64_t work_of(const Job& job) { return job.product.rows * job.a->n; }
+inline int64_t work_of_row(const Job& job) { return job.a->n * (job.up ? 2 : 1); }
+inline int64_t work_of(const Job& job) { return job.product.rows * work_of_row(job); }
 
-// About n_parts tasks of equal work.
-std::vector<Task> split(const std::vector<Job>& jobs, int64_t n_parts);
+// Tasks that get smaller towards the end: a thread that is slower than others, or is held up, is not waited for long.
+std::vector<Task> split(const std::vector<Job>& jobs, int n_threads);
 
 void run_task(const Task& task);
 

@@ -1,0 +1,155 @@
+// Checks of the thread pool, by name: `checks NAME` ends with 0 and nothing said, or says what is wrong. A check that
+// cannot go on hangs: test_pool.py gives it so long.
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "pool.h"
+
+namespace {
+
+using prima::ThreadPool;
+
+// Zero until so many have arrived.
+class Gate {
+public:
+    void arrive() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        ++n_;
+        changed_.notify_all();
+    }
+
+    void await(int64_t n) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        changed_.wait(lock, [&] { return n_ >= n; });
+    }
+
+private:
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    int64_t n_ = 0;
+};
+
+bool each_ran(const std::unique_ptr<std::atomic<int>[]>& runs, int64_t n, int times) {
+    for (int64_t i = 0; i < n; ++i) {
+        if (runs[size_t(i)] != times) {
+            std::printf("task %d of %d ran %d times, not %d\n", int(i), int(n), int(runs[size_t(i)]), times);
+            return false;
+        }
+    }
+    return true;
+}
+
+bool runs_each_task_once() {
+    for (int n_threads = 1; n_threads <= 9; ++n_threads) {
+        ThreadPool pool(n_threads);
+        for (int64_t n : {0, 1, 2, 3, 7, 8, 9, 500}) {
+            std::unique_ptr<std::atomic<int>[]> runs(new std::atomic<int>[size_t(n) + 1]());
+            for (int round = 0; round < 50; ++round) {
+                pool.run(n, [&](int64_t i) { ++runs[size_t(i)]; });
+                if (!each_ran(runs, n, round + 1)) return false;
+            }
+        }
+    }
+    return true;
+}
+
+// The first task ends when all others have: whoever has it, the other threads do the rest.
+bool goes_on_beside_a_slow_task() {
+    for (int n_threads : {2, 3, 8}) {
+        ThreadPool pool(n_threads);
+        for (int round = 0; round < 20; ++round) {
+            Gate others;
+            pool.run(40, [&](int64_t i) { i == 0 ? others.await(39) : others.arrive(); });
+        }
+    }
+    return true;
+}
+
+// As many tasks as threads, none of which ends before all have begun: also after the threads have gone to sleep.
+bool uses_all_threads() {
+    for (int n_threads : {2, 5}) {
+        ThreadPool pool(n_threads);
+        for (int round = 0; round < 20; ++round) {
+            Gate all;
+            pool.run(n_threads, [&](int64_t) {
+                all.arrive();
+                all.await(n_threads);
+            });
+            if (round % 4 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // long enough to sleep
+        }
+    }
+    return true;
+}
+
+bool serves_many_callers() {
+    ThreadPool pool(3);
+    constexpr int n_callers = 6, n_rounds = 200;
+    constexpr int64_t n_tasks = 20;
+    std::unique_ptr<std::atomic<int>[]> runs(new std::atomic<int>[n_callers * n_tasks]());
+    std::atomic<int> n_unfinished{0};
+    std::vector<std::thread> callers;
+    for (int caller = 0; caller < n_callers; ++caller) {
+        callers.emplace_back([&, caller] {
+            for (int round = 1; round <= n_rounds; ++round) {
+                pool.run(n_tasks, [&](int64_t i) { ++runs[size_t(caller * n_tasks + i)]; });
+                for (int64_t i = 0; i < n_tasks; ++i) n_unfinished += runs[size_t(caller * n_tasks + i)] != round;
+            }
+        });
+    }
+    for (std::thread& caller : callers) caller.join();
+    if (n_unfinished != 0) std::printf("run came back before %d tasks\n", int(n_unfinished));
+    return n_unfinished == 0 && each_ran(runs, n_callers * n_tasks, n_rounds);
+}
+
+bool runs_tasks_of_tasks() {
+    for (int n_threads : {1, 3}) {
+        ThreadPool pool(n_threads);
+        std::unique_ptr<std::atomic<int>[]> runs(new std::atomic<int>[8 * 5]());
+        for (int round = 1; round <= 50; ++round) {
+            pool.run(8, [&](int64_t i) { pool.run(5, [&](int64_t j) { ++runs[size_t(5 * i + j)]; }); });
+            if (!each_ran(runs, 8 * 5, round)) return false;
+        }
+    }
+    return true;
+}
+
+bool ends_awake_or_asleep() {
+    for (int round = 0; round < 50; ++round) {
+        ThreadPool pool(4);
+        if (round % 2) pool.run(4, [](int64_t) {});
+        if (round % 10 == 9) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    return true;
+}
+
+struct Check {
+    const char* name;
+    bool (*run)();
+};
+
+constexpr Check kChecks[] = {
+    {"runs_each_task_once", runs_each_task_once},
+    {"goes_on_beside_a_slow_task", goes_on_beside_a_slow_task},
+    {"uses_all_threads", uses_all_threads},
+    {"serves_many_callers", serves_many_callers},
+    {"runs_tasks_of_tasks", runs_tasks_of_tasks},
+    {"ends_awake_or_asleep", ends_awake_or_asleep},
+};
+
+}  // namespace
+
+int main(int n_arguments, char** arguments) {
+    for (const Check& check : kChecks) {
+        if (n_arguments == 2 && std::strcmp(check.name, arguments[1]) == 0) return check.run() ? 0 : 1;
+    }
+    std::printf("no such check\n");
+    return 2;
+}
