@@ -152,5 +152,10 @@ const Table& avxvnni_table();
 #endif
 const Table& avx512vnni_table();
 #endif
+#if defined(__aarch64__) || defined(_M_ARM64)
+const Table& neon_table();
+const Table& neon_dotprod_table();  // there where the compiler knows the instructions: PRIMA_NEON_DOTPROD
+const Table& neon_i8mm_table();     // PRIMA_NEON_I8MM
+#endif
 
 }  // namespace prima
