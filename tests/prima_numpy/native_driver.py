@@ -70,7 +70,12 @@ class Driver:
 
 def build_driver(folder: Path, *definitions: str) -> Path:
     """Compile the driver in `folder`; `definitions` are CMake's, such as CMAKE_CXX_COMPILER=... for another target."""
-    settings = ("CMAKE_BUILD_TYPE=Release", f"Python_EXECUTABLE={sys.executable}", *definitions)
+    settings = (
+        "CMAKE_CXX_FLAGS_RELEASE=-O2",
+        "CMAKE_BUILD_TYPE=Release",
+        f"Python_EXECUTABLE={sys.executable}",
+        *definitions,
+    )
     _run("cmake", "-G", "Ninja", "-S", str(SOURCE), "-B", str(folder), *(f"-D{setting}" for setting in settings))
     _run("cmake", "--build", str(folder))
     return folder / "driver"
@@ -123,5 +128,5 @@ def _fault(case: Case, got: bytes) -> str:
     if np.array_equal(values, case.expected, equal_nan=case.expected.dtype.kind == "f"):
         return ""
     at = np.argwhere(~((values == case.expected) | ((values != values) & (case.expected != case.expected))))
-    first = tuple(at[0])
+    first = tuple(at[0].tolist())
     return f"{case.name}: {len(at)} of {values.size}, first {values[first]} for {case.expected[first]} at {first}"
