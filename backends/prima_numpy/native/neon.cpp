@@ -40,7 +40,9 @@ inline int32x4_t dot32(int8x16_t low, int8x16_t x_low, int8x16_t high, int8x16_t
 // A step is 16 codes of one row after the other.
 struct Tile {
     static constexpr int kVectors = 2, kTokens = 1;
-    static constexpr int row_of(int vector, int lane) { return 4 * vector + lane; }
+    static int32x4_t spread(int16x8_t rows, int vector) {
+        return vmovl_s16(vector == 0 ? vget_low_s16(rows) : vget_high_s16(rows));
+    }
 
     static void arrange(const int8x16_t rows[8], int8_t* step) {
         for (int r = 0; r < 8; ++r) vst1q_s8(step + 16 * r, rows[r]);

@@ -26,7 +26,9 @@ namespace {
 // activations from a lane of theirs.
 struct Tile {
     static constexpr int kVectors = 2, kTokens = 1;
-    static constexpr int row_of(int vector, int lane) { return 4 * vector + lane; }
+    static int32x4_t spread(int16x8_t rows, int vector) {
+        return vmovl_s16(vector == 0 ? vget_low_s16(rows) : vget_high_s16(rows));
+    }
 
     static void arrange(const int8x16_t rows[8], int8_t* step) {
         for (int v = 0; v < 2; ++v) transpose(rows + 4 * v, step + 64 * v);

@@ -34,7 +34,10 @@ inline int8x16_t upper_halves(int8x16_t a, int8x16_t b) {
 // A step is, of each pair of rows, 8 columns of both and then the next 8. A vector has two rows by two activation rows.
 struct Tile {
     static constexpr int kVectors = 4, kTokens = 2;
-    static constexpr int row_of(int vector, int lane) { return 2 * vector + lane / 2; }
+    static int32x4_t spread(int16x8_t rows, int vector) {
+        const int16x8_t twice = vector < 2 ? vzip1q_s16(rows, rows) : vzip2q_s16(rows, rows);
+        return vmovl_s16(vector % 2 == 0 ? vget_low_s16(twice) : vget_high_s16(twice));
+    }
 
     static void arrange(const int8x16_t rows[8], int8_t* step) {
         for (int v = 0; v < 4; ++v) {

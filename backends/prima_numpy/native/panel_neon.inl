@@ -2,7 +2,8 @@
 //
 // A panel holds one block of each of 8 rows as int8 without their offset, in steps of 16 columns. How a step lies and
 // is multiplied is the variant's `Tile`: it gives sums [kVectors][activation rows / kTokens], each of four numbers, and
-// row_of says which weight row a number of a vector belongs to. kTokens is 2 where a vector has two activation rows.
+// `spread` says which weight rows' scales belong to the numbers of a vector. kTokens is 2 where a vector has two
+// activation rows.
 
 constexpr int kPanelFrom = 4;  // fewer activation rows do not pay for unpacking, by a count of instructions
 constexpr int kTileRows = 64;  // activation rows whose blocks and totals stay in L1 beside a panel
@@ -13,7 +14,7 @@ template <class B>
 inline void unpack_steps(const uint8_t* const blocks[8], int i, int8_t* steps) {
     int8x16_t low[8], high[8];
     for (int r = 0; r < 8; ++r) {
-        const Bytes codes = B::codes(blocks[r], i);
+        const Bytes codes = codes_of<B>(blocks[r], i);
         low[r] = vsubq_s8(vreinterpretq_s8_u8(codes.lo), vdupq_n_s8(int8_t(B::kOffset)));
         high[r] = vsubq_s8(vreinterpretq_s8_u8(codes.hi), vdupq_n_s8(int8_t(B::kOffset)));
     }
@@ -25,6 +26,25 @@ inline void unpack_steps(const uint8_t* const blocks[8], int i, int8_t* steps) {
 template <float (*of)(const uint8_t*)>
 inline void eight(const uint8_t* const blocks[8], float values[8]) {
     for (int r = 0; r < 8; ++r) values[r] = of(blocks[r]);
+}
+
+// 8 x 8: rows in, columns out.
+inline void transpose_words(int16x8_t v[8]) {
+    int32x4_t w[8];
+    for (int i = 0; i < 8; i += 2) {
+        w[i] = vreinterpretq_s32_s16(vtrn1q_s16(v[i], v[i + 1]));
+        w[i + 1] = vreinterpretq_s32_s16(vtrn2q_s16(v[i], v[i + 1]));
+    }
+    for (int i = 0; i < 2; ++i) {
+        for (int half = 0; half < 2; ++half) {  // columns from 4 * half on, of which i and i + 2
+            const auto columns = [&](int32x4_t upper, int32x4_t lower) {
+                const int64x2_t a = vreinterpretq_s64_s32(upper), b = vreinterpretq_s64_s32(lower);
+                return vreinterpretq_s16_s64(half == 0 ? vtrn1q_s64(a, b) : vtrn2q_s64(a, b));
+            };
+            v[4 * half + i] = columns(vtrn1q_s32(w[i], w[i + 2]), vtrn1q_s32(w[i + 4], w[i + 6]));
+            v[4 * half + i + 2] = columns(vtrn2q_s32(w[i], w[i + 2]), vtrn2q_s32(w[i + 4], w[i + 6]));
+        }
+    }
 }
 
 inline void add_term(float* total, float x_scale, float32x4_t term) {
@@ -42,14 +62,24 @@ struct BigPanel {
     float d[8], dmin[8];
 
     void unpack(const uint8_t* const blocks[8]) {
-        int16_t row_scales[8][16], row_minima[8][16];
-        for (int r = 0; r < 8; ++r) B::scales(blocks[r], row_scales[r], row_minima[r]);
-        for (int j = 0; j < B::kGroups; ++j) {
-            for (int v = 0; v < Tile::kVectors; ++v) {
-                for (int l = 0; l < 4; ++l) scales[j][v][l] = row_scales[Tile::row_of(v, l)][j];
+        int16x8_t row_scales[B::kGroups / 8][8], row_minima[B::kGroups / 8][8];
+        for (int r = 0; r < 8; ++r) {
+            const GroupWords<B> groups(blocks[r]);
+            for (int i = 0; i < B::kGroups / 8; ++i) {
+                row_scales[i][r] = groups.scales[i];
+                if constexpr (B::kHasMinima) row_minima[i][r] = groups.minima[i];
+            }
+        }
+        for (int i = 0; i < B::kGroups / 8; ++i) {
+            transpose_words(row_scales[i]);
+            for (int j = 0; j < 8; ++j) {
+                for (int v = 0; v < Tile::kVectors; ++v) {
+                    vst1q_s32(scales[8 * i + j][v], Tile::spread(row_scales[i][j], v));
+                }
             }
             if constexpr (B::kHasMinima) {
-                for (int r = 0; r < 8; ++r) minima[j][r] = row_minima[r][j];
+                transpose_words(row_minima[i]);
+                for (int j = 0; j < 8; ++j) vst1q_s16(minima[8 * i + j], row_minima[i][j]);
             }
         }
         PRIMA_UNROLL
@@ -62,7 +92,18 @@ struct BigPanel {
     int32x4_t weigh_minima(int v, const BlockK& x) const {
         const int16_t* x_sums = B::kGroups == 8 ? x.sum32 : x.sum16;
         int32x4_t sum = vdupq_n_s32(0);
-        for (int j = 0; j < B::kGroups; ++j) sum = vmlal_n_s16(sum, vld1_s16(minima[j] + 4 * v), x_sums[j]);
+        for (int i = 0; i < B::kGroups; i += 8) {
+            const int16x8_t sums = vld1q_s16(x_sums + i);
+            const auto of = [&](int j) { return vld1_s16(minima[i + j] + 4 * v); };
+            sum = vmlal_laneq_s16(sum, of(0), sums, 0);
+            sum = vmlal_laneq_s16(sum, of(1), sums, 1);
+            sum = vmlal_laneq_s16(sum, of(2), sums, 2);
+            sum = vmlal_laneq_s16(sum, of(3), sums, 3);
+            sum = vmlal_laneq_s16(sum, of(4), sums, 4);
+            sum = vmlal_laneq_s16(sum, of(5), sums, 5);
+            sum = vmlal_laneq_s16(sum, of(6), sums, 6);
+            sum = vmlal_laneq_s16(sum, of(7), sums, 7);
+        }
         return sum;
     }
 
