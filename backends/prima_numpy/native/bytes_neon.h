@@ -28,7 +28,8 @@ struct Bytes {
             const int8x16_t left = vdupq_n_s8(int8_t(-shift));
             r = {vshlq_u8(r.lo, left), vshlq_u8(r.hi, left)};
         }
-        if (mask == 255 || (shift > 0 && mask == 255 >> shift)) return r;  // known when compiled: no other bits are left
+        // Known when compiled: no other bits are left.
+        if (mask == 255 || (shift > 0 && mask == 255 >> shift)) return r;
         const uint8x16_t kept = vdupq_n_u8(uint8_t(mask));
         return {vandq_u8(r.lo, kept), vandq_u8(r.hi, kept)};
     }

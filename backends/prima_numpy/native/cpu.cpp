@@ -10,7 +10,7 @@
 #endif
 #endif
 
-#if defined(__aarch64__) || defined(_M_ARM64)
+#if defined(PRIMA_NEON) && (defined(__aarch64__) || defined(_M_ARM64))
 #define PRIMA_IS_ARM
 #if defined(__linux__)
 #include <sys/auxv.h>

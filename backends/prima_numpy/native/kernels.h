@@ -11,6 +11,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(_MSC_VER) && !defined(__clang__)
+#pragma fp_contract(off)  // for ARM64 it is on in older versions
+#endif
+
 namespace prima {
 
 // Numbers as in the GGUF file.
@@ -152,10 +156,10 @@ const Table& avxvnni_table();
 #endif
 const Table& avx512vnni_table();
 #endif
-#if defined(__aarch64__) || defined(_M_ARM64)
+#ifdef PRIMA_NEON
 const Table& neon_table();
-const Table& neon_dotprod_table();  // there where the compiler knows the instructions: PRIMA_NEON_DOTPROD
-const Table& neon_i8mm_table();     // PRIMA_NEON_I8MM
+const Table& neon_dotprod_table();  // with PRIMA_NEON_DOTPROD: where the compiler knows the instructions
+const Table& neon_i8mm_table();     // with PRIMA_NEON_I8MM
 #endif
 
 }  // namespace prima

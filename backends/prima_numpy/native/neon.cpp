@@ -1,7 +1,7 @@
 // NEON as every 64-bit ARM CPU has it (Cortex-A53, A72: Raspberry Pi 3 and 4). Products of bytes are words; as many are
 // added up as fit one before they are widened: 2 of any int8 by -127..127, 4 of codes within -64..63.
 
-#if defined(__aarch64__) || defined(_M_ARM64)
+#if defined(__aarch64__) || defined(_M_ARM64)  // else empty: see CMakeLists.txt
 
 #include <arm_neon.h>
 #include <math.h>

@@ -1,6 +1,6 @@
 // NEON with SDOT (FEAT_DotProd; Cortex-A55, A76: Raspberry Pi 5; every Apple silicon).
 
-#if defined(__aarch64__) || defined(_M_ARM64)
+#if defined(__aarch64__) || defined(_M_ARM64)  // else empty: see CMakeLists.txt
 
 #include <arm_neon.h>
 #include <math.h>

