@@ -18,34 +18,32 @@ inline float32x4_t load_halves(const uint8_t* const blocks[4], int offset) {
                           uint64_t(load_u16(blocks[2] + offset)) << 32 | uint64_t(load_u16(blocks[3] + offset)) << 48;
     return vcvt_f32_f16(vreinterpret_f16_u64(vcreate_u64(bits)));
 }
+// Where it lies in a block; below 0: d is no half as it lies there.
+template <class B>
+constexpr int half_of_d() {
+    if constexpr (B::kWeights == kKBlock) {
+        return B::kHalf;
+    } else {
+        return B::kHasHalves ? 0 : -1;
+    }
+}
 template <float (*of)(const uint8_t*)>
 inline float32x4_t four(const uint8_t* const blocks[4]) {
     const float values[4] = {of(blocks[0]), of(blocks[1]), of(blocks[2]), of(blocks[3])};
     return vld1q_f32(values);
 }
-// Q4_K and Q5_K begin alike: d, dmin, and eight scales and minima in 12 bytes.
-template <class B>
-constexpr bool kIsPacked = std::is_same_v<B, Q4_K> || std::is_same_v<B, Q5_K>;
-
 template <class B>
 inline float32x4_t four_d(const uint8_t* const blocks[4]) {
-    if constexpr (B::kHasHalves || kIsPacked<B>) {
-        return load_halves(blocks, 0);
-    } else if constexpr (std::is_same_v<B, Q6_K>) {
-        return load_halves(blocks, 208);
-    } else {
-        return four<B::d>(blocks);
-    }
+    constexpr int kAt = half_of_d<B>();
+    if constexpr (kAt >= 0) return load_halves(blocks, kAt);
+    return four<B::d>(blocks);
 }
 template <class B>
 inline float32x4_t four_dmin(const uint8_t* const blocks[4]) {
-    if constexpr (B::kHasHalves) {
-        return vnegq_f32(load_halves(blocks, 2));
-    } else if constexpr (kIsPacked<B>) {
-        return load_halves(blocks, 2);
-    } else {
-        return four<B::dmin>(blocks);
-    }
+    constexpr int kAt = half_of_d<B>();
+    if constexpr (kAt < 0) return four<B::dmin>(blocks);
+    const float32x4_t dmin = load_halves(blocks, kAt + 2);
+    return B::kWeights == kQ8Block ? vnegq_f32(dmin) : dmin;
 }
 
 // ---------------------------------------------------------------- codes
@@ -95,7 +93,7 @@ struct GroupWords {
     int16x8_t scales[kVectors], minima[kVectors];
 
     explicit GroupWords(const uint8_t* block) {
-        if constexpr (kIsPacked<B>) {
+        if constexpr (std::is_same_v<B, Q4_K> || std::is_same_v<B, Q5_K>) {
             uint64_t packed_scales, packed_minima;
             unpack_scales(block + 4, packed_scales, packed_minima);
             scales[0] = vreinterpretq_s16_u16(vmovl_u8(vcreate_u8(packed_scales)));

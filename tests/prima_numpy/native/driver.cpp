@@ -154,7 +154,7 @@ void linear_experts(Engine& engine, Case& c) {
         groups.push_back({experts[i], first, counts[i]});
     }
     if (first != n) refuse("rows without a group");
-    engine.linear_experts({{&kernels, data, rows, nullptr, c.result<float>(n * rows)}}, groups, x, n, cols);
+    engine.linear_experts({{&kernels, data, rows, nullptr, c.result<float>(n * rows)}}, groups, x, cols);
 }
 
 // n, dim, eps; x, gain
