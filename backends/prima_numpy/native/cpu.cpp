@@ -10,6 +10,18 @@
 #endif
 #endif
 
+#if defined(PRIMA_NEON) && (defined(__aarch64__) || defined(_M_ARM64))
+#define PRIMA_IS_ARM
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#endif
+#endif
+
 namespace prima {
 
 namespace {
@@ -76,6 +88,36 @@ struct X86 {
 
 #endif
 
+#ifdef PRIMA_IS_ARM
+
+#ifdef __APPLE__
+bool has(const char* feature) {
+    int value = 0;
+    size_t size = sizeof(value);
+    return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+#endif
+
+// What comes on top of NEON. Numbers stand here because older headers have no names for them.
+struct Arm {
+    bool dotprod = false, i8mm = false;
+
+    Arm() {
+#if defined(__linux__)
+        dotprod = (getauxval(AT_HWCAP) >> 20 & 1) != 0;  // HWCAP_ASIMDDP
+        i8mm = (getauxval(AT_HWCAP2) >> 13 & 1) != 0;    // HWCAP2_I8MM
+#elif defined(__APPLE__)
+        dotprod = has("hw.optional.arm.FEAT_DotProd");
+        i8mm = has("hw.optional.arm.FEAT_I8MM");
+#elif defined(_WIN32)
+        dotprod = IsProcessorFeaturePresent(43) != 0;  // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
+        i8mm = IsProcessorFeaturePresent(66) != 0;     // PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE
+#endif
+    }
+};
+
+#endif
+
 }  // namespace
 
 std::vector<std::pair<std::string, bool>> cpu_features() {
@@ -93,8 +135,9 @@ std::vector<std::pair<std::string, bool>> cpu_features() {
             {"avx512bf16", cpu.avx512bf16},
             {"amx_int8", cpu.amx_int8},
             {"amx_bf16", cpu.amx_bf16}};
-#elif defined(__aarch64__) || defined(_M_ARM64)
-    return {{"neon", true}};
+#elif defined(PRIMA_IS_ARM)
+    const Arm cpu;
+    return {{"neon", true}, {"dotprod", cpu.dotprod}, {"i8mm", cpu.i8mm}};
 #else
     return {};
 #endif
@@ -110,6 +153,16 @@ std::vector<const Table*> usable_tables() {
     if (cpu.avx_vnni && cpu.avx2 && cpu.fma && cpu.f16c) tables.push_back(&avxvnni_table());
 #endif
     if (cpu.avx2 && cpu.fma && cpu.f16c) tables.push_back(&avx2_table());
+#endif
+#ifdef PRIMA_IS_ARM
+    const Arm cpu;
+#ifdef PRIMA_NEON_I8MM
+    if (cpu.i8mm && cpu.dotprod) tables.push_back(&neon_i8mm_table());
+#endif
+#ifdef PRIMA_NEON_DOTPROD
+    if (cpu.dotprod) tables.push_back(&neon_dotprod_table());
+#endif
+    tables.push_back(&neon_table());
 #endif
     tables.push_back(&portable_table());
     return tables;

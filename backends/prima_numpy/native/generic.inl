@@ -46,6 +46,8 @@ inline void prefetch(const void* p) {
     __builtin_prefetch(p);
 #elif defined(_M_X64)
     _mm_prefetch((const char*)p, _MM_HINT_T0);
+#elif defined(_M_ARM64)
+    __prefetch(p);
 #else
     (void)p;
 #endif

@@ -11,6 +11,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(_MSC_VER) && !defined(__clang__)
+#pragma fp_contract(off)  // for ARM64 it is on in older versions
+#endif
+
 namespace prima {
 
 // Numbers as in the GGUF file.
@@ -151,6 +155,11 @@ const Table& avx2_table();
 const Table& avxvnni_table();
 #endif
 const Table& avx512vnni_table();
+#endif
+#ifdef PRIMA_NEON
+const Table& neon_table();
+const Table& neon_dotprod_table();  // with PRIMA_NEON_DOTPROD: where the compiler knows the instructions
+const Table& neon_i8mm_table();     // with PRIMA_NEON_I8MM
 #endif
 
 }  // namespace prima

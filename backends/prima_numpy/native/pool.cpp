@@ -4,6 +4,8 @@
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
+#elif defined(_M_ARM64)
+#include <intrin.h>
 #endif
 
 namespace prima {
@@ -21,6 +23,8 @@ inline void relax() {
     _mm_pause();
 #elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
     __asm__ __volatile__("yield");
+#elif defined(_M_ARM64)
+    __yield();
 #endif
 }
 
