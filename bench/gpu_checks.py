@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from bench.gpu_linear import EXACT, relative
 from bench.gpu_parts import Row, Settings
-from bench.gpu_weights import LLAMA_SMALL, LLAMA_TINY, Q4_K_M, SMALL_BLOCKS, mixed, random_weight, whole
+from bench.gpu_weights import LLAMA_SMALL, LLAMA_TINY, Q4_K_M, SMALL_BLOCKS, mixed, random_weight
+from bench.memory_store import whole
 from prima_core.arch.ops import AttentionRule, RoutingRule
 from prima_core.arch.rope import Rope
 from prima_core.arch.shard import OpsShard

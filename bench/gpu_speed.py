@@ -13,16 +13,8 @@ import torch
 from bench.gpu_linear import planes
 from bench.gpu_machine import BF16, READ
 from bench.gpu_parts import Row, Settings
-from bench.gpu_weights import (
-    LLAMA_8B,
-    LLAMA_TINY,
-    Q4_K_M,
-    SMALL_BLOCKS,
-    MemoryStore,
-    mixed,
-    random_weight,
-    whole,
-)
+from bench.gpu_weights import LLAMA_8B, LLAMA_TINY, Q4_K_M, SMALL_BLOCKS, mixed, random_weight
+from bench.memory_store import MemoryStore, whole
 from prima_core.arch.llama import llama_shapes
 from prima_core.interfaces import BackendOptions, Chunk, KvKind, KvOp, Layers, Shard, Step
 from prima_core.model.quant import GGUFType

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.memory_store import MemoryStore
 from prima_core.arch.llama import llama_shapes
-from prima_core.interfaces import Layers, Slice, Weight
+from prima_core.interfaces import Weight
 from prima_core.model.names import OUTPUT, OUTPUT_NORM, TOKEN_EMBD
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_core.model.rope import RopeSpec
@@ -73,40 +73,6 @@ def _blocks(type: GGUFType, n: int, std: float, rng: np.random.Generator) -> Byt
     return blocks.reshape(-1)
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryStore:
-    """`Store` over arrays in memory. Layers share them; what a device copies is nevertheless a copy for each."""
-
-    layers: tuple[Mapping[str, Weight], ...]
-    ends: Mapping[str, Weight]
-
-    def acquire(self, layer: int) -> Mapping[str, Weight]:
-        return self.layers[layer]
-
-    def release(self, layer: int) -> None: ...
-
-    def views(self, layer: int) -> Mapping[str, Weight]:
-        return self.layers[layer]
-
-    def give_back(self, weights: Iterable[Weight]) -> None: ...
-
-    def shared(self) -> Mapping[str, Weight]:
-        return self.ends
-
-    def close(self) -> None: ...
-
-    def bytes_of_a_token(self) -> int:
-        """What a decode step reads of the weights: all but the token embeddings, of which it reads a row."""
-        tensors = [weight for layer in self.layers for weight in layer.values()]
-        tensors += [weight for name, weight in self.ends.items() if name != TOKEN_EMBD]
-        return sum(weight.data.nbytes for weight in tensors)
-
-    def weights_of_layers(self) -> int:
-        """Weights of the matrices that each token of a prompt is multiplied by."""
-        shapes = [weight.shape for layer in self.layers for weight in layer.values()]
-        return sum(prod(shape) for shape in shapes if len(shape) > 1)
-
-
 def mixed(model: ModelSpec, types: tuple[GGUFType, GGUFType]) -> MemoryStore:
     """A llama in the mix of llama.cpp's Q4_K_M: all of the first type, but the output and, where its quantiser spends
     more bits, attn_v and ffn_down of the second."""
@@ -122,10 +88,6 @@ def mixed(model: ModelSpec, types: tuple[GGUFType, GGUFType]) -> MemoryStore:
     # Each layer has a mapping of its own, as those of a file have.
     layers = [dict(better if _uses_more_bits(layer, model.n_layers) else plain) for layer in range(model.n_layers)]
     return MemoryStore(tuple(layers), ends)
-
-
-def whole(model: ModelSpec, kv_tokens: int = 0) -> Slice:
-    return Slice((Layers(0, model.n_layers),), has_input=True, has_output=True, kv_tokens=kv_tokens)
 
 
 def _uses_more_bits(layer: int, n_layers: int) -> bool:

@@ -18,57 +18,63 @@ WEIGHTS_PER_BLOCK = 256
 
 def quantize_q4_k(weights: Float32s) -> Bytes:
     """`weights` [rows, columns] f32 as Q4_K blocks [rows, columns / 256 * 144] u8; columns in 256s."""
-    x = _blocks(weights, n_sub_blocks=8)  # [blocks, 8, 32]
-    low = np.minimum(x.min(axis=2), 0)
-    scale = (np.maximum(x.max(axis=2), 0) - low) / np.float32(15)
-    d, scale_codes = _codes(scale, largest=63)
-    dmin, min_codes = _codes(-low, largest=63)
-    step = d * scale_codes.astype(np.float32)
-    offset = dmin * min_codes.astype(np.float32)
-    q = np.clip(np.rint(_divide(x + offset[:, :, None], step[:, :, None])), 0, 15).astype(np.uint8)
+    q, d, scales, dmin, minima = affine(groups(weights, 8), largest=15, largest_scale=63)
     pairs = q.reshape(-1, 4, 2, 32)  # low nibbles of 32 bytes, then their high nibbles
     nibbles = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
-    blocks = np.hstack([_half(d), _half(dmin), _pack_scales(scale_codes, min_codes), nibbles])
+    blocks = np.hstack([halves(d), halves(dmin), pack_scales(scales, minima), nibbles])
     return blocks.reshape(weights.shape[0], -1)
 
 
 def quantize_q6_k(weights: Float32s) -> Bytes:
     """`weights` [rows, columns] f32 as Q6_K blocks [rows, columns / 256 * 210] u8; columns in 256s."""
-    x = _blocks(weights, n_sub_blocks=16)  # [blocks, 16, 16]
-    d, codes = _codes(np.abs(x).max(axis=2) / np.float32(31), largest=127)
+    x = groups(weights, 16)  # [blocks, 16, 16]
+    d, codes = unit_and_codes(np.abs(x).max(axis=2) / np.float32(31), largest=127)
     step = d * codes.astype(np.float32)
-    q = np.clip(np.rint(_divide(x, step[:, :, None])), -32, 31).astype(np.int8) + np.int8(32)
+    q = np.clip(np.rint(divide(x, step[:, :, None])), -32, 31).astype(np.int8) + np.int8(32)
     # Each half of 128 weights is four runs of 32 that share their high-bit bytes.
     runs = q.view(np.uint8).reshape(-1, 2, 4, 32)
     low, high = runs & 15, runs >> 4
     low_bytes = low[:, :, :2] | low[:, :, 2:] << 4
     high_bytes = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
-    blocks = np.hstack([low_bytes.reshape(-1, 128), high_bytes.reshape(-1, 64), codes, _half(d)])
+    blocks = np.hstack([low_bytes.reshape(-1, 128), high_bytes.reshape(-1, 64), codes, halves(d)])
     return blocks.reshape(weights.shape[0], -1)
 
 
-def _blocks(weights: Float32s, n_sub_blocks: int) -> Float32s:
-    return weights.reshape(-1, n_sub_blocks, WEIGHTS_PER_BLOCK // n_sub_blocks)
+def groups(weights: Float32s, n: int) -> Float32s:
+    """[rows, columns] -> [blocks, n, weights of a group]"""
+    return weights.reshape(-1, n, WEIGHTS_PER_BLOCK // n)
 
 
-def _codes(values: Float32s, largest: int) -> tuple[Float32s, Bytes]:
+def affine(x: Float32s, largest: int, largest_scale: int) -> tuple[Bytes, Float32s, Bytes, Float32s, Bytes]:
+    """x [blocks, groups, n] as d * scale * q - dmin * minimum: q, d, scales, dmin, minima, q up to `largest`."""
+    low = np.minimum(x.min(axis=2), 0)
+    scale = (np.maximum(x.max(axis=2), 0) - low) / np.float32(largest)
+    d, scales = unit_and_codes(scale, largest_scale)
+    dmin, minima = unit_and_codes(-low, largest_scale)
+    step = d * scales.astype(np.float32)
+    offset = dmin * minima.astype(np.float32)
+    q = np.clip(np.rint(divide(x + offset[:, :, None], step[:, :, None])), 0, largest).astype(np.uint8)
+    return q, d, scales, dmin, minima
+
+
+def unit_and_codes(values: Float32s, largest: int) -> tuple[Float32s, Bytes]:
     """Non-negative `values` [blocks, n] as unit [blocks, 1] (a float16's value) times codes 0..largest."""
     unit = (values.max(axis=1, keepdims=True) / np.float32(largest)).astype(np.float16).astype(np.float32)
-    codes = np.clip(np.rint(_divide(values, unit)), 0, largest)
+    codes = np.clip(np.rint(divide(values, unit)), 0, largest)
     return unit, codes.astype(np.uint8)
 
 
-def _divide(numerator: Float32s, denominator: Float32s) -> Float32s:
+def divide(numerator: Float32s, denominator: Float32s) -> Float32s:
     """0 where the denominator is 0: a block of zeros stays one."""
     quotient = np.zeros(np.broadcast_shapes(numerator.shape, denominator.shape), np.float32)
     return np.divide(numerator, denominator, out=quotient, where=denominator != 0)
 
 
-def _half(values: Float32s) -> Bytes:
+def halves(values: Float32s) -> Bytes:
     return values.astype("<f2").view(np.uint8)
 
 
-def _pack_scales(scales: Bytes, mins: Bytes) -> Bytes:
+def pack_scales(scales: Bytes, mins: Bytes) -> Bytes:
     """Eight 6-bit scales and minima [blocks, 8] in 12 bytes: the upper two bits of 4..7 ride on 0..3."""
     first = scales[:, :4] | scales[:, 4:] >> 4 << 6
     second = mins[:, :4] | mins[:, 4:] >> 4 << 6

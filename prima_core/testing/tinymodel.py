@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -60,13 +61,16 @@ def write_tiny_model(path: Path, model: TinyModel) -> Path:
 
     Greedy decoding is well defined: logits are spread over several units and depend on the whole context.
     """
-    return _write(path, model, lambda tensor: _stored(model, tensor))
+    return _write(path, model, lambda tensor: _stored(model, tensor), lambda n_bytes: None)
 
 
-def big_shape(path: Path, model: TinyModel = LLAMA_1B_SHAPE) -> Path:
+def big_shape(
+    path: Path, model: TinyModel = LLAMA_1B_SHAPE, wrote: Callable[[int], None] = lambda n_bytes: None
+) -> Path:
     """Write `model` fast, for benchmarks: blocks are drawn from a small pool of quantised ones.
 
-    One tensor at a time is in memory; the default takes 0.81 GB on disk, a few seconds and 0.5 GB of memory.
+    One tensor at a time is in memory; the default takes 0.81 GB on disk, a few seconds and 0.5 GB of memory. `wrote` is
+    told the bytes of each tensor that has been written.
     """
     pools: dict[tuple[MatrixType, int, float], Bytes] = {}
 
@@ -79,7 +83,7 @@ def big_shape(path: Path, model: TinyModel = LLAMA_1B_SHAPE) -> Path:
             pools[key] = _encode(_random((512, n_columns), tensor.std, tensor.mean, model.seed, "pool"), tensor.type)
         return _draw_rows(pools[key], n_rows, model.seed, tensor.name)
 
-    return _write(path, model, data)
+    return _write(path, model, data, wrote)
 
 
 def hf_weights(model: TinyModel) -> dict[str, Float32s]:
@@ -144,25 +148,28 @@ def _decode(data: Bytes, type: MatrixType) -> Float32s:
     return np.asarray(gguf.dequantize(data, gguf.GGMLQuantizationType[type]), np.float32)
 
 
-def _write(path: Path, model: TinyModel, data: Callable[[TinyTensor], Bytes]) -> Path:
+def _write(
+    path: Path, model: TinyModel, data: Callable[[TinyTensor], Bytes], wrote: Callable[[int], None]
+) -> Path:
     import gguf
 
-    writer = gguf.GGUFWriter(path, model.gguf_arch)
-    _add_metadata(writer, model)
-    model.vocabulary.add_to(writer)
-    planned, factors = list(tensors(model)), rope_factors(model)
-    for name, values in factors.items():
-        writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
-    for tensor in planned:
-        _add_tensor_info(writer, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for values in factors.values():
-        writer.write_tensor_data(values)
-    for tensor in planned:
-        writer.write_tensor_data(data(tensor))
-    writer.close()
+    with closing(gguf.GGUFWriter(path, model.gguf_arch)) as writer:
+        _add_metadata(writer, model)
+        model.vocabulary.add_to(writer)
+        planned, factors = list(tensors(model)), rope_factors(model)
+        for name, values in factors.items():
+            writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
+        for tensor in planned:
+            _add_tensor_info(writer, tensor)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for values in factors.values():
+            writer.write_tensor_data(values)
+        for tensor in planned:
+            stored = data(tensor)
+            writer.write_tensor_data(stored)
+            wrote(stored.nbytes)
     return path
 
 
