@@ -55,7 +55,7 @@ PRIMA_INLINE void take_units(const uint8_t* const blocks[4], Fours& d, Fours& mi
 // Wide::kLanes blocks of each row; activations `stride` blocks apart. The first `count` count.
 template <class B, int T>
 PRIMA_INLINE void add_small_blocks(const uint8_t* const blocks[4], const Block8* x, int64_t stride, int count,
-                             Totals<T>& totals) {
+                                   Totals<T>& totals) {
     constexpr int offset = B::kIsSigned && kDotsAnyBytes ? 128 : B::kOffset;
     const int64_t x_stride = stride * int64_t(sizeof(Block8));
     Wide x_low[T], x_high[T], start[T], sums[T][4];
