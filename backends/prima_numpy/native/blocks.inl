@@ -4,7 +4,7 @@
 // A type says of a block: d and dmin; the scales and minima of its kGroups groups; and its codes, 32 at a time.
 //   weight = d * scale * code - dmin * minimum
 // What `codes` gives are int8 where kIsSigned, else bytes up to kLargest that stand for code + kOffset. kIsSlow: taking a
-// block apart costs more than multiplying it, so that doing it once pays even for two activation rows.
+// block apart costs more than multiplying it, so that doing it once for all activation rows pays early.
 
 #if defined(__clang__)
 #define PRIMA_UNROLL _Pragma("unroll")

@@ -134,7 +134,11 @@ void dot_float_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Ac
 
 template <class T>
 constexpr MatrixKernels float_kernels() {
-    return {{dot_float_rows<T, 1>, dot_float_rows<T, 2>, dot_float_rows<T, 3>, dot_float_rows<T, 4>}, dot_float_panel<T>, kFloatTile, 1, int(sizeof(typename T::Element))};
+    return {{dot_float_rows<T, 1>, dot_float_rows<T, 2>, dot_float_rows<T, 3>, dot_float_rows<T, 4>},
+            dot_float_panel<T>,
+            kFloatTile + 1,
+            1,
+            int(sizeof(typename T::Element))};
 }
 
 // ---------------------------------------------------------------- quantised activations

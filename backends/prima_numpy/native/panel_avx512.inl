@@ -6,7 +6,7 @@
 // wide enough that the multipliers and not the loads are the limit. Totals come out with the activation rows in the
 // lanes and are transposed once, at the end.
 
-constexpr int kPanelFrom = 6;     // fewer activation rows do not pay (measured: bench/kernels.py)
+constexpr int kPanelFrom = 9;     // fewer activation rows do not pay (measured: bench/kernels.py)
 constexpr int kPanelRows512 = 48;  // weight rows that are taken apart at once: 12 KB of codes, a multiple of any tile
 constexpr int kPanelGroups = 32;   // groups of activation rows whose totals, 96 KB, stay in L2 beside their blocks
 

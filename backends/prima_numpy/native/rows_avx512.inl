@@ -230,7 +230,10 @@ struct WideX {
             for (int i = 0; i < 4; ++i) {
                 const int8_t* from = x[t].q + Order<B>::first(i);
                 q[t][i] = Order<B>::kApart == 32 ? load512(from) : load_apart(from, from + Order<B>::kApart);
-                start[t][i] = B::kOffset == 0 ? zero : _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, offset, q[t][i]));
+                start[t][i] = zero;
+                if (B::kOffset != 0) {
+                    start[t][i] = _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, offset, q[t][i]));
+                }
             }
         }
     }
@@ -269,8 +272,9 @@ PRIMA_INLINE __m512 wide_terms(const uint8_t* const blocks[4], const BlockK* x) 
         const FourScales<B> scales(blocks);
         PRIMA_UNROLL
         for (int r = 0; r < 4; ++r) {
-            const __m512i lane = _mm512_set1_epi64(2 * r), pair = _mm512_add_epi64(lane, _mm512_setr_epi64(0, 1, 0, 1, 0, 1, 0, 1));
-            dot_codes_of_row<B, T>(blocks[r], _mm512_permutexvar_epi64(pair, scales.bytes), xs, sums[r]);
+            const long long a = 2 * r, b = 2 * r + 1;
+            const __m512i lane = _mm512_setr_epi64(a, b, a, b, a, b, a, b);
+            dot_codes_of_row<B, T>(blocks[r], _mm512_permutexvar_epi64(lane, scales.bytes), xs, sums[r]);
         }
         __m512i sum = add_across<T>(sums);
         if constexpr (std::is_same_v<B, Q3_K>) sum = _mm512_srai_epi32(sum, 8);
@@ -292,25 +296,26 @@ template <int T>
 PRIMA_INLINE __m512 iq4_xs_terms(const uint8_t* const blocks[4], const BlockK* x) {
     const __m512i mask = _mm512_set1_epi8(15), offset = _mm512_set1_epi8(char(128));
     const __m512i levels = _mm512_xor_si512(same128(kIq4Nl), offset), zero = _mm512_setzero_si512();
-    const __m256i ones = _mm256_set1_epi32(15), high_mask = _mm256_set1_epi32(48);
+    const __m256i low_mask = _mm256_set1_epi32(15), high_mask = _mm256_set1_epi32(48);
     __m512i x_low[T][2], x_high[T][2], start[T][2], sums[4][T];
     for (int t = 0; t < T; ++t) {
         for (int h = 0; h < 2; ++h) {
             const __m512i first = load512(x[t].q + 128 * h), second = load512(x[t].q + 128 * h + 64);
             x_low[t][h] = _mm512_shuffle_i32x4(first, second, 0x88);
             x_high[t][h] = _mm512_shuffle_i32x4(first, second, 0xdd);
-            start[t][h] = _mm512_sub_epi32(zero, dot_codes<IQ4_XS>({zero}, {offset}, {offset}, {x_low[t][h]}, {x_high[t][h]}).v);
+            const Wide taken = dot_codes<IQ4_XS>({zero}, {offset}, {offset}, {x_low[t][h]}, {x_high[t][h]});
+            start[t][h] = _mm512_sub_epi32(zero, taken.v);
         }
     }
     PRIMA_UNROLL
     for (int r = 0; r < 4; ++r) {
         const uint8_t* block = blocks[r];
-        const __m256i low_bits =
-            _mm256_srlv_epi32(_mm256_set1_epi32(int(load_u32(block + 4))), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
-        const __m256i high_bits =
-            _mm256_rolv_epi32(_mm256_set1_epi32(int(load_u32(block + 2))), _mm256_setr_epi32(4, 2, 0, 30, 28, 26, 24, 22));
+        const __m256i nibbles = _mm256_set1_epi32(int(load_u32(block + 4)));
+        const __m256i pairs = _mm256_set1_epi32(int(load_u32(block + 2)));  // in the lower half
+        const __m256i low_bits = _mm256_srlv_epi32(nibbles, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+        const __m256i high_bits = _mm256_rolv_epi32(pairs, _mm256_setr_epi32(4, 2, 0, 30, 28, 26, 24, 22));
         const __m256i scales = _mm256_sub_epi32(
-            _mm256_ternarylogic_epi32(_mm256_and_si256(low_bits, ones), high_bits, high_mask, 0xf8),
+            _mm256_ternarylogic_epi32(_mm256_and_si256(low_bits, low_mask), high_bits, high_mask, 0xf8),
             _mm256_set1_epi32(32));
         PRIMA_UNROLL
         for (int h = 0; h < 2; ++h) {

@@ -55,7 +55,7 @@ PRIMA_INLINE void take_units(const uint8_t* const blocks[4], Fours& d, Fours& mi
 // Wide::kLanes blocks of each row; activations `stride` blocks apart. The first `count` count.
 template <class B, int T>
 PRIMA_INLINE void add_small_blocks(const uint8_t* const blocks[4], const Block8* x, int64_t stride, int count,
-                             __m128 totals[T]) {
+                                   Totals<T>& totals) {
     constexpr int offset = B::kIsSigned && kDotsAnyBytes ? 128 : B::kOffset;
     const int64_t x_stride = stride * int64_t(sizeof(Block8));
     Wide x_low[T], x_high[T], start[T], sums[T][4];
@@ -74,26 +74,22 @@ PRIMA_INLINE void add_small_blocks(const uint8_t* const blocks[4], const Block8*
         take_apart<B>(blocks[r], low, high);
         for (int t = 0; t < T; ++t) sums[t][r] = dot_codes<B>(start[t], low, high, x_low[t], x_high[t]);
     }
-    Fours d, minimum;
+    Fours d, minimum, terms[T];
     take_units<B>(blocks, d, minimum);
     for (int t = 0; t < T; ++t) {
         Fours term = d * Fours::of_ints(add_in_lanes(sums[t][0], sums[t][1], sums[t][2], sums[t][3]));
         if constexpr (B::kHasMinima) {
             term = term + minimum * Fours::of_ints(Wide::spread(&x[t].sum, x_stride));
         }
-        term = Fours::spread(&x[t].scale, x_stride) * term;
-        PRIMA_UNROLL
-        for (int i = 0; i < Wide::kLanes; ++i) {
-            if (i < count) totals[t] = _mm_add_ps(totals[t], term.lane(i));
-        }
+        terms[t] = Fours::spread(&x[t].scale, x_stride) * term;
     }
+    totals.add(terms, count);
 }
 
 template <class B, int T>
 void dot_small_rows(const uint8_t* const rows[4], const Activations& a, int64_t t, float* out) {
     constexpr int lanes = Wide::kLanes;
-    __m128 totals[T];
-    for (int i = 0; i < T; ++i) totals[i] = _mm_setzero_ps();
+    Totals<T> totals;
     const Block8* x = a.q8 + t;
     const int64_t n_blocks = a.cols / kQ8Block;
     int64_t b = 0;
@@ -117,5 +113,5 @@ void dot_small_rows(const uint8_t* const rows[4], const Activations& a, int64_t 
         for (int i = 0; i < count; ++i) std::memcpy(x_rest[i], x + i * a.n, sizeof(x_rest[i]));
         add_small_blocks<B, T>(blocks, x_rest[0], T, count, totals);
     }
-    for (int i = 0; i < T; ++i) _mm_storeu_ps(out + 4 * i, totals[i]);
+    totals.store(out);
 }

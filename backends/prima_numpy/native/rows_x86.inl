@@ -103,8 +103,8 @@ void dot_big_rows(const uint8_t* const rows[4], const Activations& a, int64_t t,
         }
         const __m128 d = four_d<B>(blocks), dmin = four_dmin<B>(blocks);
         for (int i = 0; i < T; ++i) {
-            __m128 term = _mm_mul_ps(
-                d, _mm_cvtepi32_ps(add_across(sums[0][i], sums[1][i], sums[2][i], sums[3][i])));
+            const __m128i sum = add_across(sums[0][i], sums[1][i], sums[2][i], sums[3][i]);
+            __m128 term = _mm_mul_ps(d, _mm_cvtepi32_ps(sum));
             if constexpr (B::kHasMinima) {
                 const __m128 low = _mm_cvtepi32_ps(add_across(lows[0][i], lows[1][i], lows[2][i], lows[3][i]));
                 term = _mm_sub_ps(term, _mm_mul_ps(dmin, low));

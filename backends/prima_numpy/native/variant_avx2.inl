@@ -72,7 +72,7 @@ struct Quantised {
     static constexpr MatrixKernels kernels() {
         return {{rows_of<B, 1>(), rows_of<B, 2>(), rows_of<B, 3>(), rows_of<B, 4>()},
                 dot_panel<B>,
-                B::kIsSlow ? 2 : kPanelFrom,
+                B::kIsSlow ? kTogether + 1 : kPanelFrom,
                 B::kWeights,
                 B::kBytes};
     }

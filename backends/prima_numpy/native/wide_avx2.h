@@ -44,7 +44,6 @@ struct Fours {
         const __m256i is_subnormal = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);
         return {_mm256_castsi256_ps(_mm256_blendv_epi8(normal, subnormal, is_subnormal))};
     }
-    __m128 lane(int i) const { return i == 0 ? _mm256_castps256_ps128(v) : _mm256_extractf128_ps(v, 1); }
 };
 inline Fours operator*(Fours a, Fours b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline Fours operator+(Fours a, Fours b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -65,3 +64,29 @@ inline Wide first_words(const uint8_t* const blocks[4]) {
     return first_words(Wide::lanes(blocks[0], stride), Wide::lanes(blocks[1], stride),
                        Wide::lanes(blocks[2], stride), Wide::lanes(blocks[3], stride));
 }
+
+template <int T>
+struct Totals {
+    static constexpr int kPairs = T / 2;
+    __m256 pairs[kPairs > 0 ? kPairs : 1];  // of activation rows, a lane each
+    __m128 last = _mm_setzero_ps();         // of an odd number
+
+    Totals() {
+        for (__m256& pair : pairs) pair = _mm256_setzero_ps();
+    }
+    PRIMA_INLINE void add(const Fours terms[T], int count) {
+        for (int i = 0; i < kPairs; ++i) {
+            const __m256 a = terms[2 * i].v, b = terms[2 * i + 1].v;
+            pairs[i] = _mm256_add_ps(pairs[i], _mm256_permute2f128_ps(a, b, 0x20));
+            if (count > 1) pairs[i] = _mm256_add_ps(pairs[i], _mm256_permute2f128_ps(a, b, 0x31));
+        }
+        if constexpr (T % 2 != 0) {
+            last = _mm_add_ps(last, _mm256_castps256_ps128(terms[T - 1].v));
+            if (count > 1) last = _mm_add_ps(last, _mm256_extractf128_ps(terms[T - 1].v, 1));
+        }
+    }
+    void store(float* out) const {
+        for (int i = 0; i < kPairs; ++i) _mm256_storeu_ps(out + 8 * i, pairs[i]);
+        if constexpr (T % 2 != 0) _mm_storeu_ps(out + 4 * (T - 1), last);
+    }
+};

@@ -60,14 +60,6 @@ struct Fours {
         const __mmask16 is_subnormal = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
         return {_mm512_castsi512_ps(_mm512_mask_sllv_epi32(normal, is_subnormal, _mm512_set1_epi32(0x200000), e))};
     }
-    __m128 lane(int i) const {
-        switch (i) {
-            case 0: return _mm512_castps512_ps128(v);
-            case 1: return _mm512_extractf32x4_ps(v, 1);
-            case 2: return _mm512_extractf32x4_ps(v, 2);
-            default: return _mm512_extractf32x4_ps(v, 3);
-        }
-    }
 };
 inline Fours operator*(Fours a, Fours b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Fours operator+(Fours a, Fours b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -102,3 +94,50 @@ inline Wide first_words(const uint8_t* const blocks[4]) {
     }
     return {words};
 }
+
+// What T activation rows by four weight rows come to: the terms of T vectors are added lane after lane.
+template <int T>
+struct Totals {
+    __m512 v = _mm512_setzero_ps();  // a lane per activation row; where T = 2 these are the first and third
+
+    PRIMA_INLINE void add(const Fours terms[T], int count) {
+        const __m512 a = terms[0].v, b = terms[1].v;
+        if constexpr (T == 2) {
+            add_if(count > 0, _mm512_shuffle_f32x4(a, b, 0x00));
+            add_if(count > 1, _mm512_shuffle_f32x4(a, b, 0x55));
+            add_if(count > 2, _mm512_shuffle_f32x4(a, b, 0xaa));
+            add_if(count > 3, _mm512_shuffle_f32x4(a, b, 0xff));
+        } else {
+            const __m512 c = terms[2].v, d = terms[T - 1].v;
+            const __m512 ab = _mm512_shuffle_f32x4(a, b, 0x44), cd = _mm512_shuffle_f32x4(c, d, 0x44);
+            const __m512 ab_next = _mm512_shuffle_f32x4(a, b, 0xee), cd_next = _mm512_shuffle_f32x4(c, d, 0xee);
+            add_if(count > 0, _mm512_shuffle_f32x4(ab, cd, 0x88));
+            add_if(count > 1, _mm512_shuffle_f32x4(ab, cd, 0xdd));
+            add_if(count > 2, _mm512_shuffle_f32x4(ab_next, cd_next, 0x88));
+            add_if(count > 3, _mm512_shuffle_f32x4(ab_next, cd_next, 0xdd));
+        }
+    }
+    void store(float* out) const {
+        const __m512 in_order = T == 2 ? _mm512_shuffle_f32x4(v, v, 0x08) : v;
+        _mm512_mask_storeu_ps(out, __mmask16((1 << 4 * T) - 1), in_order);
+    }
+
+private:
+    PRIMA_INLINE void add_if(bool counts, __m512 terms) {
+        if (counts) v = _mm512_add_ps(v, terms);
+    }
+};
+
+template <>
+struct Totals<1> {
+    __m128 v = _mm_setzero_ps();
+
+    PRIMA_INLINE void add(const Fours terms[1], int count) {
+        const __m512 a = terms[0].v;
+        v = _mm_add_ps(v, _mm512_castps512_ps128(a));
+        if (count > 1) v = _mm_add_ps(v, _mm512_extractf32x4_ps(a, 1));
+        if (count > 2) v = _mm_add_ps(v, _mm512_extractf32x4_ps(a, 2));
+        if (count > 3) v = _mm_add_ps(v, _mm512_extractf32x4_ps(a, 3));
+    }
+    void store(float* out) const { _mm_storeu_ps(out, v); }
+};
