@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prima_core.errors import ConfigError
+from prima_core.model.rope import RopeKind
 from prima_numpy.native_module import native_fault
 from prima_numpy.threads import default_threads
 
 if TYPE_CHECKING:
     from prima_core.arch.ops import AttentionRule
+    from prima_core.arch.rope import Rope
     from prima_core.interfaces import Weight
     from prima_numpy import _kernels
 
@@ -54,15 +56,6 @@ class Matrix:
 
     held: _kernels.Matrix
     rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """Cosines and sines [n, half] of `Kernels.rope`."""
-
-    cos: Float32s
-    sin: Float32s
-    neox: bool
 
 
 class Kernels:
@@ -228,7 +221,7 @@ class Kernels:
         q: Float32s,
         k: Float32s,
         v: Float32s,
-        turns: Turns,
+        rope: Rope[Float32s],
         k_cache: KvCache,
         v_cache: KvCache,
         start: int,
@@ -236,7 +229,7 @@ class Kernels:
         out: Float32s,
     ) -> None:
         """`rope` of q and k in place, `kv_write` of k and v [n, n_kv_heads, head_dim], then `attention` to `out`."""
-        rotation = turns.cos, turns.sin, turns.neox
+        rotation = rope.cos, rope.sin, rope.kind is RopeKind.NEOX
         rules = rule.scale, rule.softcap, rule.window
         self._engine.rotated_attention(q, k, v, *rotation, k_cache, v_cache, start, *rules, out)
 

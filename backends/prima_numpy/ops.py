@@ -18,7 +18,7 @@ from prima_core.arch.rope import Rope
 from prima_core.interfaces import KvType, Slice, Weight
 from prima_core.model.rope import RopeKind
 from prima_numpy import kernels
-from prima_numpy.kernels import Kernels, Turns
+from prima_numpy.kernels import Kernels
 from prima_numpy.kv import NumpyKv, Pass, Room, read, write
 from prima_numpy.quant import dequantize, dequantize_rows
 
@@ -198,12 +198,15 @@ class NativeOps(ReferenceOps):
         kv: Pass,
         rule: AttentionRule,
     ) -> FloatArray:
-        rooms, out, neox = kv.rooms[layer], np.empty_like(q), rope.kind == RopeKind.NEOX
+        rooms, out = kv.rooms[layer], np.empty_like(q)
         for start, stop, chunk in kv.spans:
-            room, heads, rows = rooms[chunk.sequence], (stop - start, -1, kv.head_dim), slice(start, stop)
-            own_q, own_k, own_v, result = (part[rows].reshape(heads) for part in (q, k, v, out))
-            turns = Turns(rope.cos[rows], rope.sin[rows], neox)
-            self._kernels.rotated_attention(own_q, own_k, own_v, turns, room.k, room.v, chunk.start, rule, result)
+            own = (q, k, v, out), rope
+            if stop - start != len(q):
+                rows = slice(start, stop)
+                own = (q[rows], k[rows], v[rows], out[rows]), replace(rope, cos=rope.cos[rows], sin=rope.sin[rows])
+            heads, room = (stop - start, -1, kv.head_dim), rooms[chunk.sequence]
+            own_q, own_k, own_v, result = [part.reshape(heads) for part in own[0]]
+            self._kernels.rotated_attention(own_q, own_k, own_v, own[1], room.k, room.v, chunk.start, rule, result)
             room.length = chunk.start + chunk.count
         return out
 

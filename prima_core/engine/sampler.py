@@ -44,7 +44,8 @@ def sample(logits: NDArray[np.float32], want: Wanted) -> Sampled:
     Raises ModelError when no token is likeliest: a logit is NaN or infinite, or all are -infinite; RequestError when
     bias and bans leave no token.
     """
-    if not np.isfinite(logits.max()):  # also when any logit is NaN
+    likeliest = int(np.argmax(logits))  # the first NaN where any logit is one
+    if not math.isfinite(logits[likeliest]):
         raise ModelError("the model computed logits that are not finite", hint="is its file intact?")
     adjusted = _adjusted(logits, want)
     if adjusted is not logits and not np.isfinite(adjusted.max()):
@@ -53,7 +54,8 @@ def sample(logits: NDArray[np.float32], want: Wanted) -> Sampled:
             param="logit_bias",
             hint="ban fewer tokens, or lower min_tokens",
         )
-    token = _draw(adjusted, want.sampling, want.index)
+    is_greedy = adjusted is logits and want.sampling.temperature <= 0
+    token = likeliest if is_greedy else _draw(adjusted, want.sampling, want.index)
     return Sampled(token) if want.sampling.logprobs is None else _with_logprobs(logits, token, want.sampling.logprobs)
 
 

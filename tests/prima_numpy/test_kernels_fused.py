@@ -9,7 +9,7 @@ from prima_core.arch.rope import Rope
 from prima_core.interfaces import Chunk, KvKind, KvOp, KvType, Layers, Step
 from prima_core.model.quant import GGUFType
 from prima_core.model.rope import RopeKind
-from prima_numpy.kernels import Kernels, Turns
+from prima_numpy.kernels import Kernels
 from prima_numpy.kv import NumpyKv
 from prima_numpy.ops import Matrix, NativeOps, ReferenceOps, exact_product
 from tests.arch.small import f32_weight
@@ -125,7 +125,9 @@ def test_rows_that_do_not_fit_each_other_are_refused_before_anything_is_written(
     k_cache, v_cache = np.zeros((2, 8, 32), np.float32), np.zeros((2, 8, 32), np.float32)
     start = shape[0] if name == "start" else 0
     with pytest.raises(ValueError, match=r"\w"):
-        Kernels(1).rotated_attention(q, k, v, Turns(cos, sin, False), k_cache, v_cache, start, AttentionRule(1.0), out)
+        Kernels(1).rotated_attention(
+            q, k, v, Rope(RopeKind.NORM, 32, cos, sin), k_cache, v_cache, start, AttentionRule(1.0), out
+        )
     assert np.all(q == 1)
     assert not k_cache.any()
     assert not v_cache.any()

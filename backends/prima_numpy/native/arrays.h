@@ -14,7 +14,8 @@ namespace prima {
 using In = nanobind::ndarray<nanobind::ro>;
 using Out = nanobind::ndarray<>;
 
-inline constexpr int64_t kMaxSize = int64_t(1) << 40;  // of any dimension: products of two cannot overflow unnoticed below
+// Of any dimension: products of two cannot overflow unnoticed below.
+inline constexpr int64_t kMaxSize = int64_t(1) << 40;
 
 [[noreturn]] inline void refuse(const std::string& message) { throw nanobind::value_error(message.c_str()); }
 
@@ -76,7 +77,8 @@ inline float* output(const Out& array, const char* name, std::initializer_list<i
 
 template <class Array>
 KvType kv_type(const Array& array, const char* name) {
-    if (array.dtype() == nanobind::dlpack::dtype{uint8_t(nanobind::dlpack::dtype_code::Float), 16, 1}) return KvType::F16;
+    const nanobind::dlpack::dtype half{uint8_t(nanobind::dlpack::dtype_code::Float), 16, 1};
+    if (array.dtype() == half) return KvType::F16;
     if (array.dtype() == nanobind::dtype<float>()) return KvType::F32;
     if (array.dtype() == nanobind::dtype<uint8_t>()) return KvType::Q8_0;
     refuse(std::string(name) + ": neither float16 nor float32 nor uint8 (blocks of Q8_0)");
