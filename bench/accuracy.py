@@ -18,9 +18,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from bench.accuracy_quantise import quantised
@@ -73,16 +76,21 @@ def main() -> int:
     table = Table("type", "cosine, mean", "least", "same greedy token", "perplexity", "exact", "variants")
     with model_path(None) as path, open_model(path) as model:
         texts = held_out(Tokenizer.from_metadata(model.file.metadata))
-        found = list(accuracies(model, types, texts))
+        rows = track(
+            accuracies(model, types, texts), "computing", len(types), console=Console(stderr=True), transient=True
+        )
+        found = list(rows)
     for row in found:
         table.add_row(*shown(row))
     n_tokens = sum(map(len, texts))
     print(f"{model.name}, {n_tokens} tokens of held-out text; variants: {', '.join(Kernels.variants())}")
     wide_console().print(table)
     if options.json:
-        report = {"model": model.name, "n_tokens": n_tokens, "variants": Kernels.variants()}
-        rows = [{"type": row.type, **asdict(row.accuracy), "other_variants": row.other_variants} for row in found]
-        options.json.write_text(json.dumps(report | {"types": rows}, indent=1) + "\n", encoding="utf-8")
+        report: dict[str, Any] = {"model": model.name, "n_tokens": n_tokens, "variants": Kernels.variants()}
+        report["types"] = [
+            {"type": row.type, **asdict(row.accuracy), "other_variants": row.other_variants} for row in found
+        ]
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return int(any(row.other_variants for row in found))
 
 
