@@ -58,7 +58,8 @@ uint64_t saved_state() {
 struct X86 {
     bool f16c = false, fma = false, avx2 = false, avx_vnni = false;
     bool avx512f = false, avx512dq = false, avx512bw = false, avx512vl = false;
-    bool avx512vnni = false, avx512bf16 = false, amx_int8 = false, amx_bf16 = false;
+    bool avx512vnni = false, avx512vbmi = false, avx512vbmi2 = false, avx512bitalg = false, gfni = false;
+    bool avx512bf16 = false, amx_int8 = false, amx_bf16 = false;
 
     X86() {
         const uint32_t highest = cpuid(0, 0).a;
@@ -80,6 +81,10 @@ struct X86 {
         avx512bw = has_512 && bit(seven.b, 30);
         avx512vl = has_512 && bit(seven.b, 31);
         avx512vnni = has_512 && bit(seven.c, 11);
+        avx512vbmi = has_512 && bit(seven.c, 1);
+        avx512vbmi2 = has_512 && bit(seven.c, 6);
+        avx512bitalg = has_512 && bit(seven.c, 12);
+        gfni = has_avx && bit(seven.c, 8);
         avx512bf16 = has_512 && bit(seven_one.a, 5);
         amx_int8 = has_amx && bit(seven.d, 25);
         amx_bf16 = has_amx && bit(seven.d, 22);
@@ -132,6 +137,10 @@ std::vector<std::pair<std::string, bool>> cpu_features() {
             {"avx512bw", cpu.avx512bw},
             {"avx512vl", cpu.avx512vl},
             {"avx512vnni", cpu.avx512vnni},
+            {"avx512vbmi", cpu.avx512vbmi},
+            {"avx512vbmi2", cpu.avx512vbmi2},
+            {"avx512bitalg", cpu.avx512bitalg},
+            {"gfni", cpu.gfni},
             {"avx512bf16", cpu.avx512bf16},
             {"amx_int8", cpu.amx_int8},
             {"amx_bf16", cpu.amx_bf16}};
@@ -147,12 +156,16 @@ std::vector<const Table*> usable_tables() {
     std::vector<const Table*> tables;
 #ifdef PRIMA_X86
     const X86 cpu;
-    const bool has_512 = cpu.avx512f && cpu.avx512dq && cpu.avx512bw && cpu.avx512vl && cpu.avx512vnni;
-    if (has_512 && cpu.avx2 && cpu.fma && cpu.f16c) tables.push_back(&avx512vnni_table());
+    const bool has_avx2 = cpu.avx2 && cpu.fma && cpu.f16c;
+    const bool has_vnni =
+        has_avx2 && cpu.avx512f && cpu.avx512dq && cpu.avx512bw && cpu.avx512vl && cpu.avx512vnni;
+    const bool has_vbmi = has_vnni && cpu.avx512vbmi && cpu.avx512vbmi2 && cpu.avx512bitalg && cpu.gfni;
+    if (has_vbmi) tables.push_back(&avx512vbmi_table());
+    if (has_vnni) tables.push_back(&avx512vnni_table());
 #ifdef PRIMA_AVXVNNI
-    if (cpu.avx_vnni && cpu.avx2 && cpu.fma && cpu.f16c) tables.push_back(&avxvnni_table());
+    if (has_avx2 && cpu.avx_vnni) tables.push_back(&avxvnni_table());
 #endif
-    if (cpu.avx2 && cpu.fma && cpu.f16c) tables.push_back(&avx2_table());
+    if (has_avx2) tables.push_back(&avx2_table());
 #endif
 #ifdef PRIMA_IS_ARM
     const Arm cpu;

@@ -155,6 +155,7 @@ const Table& avx2_table();
 const Table& avxvnni_table();
 #endif
 const Table& avx512vnni_table();
+const Table& avx512vbmi_table();
 #endif
 #ifdef PRIMA_NEON
 const Table& neon_table();
