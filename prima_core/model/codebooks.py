@@ -9,6 +9,7 @@ first. A grid's n-th entry is its n-th run of `width` levels. Originals: `iq2xxs
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,16 @@ class Grid:
         shifts, mask = range(0, 8, bits), (1 << bits) - 1
         return [self.levels[byte >> shift & mask] for byte in bytes.fromhex(self.packed) for shift in shifts]
 
+    def planes(self) -> list[list[int]]:
+        """The numbers of the levels, packed into bytes as small as they can be: four of 2 bits, or two of 3; lowest
+        bits first. The n-th plane has the n-th byte of every entry."""
+        bits, per_byte = (2, 4) if len(self.levels) <= 4 else (3, 2)
+        numbers = [self.levels.index(value) for value in self.values()]
+        starts = range(0, len(numbers), per_byte)
+        packed = [sum(numbers[start + i] << bits * i for i in range(per_byte)) for start in starts]
+        n_planes = self.width // per_byte
+        return [packed[plane::n_planes] for plane in range(n_planes)]
+
 
 def sign_bytes() -> list[int]:
     """Eight signs from an index of seven (`ksigns_iq2xs`): the eighth makes the number of minus signs even."""
@@ -40,23 +51,34 @@ def sign_bytes() -> list[int]:
 
 def native_header() -> str:
     """C++: the tables as `inline constexpr` arrays."""
-    grids = {"Iq2Xxs": IQ2_XXS, "Iq2Xs": IQ2_XS, "Iq2S": IQ2_S, "Iq3Xxs": IQ3_XXS, "Iq3S": IQ3_S, "Iq1": IQ1}
-    tables = {f"k{name}Grid": grid.values() for name, grid in grids.items()}
-    tables |= {"kIq4Nl": list(IQ4_NL), "kMxfp4": list(MXFP4)}
+    grids = {"Iq2Xxs": IQ2_XXS, "Iq2Xs": IQ2_XS, "Iq2S": IQ2_S, "Iq3Xxs": IQ3_XXS, "Iq3S": IQ3_S}
+    tables: dict[str, Sequence[int]] = {f"k{name}Grid": grid.values() for name, grid in grids.items()}
+    tables |= {
+        "kIq1Grid": IQ1.values(),
+        "kIq2Levels": IQ2_LEVELS,
+        "kIq3XxsLevels": IQ3_XXS.levels,
+        "kIq3SLevels": IQ3_S.levels,
+    }
+    tables |= {"kIq4Nl": IQ4_NL, "kMxfp4": MXFP4}
+    unsigned = {f"k{name}Planes": [byte for plane in grid.planes() for byte in plane] for name, grid in grids.items()}
+    unsigned |= {"kIq1Raised": [level + 8 for level in IQ1.values()], "kSigns": sign_bytes()}
     arrays = [_array("int8_t", name, values) for name, values in tables.items()]
-    body = "\n".join([*arrays, _array("uint8_t", "kSigns", sign_bytes())])
+    arrays += [_array("uint8_t", name, values) for name, values in unsigned.items()]
+    body = "\n".join(arrays)
     return f"// Made from codebooks.py.\n#pragma once\n#include <cstdint>\nnamespace prima {{\n{body}\n}}\n"
 
 
-def _array(type: str, name: str, values: list[int]) -> str:
+def _array(type: str, name: str, values: Sequence[int]) -> str:
     rows = (",".join(map(str, values[start : start + 32])) for start in range(0, len(values), 32))
     separator = ",\n"  # no backslash may stand in a part of an f-string before Python 3.12
     return f"alignas(64) inline constexpr {type} {name}[{len(values)}] = {{\n{separator.join(rows)}}};"
 
 
+IQ2_LEVELS = (8, 25, 43)
+"""Of all three grids of the IQ2 types."""
 IQ2_XXS = Grid(
     8,
-    (8, 25, 43),
+    IQ2_LEVELS,
     "00000200050008000a00110014002000220028002a00410044005000580061006400800082008a00a2000101040110011501400184019801"
     "0002020222028202010404041004210424044004420448046004810484049004a40400050205080520054605690580059105090610064006"
     "8406a406000805080808140828084108440850085208880804094009020a140a011004101010211040106010841090109510001108112011"
@@ -70,7 +92,7 @@ IQ2_XXS = Grid(
 )
 IQ2_XS = Grid(
     8,
-    (8, 25, 43),
+    IQ2_LEVELS,
     "00000200050008000a0011001400160019002000220025002800410044004600490050005200550058006100640080008200850088009100"
     "94009900a000010104010601090110011201150118011a012101240140014201450148015101540160016801810184019001000202020502"
     "0802110214022002410244025002550280028a02010404040604090410041204150418042104240440044204450448045104540456046004"
@@ -93,7 +115,7 @@ IQ2_XS = Grid(
 )
 IQ2_S = Grid(
     8,
-    (8, 25, 43),
+    IQ2_LEVELS,
     "00000200050008000a0011001400160019002000220025002800410044004600490050005200550058006100640066006900800082008500"
     "880091009400a000a500aa000101040106010901100112011501180121012401400142014501480151015401560159016001650168018101"
     "8401900192019501a101a40100020202050208021102140220022a02410244024602490250025502800285028a029402a202010404040604"

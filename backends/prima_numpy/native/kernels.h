@@ -32,6 +32,7 @@ constexpr int kPanelRows = 16;
 // 256 activations: q * scale, with sums of q per 16 and per 32.
 struct alignas(64) BlockK {
     int8_t q[kKBlock];
+    int8_t turned[4][2][32];  // [j][half][i]: q[8 i + 4 half + j]; set by variants whose kernels read it
     int16_t sum16[16];
     int16_t sum32[8];
     float scale;
