@@ -1,4 +1,4 @@
-// Products of 32 weight rows with many activation rows by tile instructions. Included inside the AMX variant's namespace.
+// Products of 32 weight rows with many activation rows by tile instructions. Included inside variant amx's namespace.
 //
 // Tile A is 16 weight rows as they lie, taken apart to bytes; tile B is 16 activation rows turned (SixteenK,
 // Sixteen8); tile C has a weight row's sums in each row, so that d and the minima are one broadcast per row.
@@ -109,7 +109,7 @@ struct alignas(64) BigTiles {
         }
     }
 
-    // To tiles 0 to 3: two for the first 16 weight rows, two for the others. Four sums in flight hide how long one takes.
+    // To tiles 0 to 3: two for the first 16 weight rows, two for the others. Four in flight hide how long one takes.
     void multiply(const SixteenK& x) const {
         TILE_ZERO(0);
         TILE_ZERO(1);

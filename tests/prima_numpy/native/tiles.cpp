@@ -3,6 +3,7 @@
 //   tiles whole | part   tiles of all rows and bytes, or of 5 rows of 32 bytes
 //                        stdin: a [16][64], b [16][64], c int32 [16][16]; stdout: c + a . b, a signed, then unsigned
 //   tiles FAULT          what a CPU refuses
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
