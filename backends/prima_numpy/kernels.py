@@ -8,7 +8,7 @@ bits, and a row's result does not depend on the other rows of a call. Calls rele
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,11 @@ Int64s = NDArray[np.int64]
 KvCache = NDArray[np.float16] | NDArray[np.float32] | NDArray[np.uint8]
 
 VARIANT_VARIABLE = "PRIMA_CPU"
+ALL_VARIANTS = (
+    *("portable", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "amx"),
+    *("neon", "neon_dotprod", "neon_i8mm"),
+)
+"""What there is on some CPU; `Kernels.variants()` are those of this one."""
 
 
 def load_kernels(threads: int = 0, variant: str | None = None) -> Kernels | None:
@@ -67,12 +72,16 @@ class Kernels:
     def __init__(self, threads: int = 0, variant: str = "auto") -> None:
         from prima_numpy import _kernels
 
-        if variant != "auto" and variant not in _kernels.variants():
-            choices = ", ".join(["auto", *_kernels.variants()])
+        choices = ("auto", *_kernels.variants())
+        if variant not in choices:
+            lacking = f"CPU variant {variant!r} needs instructions that this CPU, its system or this build lacks"
             raise ConfigError(
-                f"CPU variant {variant!r} cannot be used here", hint=f"{VARIANT_VARIABLE} may be one of: {choices}"
+                lacking if variant in ALL_VARIANTS else f"there is no CPU variant {variant!r}", hint=_hint(choices)
             )
-        self._engine: _kernels.Engine = _kernels.Engine(threads or default_threads(), variant)
+        try:
+            self._engine: _kernels.Engine = _kernels.Engine(threads or default_threads(), variant)
+        except RuntimeError as error:  # the system does not grant what the CPU has
+            raise ConfigError(str(error), hint=_hint(name for name in choices if name != variant)) from error
 
     @staticmethod
     def variants() -> tuple[str, ...]:
@@ -246,6 +255,10 @@ class Kernels:
         The time it takes says how fast memory is for these threads; the result is a checksum without meaning.
         """
         return self._engine.read(data)
+
+
+def _hint(choices: Iterable[str]) -> str:
+    return f"leave {VARIANT_VARIABLE} unset for the best, or set it to one of: {', '.join(choices)}"
 
 
 def _stack(weight: Weight, out: Float32s) -> tuple[int, NDArray[np.uint8], int, int, int, Float32s]:

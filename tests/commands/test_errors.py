@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from prima_numpy.kernels import ALL_VARIANTS, Kernels
 from tests.commands.conftest import Prima
+
+LACKING = next(name for name in ALL_VARIANTS if name not in Kernels.variants())
 
 
 @pytest.fixture
@@ -66,6 +69,22 @@ def test_a_setting_that_names_nothing(
     shown = told(prima, *command, tiny, flag, value)
     assert message in shown[0]
     assert hint in shown[1]
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("abacus", "there is no CPU variant 'abacus'"),
+        (LACKING, f"CPU variant '{LACKING}' needs instructions that this CPU"),
+    ],
+)
+def test_a_cpu_variant_that_cannot_run_here(
+    prima: Prima, tiny: Path, variant: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRIMA_CPU", variant)
+    shown = told(prima, "run", tiny, "-p", "x", "--backend", "numpy")
+    assert message in shown[0]
+    assert f"leave PRIMA_CPU unset for the best, or set it to one of: auto, {Kernels.variants()[0]}" in shown[1]
 
 
 def test_a_plan_that_is_none(prima: Prima, tiny: Path, files: Path) -> None:

@@ -16,7 +16,7 @@ from prima_core.node.coordinate import model_facts
 from prima_core.plan.plan import plan_from_json
 from prima_core.plan.problem import ModelFacts, NodeFacts, Problem, problem_to_json
 from prima_core.testing.tinyvocab import tiny_vocab
-from prima_numpy.kernels import Kernels
+from prima_numpy.kernels import ALL_VARIANTS, Kernels
 from prima_numpy.threads import default_threads
 from tests.commands.conftest import Prima
 from tests.node.fakegpu import add_fake_gpu
@@ -230,6 +230,20 @@ class Backend:
 def prima_backends():
     return [BackendPlugin("{name}", 1, lambda: {probe}, lambda options: Backend())]
 """
+
+
+def test_doctor_says_what_to_do_about_a_cpu_variant_that_cannot_run(
+    prima: Prima, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = next(name for name in ALL_VARIANTS if name not in Kernels.variants())
+    monkeypatch.setenv("PRIMA_CPU", lacking)
+    findings = {finding["topic"]: finding for finding in prima("doctor", "--json").json}
+    assert not findings["backend numpy"]["ok"]
+    assert f"'{lacking}' needs instructions" in findings["backend numpy"]["fact"]
+    assert (
+        f"leave PRIMA_CPU unset for the best, or set it to one of: auto, {Kernels.variants()[0]}"
+        in findings["backend numpy"]["hint"]
+    )
 
 
 def test_doctor_makes_nothing(prima: Prima, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from prima_core.errors import ConfigError
 from prima_core.interfaces import Weight
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_numpy import _kernels
-from prima_numpy.kernels import Kernels, KvCache, load_kernels
+from prima_numpy.kernels import ALL_VARIANTS, Kernels, KvCache, load_kernels
 from prima_numpy.native_module import native_fault
 from prima_numpy.threads import default_threads
 from tests.prima_numpy.blocks import QUANTISED, random_rows, random_weight
@@ -226,11 +226,39 @@ def test_the_variable_forces_a_variant(variant: str, monkeypatch: pytest.MonkeyP
 
 def test_an_unknown_variant_is_an_error_that_lists_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRIMA_CPU", "sse9")
-    with pytest.raises(ConfigError, match="sse9") as caught:
+    with pytest.raises(ConfigError, match="there is no CPU variant 'sse9'") as caught:
         load_kernels(threads=1)
-    assert all(name in caught.value.hint for name in ("auto", *Kernels.variants()))
+    assert all(name in caught.value.hint for name in ("PRIMA_CPU", "auto", *Kernels.variants()))
     with pytest.raises(ValueError, match="portable"):
         _kernels.Engine(1, "sse9")
+
+
+@pytest.mark.parametrize("variant", [name for name in ALL_VARIANTS if name not in Kernels.variants()])
+def test_a_variant_that_this_cpu_lacks_is_refused_by_name_with_what_to_do(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRIMA_CPU", variant)
+    with pytest.raises(ConfigError, match=f"'{variant}' needs instructions that this CPU") as caught:
+        load_kernels(threads=1)
+    assert "leave PRIMA_CPU unset" in caught.value.hint
+    assert variant not in caught.value.hint.split(": ")[1].split(", ")
+
+
+def test_every_variant_of_the_native_module_is_a_known_name() -> None:
+    assert set(Kernels.variants()) <= set(ALL_VARIANTS)
+
+
+def test_a_variant_that_the_system_does_not_grant_is_refused_with_the_others_to_choose_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(threads: int, variant: str) -> None:
+        raise RuntimeError(f"the system does not let this process use CPU variant '{variant}'")
+
+    monkeypatch.setattr(_kernels, "variants", lambda: ["amx", "avx2", "portable"])
+    monkeypatch.setattr(_kernels, "Engine", refuse)
+    with pytest.raises(ConfigError, match="does not let this process use CPU variant 'amx'") as caught:
+        Kernels(1, "amx")
+    assert caught.value.hint.endswith("one of: auto, avx2, portable")
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1025])

@@ -30,6 +30,7 @@ inline Wide dot_codes(Wide sum, Wide low, Wide high, Wide x_low, Wide x_high) {
 #include "rows_small.inl"
 #include "rows_x86.inl"
 #include "rows_avx512.inl"
+#include "transpose_avx512.h"
 #include "quantize_avx512.inl"
 #include "panel_avx512.inl"
 

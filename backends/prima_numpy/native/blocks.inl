@@ -109,9 +109,14 @@ struct MXFP4 : SmallBlock {
 
 // Eight bytes as words, plus `offset`.
 inline void widen(uint64_t packed, int offset, int16_t* words) {
+#ifdef __AVX2__
+    const __m128i wide = _mm_cvtepu8_epi16(_mm_cvtsi64_si128((long long)packed));
+    _mm_storeu_si128((__m128i*)words, _mm_add_epi16(wide, _mm_set1_epi16(short(offset))));
+#else
     uint8_t bytes[8];
     std::memcpy(bytes, &packed, 8);
     for (int j = 0; j < 8; ++j) words[j] = int16_t(bytes[j] + offset);
+#endif
 }
 
 // ---------------------------------------------------------------- K types: 256 in groups of 16 or 32

@@ -22,6 +22,13 @@
 #endif
 #endif
 
+// The tile registers are asked for where the kernel gives them to those who ask, which is Linux only.
+#if defined(PRIMA_AMX) && defined(__linux__) && !defined(PRIMA_EMULATE_TILES)
+#define PRIMA_ASKS_FOR_TILES
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace prima {
 
 namespace {
@@ -86,8 +93,8 @@ struct X86 {
         avx512bitalg = has_512 && bit(seven.c, 12);
         gfni = has_avx && bit(seven.c, 8);
         avx512bf16 = has_512 && bit(seven_one.a, 5);
-        amx_int8 = has_amx && bit(seven.d, 25);
-        amx_bf16 = has_amx && bit(seven.d, 22);
+        amx_int8 = has_amx && bit(seven.d, 24) && bit(seven.d, 25);
+        amx_bf16 = has_amx && bit(seven.d, 24) && bit(seven.d, 22);
     }
 };
 
@@ -160,6 +167,14 @@ std::vector<const Table*> usable_tables() {
     const bool has_vnni =
         has_avx2 && cpu.avx512f && cpu.avx512dq && cpu.avx512bw && cpu.avx512vl && cpu.avx512vnni;
     const bool has_vbmi = has_vnni && cpu.avx512vbmi && cpu.avx512vbmi2 && cpu.avx512bitalg && cpu.gfni;
+#ifdef PRIMA_AMX
+#ifdef PRIMA_EMULATE_TILES
+    const bool has_tiles = true;
+#else
+    const bool has_tiles = cpu.amx_int8;
+#endif
+    if (has_vbmi && has_tiles) tables.push_back(&amx_table());
+#endif
     if (has_vbmi) tables.push_back(&avx512vbmi_table());
     if (has_vnni) tables.push_back(&avx512vnni_table());
 #ifdef PRIMA_AVXVNNI
@@ -179,6 +194,17 @@ std::vector<const Table*> usable_tables() {
 #endif
     tables.push_back(&portable_table());
     return tables;
+}
+
+bool obtain(const Table& table) {
+#ifdef PRIMA_ASKS_FOR_TILES
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h, and the number in XCR0
+    // By its name: on another CPU, asking for the table itself would run that variant's instructions.
+    if (table.name == std::string("amx")) return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    (void)table;
+#endif
+    return true;
 }
 
 }  // namespace prima

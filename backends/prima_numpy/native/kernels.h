@@ -157,6 +157,9 @@ const Table& avxvnni_table();
 #endif
 const Table& avx512vnni_table();
 const Table& avx512vbmi_table();
+#ifdef PRIMA_AMX
+const Table& amx_table();
+#endif
 #endif
 #ifdef PRIMA_NEON
 const Table& neon_table();

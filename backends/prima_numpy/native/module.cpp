@@ -7,6 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 
@@ -337,11 +338,11 @@ std::vector<std::string> variants() {
 }
 
 const Table& table_named(const std::string& name) {
-    const auto tables = usable_tables();
-    if (name == "auto") return *tables.front();
     std::string choices = "auto";
-    for (const Table* table : tables) {
-        if (name == table->name) return *table;
+    for (const Table* table : usable_tables()) {
+        const bool is_named = name == table->name;
+        if ((is_named || name == "auto") && obtain(*table)) return *table;
+        if (is_named) throw std::runtime_error("the system does not let this process use CPU variant '" + name + "'");
         choices += std::string(", ") + table->name;
     }
     refuse("variant '" + name + "' is not one of: " + choices);

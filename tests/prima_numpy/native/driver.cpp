@@ -254,7 +254,7 @@ const std::map<std::string, void (*)(Engine&, Case&)> kOperations = {
 
 const Table& table_named(const std::string& name) {
     for (const Table* table : usable_tables()) {
-        if (name == "auto" || name == table->name) return *table;
+        if ((name == "auto" || name == table->name) && obtain(*table)) return *table;
     }
     refuse("variant " + name);
 }
