@@ -85,11 +85,11 @@ void dot_float_rows(const uint8_t* const rows[4], const Activations& a, int64_t 
     }
 }
 
-// kFloatTile weight rows by as many activation rows: each loaded value serves kFloatTile times.
-template <class T>
-void dot_float_tile(const typename T::Element* const w[kFloatTile], const float* const x[kFloatTile], int64_t cols,
-                    float out[kFloatTile][kFloatTile]) {
-    Lanes total[kFloatTile][kFloatTile];
+// kFloatTile weight rows by n activation rows: each loaded value serves as often.
+template <class T, int n>
+void dot_float_tile(const typename T::Element* const w[kFloatTile], const float* const x[n], int64_t cols,
+                    float out[n][kFloatTile]) {
+    Lanes total[n][kFloatTile];
     for (auto& row : total) {
         for (auto& lanes : row) lanes = Lanes::set(0);
     }
@@ -100,37 +100,52 @@ void dot_float_tile(const typename T::Element* const w[kFloatTile], const float*
     int64_t c = 0;
     for (; c + 16 <= cols; c += 16) {
         for (int r = 0; r < kFloatTile; ++r) ws[r] = T::load(w[r] + c);
-        for (int t = 0; t < kFloatTile; ++t) add_products(ws, Lanes::load(x[t] + c), t);
+        for (int t = 0; t < n; ++t) add_products(ws, Lanes::load(x[t] + c), t);
     }
     if (c < cols) {
         for (int r = 0; r < kFloatTile; ++r) ws[r] = load_some_as<T>(w[r] + c, cols - c);
-        for (int t = 0; t < kFloatTile; ++t) add_products(ws, load_some(x[t] + c, cols - c), t);
+        for (int t = 0; t < n; ++t) add_products(ws, load_some(x[t] + c, cols - c), t);
     }
-    for (int t = 0; t < kFloatTile; ++t) {
+    for (int t = 0; t < n; ++t) {
         for (int r = 0; r < kFloatTile; ++r) out[t][r] = total[t][r].sum();
+    }
+}
+
+// n_rows weight rows by n activation rows from t0 on; past the last, it again.
+template <class T, int n>
+void dot_float_tiles(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, int64_t t0, float* out,
+                     int64_t out_stride) {
+    const float* x[n];
+    for (int t = 0; t < n; ++t) x[t] = a.x + (t0 + t < a.n ? t0 + t : a.n - 1) * a.cols;
+    for (int r0 = 0; r0 < n_rows; r0 += kFloatTile) {
+        const typename T::Element* w[kFloatTile];
+        for (int r = 0; r < kFloatTile; ++r) {
+            w[r] = (const typename T::Element*)(rows + size_t(r0 + r < n_rows ? r0 + r : n_rows - 1) * row_bytes);
+        }
+        float tile[n][kFloatTile];
+        dot_float_tile<T, n>(w, x, a.cols, tile);
+        for (int t = 0; t < n && t0 + t < a.n; ++t) {
+            for (int r = 0; r < kFloatTile && r0 + r < n_rows; ++r) out[(t0 + t) * out_stride + r0 + r] = tile[t][r];
+        }
     }
 }
 
 template <class T>
 void dot_float_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, float* out,
                      int64_t out_stride) {
-    for (int64_t t0 = 0; t0 < a.n; t0 += kFloatTile) {
-        const float* x[kFloatTile];
-        for (int t = 0; t < kFloatTile; ++t) x[t] = a.x + (t0 + t < a.n ? t0 + t : a.n - 1) * a.cols;
-        for (int r0 = 0; r0 < n_rows; r0 += kFloatTile) {
-            const typename T::Element* w[kFloatTile];
-            for (int r = 0; r < kFloatTile; ++r) {
-                w[r] = (const typename T::Element*)(rows + size_t(r0 + r < n_rows ? r0 + r : n_rows - 1) * row_bytes);
-            }
-            float tile[kFloatTile][kFloatTile];
-            dot_float_tile<T>(w, x, a.cols, tile);
-            for (int t = 0; t < kFloatTile && t0 + t < a.n; ++t) {
-                for (int r = 0; r < kFloatTile && r0 + r < n_rows; ++r)
-                    out[(t0 + t) * out_stride + r0 + r] = tile[t][r];
-            }
+    for (int64_t t = 0; t < a.n;) {
+        const int64_t left = a.n - t;
+        if (left >= kFloatWideTile && left != 2 * kFloatTile) {
+            dot_float_tiles<T, kFloatWideTile>(rows, row_bytes, n_rows, a, t, out, out_stride);
+            t += kFloatWideTile;
+        } else {
+            dot_float_tiles<T, kFloatTile>(rows, row_bytes, n_rows, a, t, out, out_stride);
+            t += kFloatTile;
         }
     }
 }
+
+constexpr int kFloatPanelRows = 64;  // weight rows that stay in L2 while all activation rows, a larger stream, pass by
 
 template <class T>
 constexpr MatrixKernels float_kernels() {
@@ -138,7 +153,8 @@ constexpr MatrixKernels float_kernels() {
             dot_float_panel<T>,
             kFloatTile + 1,
             1,
-            int(sizeof(typename T::Element))};
+            int(sizeof(typename T::Element)),
+            kFloatPanelRows};
 }
 
 // ---------------------------------------------------------------- quantised activations

@@ -1,7 +1,7 @@
 // `Lanes` (see lanes_portable.h) as two AVX registers: lanes 0-7 and 8-15. Needs F16C.
 // Included inside the variant's namespace.
 
-constexpr int kFloatTile = 2;  // 4 totals of two registers each, 16 in all
+constexpr int kFloatTile = 2, kFloatWideTile = 2;  // 4 totals of two registers each, 16 in all
 
 struct Lanes {
     __m256 lo, hi;

@@ -1,6 +1,7 @@
 // `Lanes` (see lanes_portable.h) as one AVX-512 register. Included inside the variant's namespace.
 
-constexpr int kFloatTile = 4;  // 16 totals, 4 weights and an activation in 32 registers
+// Products of floats: 4 weight rows by 4 or 6 activation rows; 24 totals, 4 weights and an activation in 32 registers.
+constexpr int kFloatTile = 4, kFloatWideTile = 6;
 
 struct Lanes {
     __m512 v;

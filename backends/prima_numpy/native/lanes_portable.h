@@ -1,7 +1,7 @@
 // Sixteen floats as one value, in plain C++. Other variants give `Lanes` the same operations; generic.inl is written
 // against them. max(a, b) is b when either is NaN, as on x86. Included inside a variant's namespace.
 
-constexpr int kFloatTile = 4;
+constexpr int kFloatTile = 4, kFloatWideTile = 4;
 
 struct Lanes {
     float v[16];
