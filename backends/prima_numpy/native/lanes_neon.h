@@ -1,6 +1,6 @@
 // `Lanes` (see lanes_portable.h) as four NEON registers. Included inside the variant's namespace.
 
-constexpr int kFloatTile = 2;  // 4 totals of four registers each, of 32
+constexpr int kFloatTile = 2, kFloatWideTile = 2;  // 4 totals of four registers each, of 32
 
 struct Lanes {
     float32x4_t v[4];
