@@ -50,7 +50,8 @@ from bench.cpu_models import (
 )
 from prima_core.commands.table import wide_console
 from prima_core.errors import PrimaError
-from prima_numpy.kernels import Kernels, default_threads
+from prima_numpy.kernels import Kernels
+from prima_numpy.threads import default_threads
 
 ERRORS = Console(stderr=True, soft_wrap=True, highlight=False)
 

@@ -1,6 +1,6 @@
 """Where the time of a decoded token goes on a CPU: native operation by operation, and what Python takes of it.
 
-    python bench/profile.py [MODEL] [--threads 2] [--prompt 16] [--gen 64]
+    python bench/decode_profile.py [MODEL] [--threads 2] [--prompt 16] [--gen 64]
 
 One node computes in this process, in the ring that `prima serve` has. Python's share is what is left of the time from
 token to token: the interpreter in the backend, engine, sampler and driver, and the hops between their threads.
