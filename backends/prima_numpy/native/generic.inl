@@ -151,7 +151,7 @@ template <class T>
 constexpr MatrixKernels float_kernels() {
     return {{dot_float_rows<T, 1>, dot_float_rows<T, 2>, dot_float_rows<T, 3>, dot_float_rows<T, 4>},
             dot_float_panel<T>,
-            kFloatTile + 1,
+            2 * kTogether + 1,
             1,
             int(sizeof(typename T::Element)),
             kFloatPanelRows};

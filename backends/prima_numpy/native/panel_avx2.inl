@@ -3,7 +3,7 @@
 // As in panel_avx512.inl: a panel holds one block of each of 8 rows with the rows in the lanes, codes[k / 4][row][4].
 // Products of bytes come as words, which are added up as long as they fit before they are widened.
 
-constexpr int kPanelFrom = 6;  // fewer activation rows do not pay for unpacking (measured: bench/kernels.py)
+constexpr int kPanelFrom = 9;  // fewer activation rows do not pay for unpacking (measured: bench/kernels.py)
 constexpr int kTileRows = 64;  // activation rows whose blocks and totals stay in L1 beside a panel
 
 inline __m256i broadcast4(const int8_t* q) {

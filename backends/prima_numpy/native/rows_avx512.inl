@@ -1,8 +1,8 @@
 // Products of four weight rows with T activation rows for the K types and IQ4_XS, 64 codes at a time. Included inside
 // the AVX-512 variant's namespace behind rows_x86.inl.
 //
-// Activations are loaded in the order in which the codes come out of a block, so that none of these is moved. The scales
-// of four blocks are taken apart at once, a row in each lane, and brought to their words by one byte shuffle.
+// Activations are loaded in the order in which the codes come out of a block, so that none of these is moved. The
+// scales of four blocks are taken apart at once, a row in each lane, and brought to their words by one byte shuffle.
 
 inline __m512i load512(const void* p) { return _mm512_loadu_si512(p); }
 inline __m512i load_apart(const int8_t* first, const int8_t* second) {
@@ -22,7 +22,7 @@ inline __m512i four_lanes(const uint8_t* const blocks[4], int offset) {
     return v;
 }
 
-// ---------------------------------------------------------------- [activation row][weight row], a lane per activation row
+// ---------------------------------------------------------------- sums, with a lane per activation row
 
 // Sums over all of sums[r][t], where T = 2 twice.
 template <int T>
