@@ -322,7 +322,7 @@ struct Walk {
         }
     }
 
-    // Lines of `out` are far apart and not in the cache: some are called for beside each block, so that none is awaited.
+    // Lines of `out` are far apart and not in the cache: some are fetched beside each block, so that none is awaited.
     void prefetch_out(int64_t unit, int64_t t0, int64_t n) const {
         const int64_t n_units = (a.cols / B::kWeights + Panel::kBlocks - 1) / Panel::kBlocks;
         for (int64_t t = t0 + unit; t < t0 + n; t += n_units) {
