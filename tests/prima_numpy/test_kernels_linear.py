@@ -119,7 +119,7 @@ def extreme_weight(type: GGUFType, byte: int) -> Weight:
 @every_type
 @every_variant
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38, 1e-38, 0.0])
-@pytest.mark.parametrize("n", [1, 8])
+@pytest.mark.parametrize("n", [1, 8, 18])
 def test_strange_activations_give_what_the_twin_gives(type: GGUFType, variant: str, bad: float, n: int) -> None:
     weight, x = random_weight(type, 6, 512), random_rows(n, 512)
     x[0, 256:] = bad

@@ -6,7 +6,7 @@
 // wide enough that the multipliers and not the loads are the limit. Totals come out with the activation rows in the
 // lanes and are transposed once, at the end.
 
-constexpr int kPanelFrom = 9;     // fewer activation rows do not pay (measured: bench/kernels.py)
+constexpr int kPanelFrom = 9;      // eight are as fast by fours, without being put side by side (measured)
 constexpr int kPanelRows512 = 48;  // weight rows that are taken apart at once: 12 KB of codes, a multiple of any tile
 constexpr int kPanelGroups = 32;   // groups of activation rows whose totals, 96 KB, stay in L2 beside their blocks
 
@@ -109,7 +109,8 @@ struct alignas(64) BigPanel {
     }
 
     template <int R, int W>
-    PRIMA_NOINLINE void multiply_tile(const X* x, int r0, const int32_t (*starts)[W][16], float (*totals)[kPanelRows512][16]) const {
+    PRIMA_NOINLINE void multiply_tile(const X* x, int r0, const int32_t (*starts)[W][16],
+                                      float (*totals)[kPanelRows512][16]) const {
         alignas(64) int32_t sums[R][W][16];
         std::memset(sums, 0, sizeof(sums));
         for (int p = 0; p < kParts; ++p) {
@@ -321,7 +322,7 @@ struct Walk {
         }
     }
 
-    // Lines of `out` are far apart and not in the cache: some are called for beside each block, so that none waits long.
+    // Lines of `out` are far apart and not in the cache: some are fetched beside each block, so that none is awaited.
     void prefetch_out(int64_t unit, int64_t t0, int64_t n) const {
         const int64_t n_units = (a.cols / B::kWeights + Panel::kBlocks - 1) / Panel::kBlocks;
         for (int64_t t = t0 + unit; t < t0 + n; t += n_units) {
