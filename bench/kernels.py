@@ -5,7 +5,7 @@
 Decode rows: 1, 2, 4 and 8 activation rows by matrices that do not fit in the caches, from a mapped file, warm. The
 share of plain reading is what counts: absolute figures change with the neighbours on a machine.
 Prefill rows: many activation rows by one matrix.
-Attention rows: one token of a layer shaped as Llama-3-8B's (32 heads that share 8), by type of K and V.
+Attention rows: a layer shaped as Llama-3-8B's (32 heads that share 8), by type of K and V.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from prima_core.arch.ops import AttentionRule
 from prima_core.interfaces import KvKind, KvOp, KvType, Layers, Step, Weight
 from prima_core.model.quant import BLOCKS, GGUFType
-from prima_numpy.kernels import Kernels
+from prima_numpy.kernels import Kernels, KvSpan
 from prima_numpy.kv import NumpyKv
 
 ROWS, COLS = 2048, 8192
@@ -35,6 +35,8 @@ DECODED = (1, 2, 4, 8)
 """Activation rows of a decode step."""
 MODEL_WEIGHTS = 1.236e9
 """Weights that a token of a Llama-3.2-1B reads, the tied output matrix included."""
+N_HEADS, N_KV_HEADS, HEAD_DIM = 32, 8, 128
+SCALE = AttentionRule(HEAD_DIM**-0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,8 @@ def main() -> None:
             print(f"\n{kernels.variant}, {kernels.threads} thread(s), matrices {ROWS} x {COLS}")
             for type in types if "prefill" in wants else ():
                 prefill(kernels, type, memory)
-            for n_positions in (512, 8192) if "attention" in wants else ():
-                attention(kernels, n_positions)
+            for kv_type in KvType if "attention" in wants else ():
+                attention(kernels, kv_type, options.mib)
     if options.json:
         options.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
 
@@ -119,21 +121,41 @@ def prefill(kernels: Kernels, type: GGUFType, memory: NDArray[np.uint8]) -> None
     print(f"  prefill {type.name:7} 10^9 products/s for n rows  " + "  ".join(rates))
 
 
-def attention(kernels: Kernels, n_positions: int) -> None:
-    n_heads, n_kv_heads, head_dim = 32, 8, 128
+def attention(kernels: Kernels, type: KvType, mib: int) -> None:
+    """Decode: one token to so many positions, layer by layer through `mib` of K and V, beside reading them."""
+    for n_positions in (512, 8192, 32768):
+        q, layers = attended(kernels, type, n_positions, 1, mib)
+        reads = [partial(kernels.read, half.view(np.uint8).reshape(-1)) for layer in layers for half in layer[:2]]
+        runs = [partial(kernels.attention, q, [layer], SCALE) for layer in layers]
+        times = best_s(*reads, *runs)
+        reading_s, running_s = sum(times[: len(reads)]), sum(times[len(reads) :])
+        n_bytes = sum(k.nbytes + v.nbytes for k, v, _, _ in layers)
+        speed, limit = n_bytes / running_s / 1e9, n_bytes / reading_s / 1e9
+        print(
+            f"  attention {type:5} one token to {n_positions:5}: {running_s / len(layers) * 1e3:6.2f} ms, "
+            f"{speed:5.1f} GB/s, {speed / limit:4.0%} of reading ({limit:.1f} GB/s)"
+        )
+    for n_positions in (512, 8192):
+        q, [layer] = attended(kernels, type, n_positions, 512, 1)
+        (seconds,) = best_s(partial(kernels.attention, q, [layer], SCALE), repeats=3)
+        print(f"  attention {type:5} 512 tokens from {n_positions - 512:5}: {seconds * 1e3:6.1f} ms")
+
+
+def attended(
+    kernels: Kernels, type: KvType, n_positions: int, n: int, mib: int
+) -> tuple[NDArray[np.float32], list[KvSpan]]:
+    """Queries of the last n of so many positions, and layers of K and V that fill `mib` or are one."""
     rng = np.random.default_rng(3)
-    q = rng.standard_normal((1, n_heads, head_dim), np.float32)
-    k = rng.standard_normal((n_positions, n_kv_heads, head_dim), np.float32)
-    calls = []
-    for type in KvType:
-        cache = NumpyKv([Layers(0, 1)], n_kv_heads, head_dim, type)
+    q = rng.standard_normal((n, N_HEADS, HEAD_DIM), np.float32)
+    k = rng.standard_normal((n_positions, N_KV_HEADS, HEAD_DIM), np.float32)
+    layers: list[KvSpan] = []
+    while not layers or sum(k.nbytes + v.nbytes for k, v, _, _ in layers) < mib << 20:
+        cache = NumpyKv([Layers(0, 1)], N_KV_HEADS, HEAD_DIM, type)
         opening = KvOp(KvKind.OPEN, 0, capacity=n_positions)
         room = cache.begin(Layers(0, 1), Step((), (opening,))).rooms[0][0]
-        kernels.kv_write(k, room.k, 0)
-        kernels.kv_write(k, room.v, 0)
-        calls.append(partial(kernels.attention, q, room.k, room.v, n_positions - 1, AttentionRule(head_dim**-0.5)))
-    spent = zip(KvType, best_s(*calls), strict=True)
-    print(f"  attention to {n_positions} positions  " + "  ".join(f"{type}: {s * 1e3:.2f} ms" for type, s in spent))
+        kernels.kv_write(k, k, [(room.k, room.v, 0, n_positions)])
+        layers.append((room.k, room.v, n_positions - n, n))
+    return q, layers
 
 
 @contextmanager

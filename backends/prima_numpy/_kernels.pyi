@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 _Float32s = NDArray[np.float32]
 _Int64s = NDArray[np.int64]
 _KvCache = NDArray[np.float16] | NDArray[np.float32] | NDArray[np.uint8]
+_Span = tuple[_KvCache, _KvCache, int, int]
 _Stack = tuple[int, NDArray[np.uint8], int, int, int, _Float32s]
 
 def cpu_features() -> list[tuple[str, bool]]: ...
@@ -45,15 +46,7 @@ class Engine:
     def geglu(self, gate: _Float32s, up: _Float32s, out: _Float32s) -> None: ...
     def add(self, x: _Float32s, y: _Float32s, out: _Float32s) -> None: ...
     def attention(
-        self,
-        q: _Float32s,
-        k_cache: _KvCache,
-        v_cache: _KvCache,
-        start: int,
-        scale: float,
-        softcap: float,
-        window: int,
-        out: _Float32s,
+        self, q: _Float32s, spans: tuple[_Span, ...], scale: float, softcap: float, window: int, out: _Float32s
     ) -> None: ...
     def rotated_attention(
         self,
@@ -63,15 +56,13 @@ class Engine:
         cos: _Float32s,
         sin: _Float32s,
         neox: bool,
-        k_cache: _KvCache,
-        v_cache: _KvCache,
-        start: int,
+        spans: tuple[_Span, ...],
         scale: float,
         softcap: float,
         window: int,
         out: _Float32s,
     ) -> None: ...
-    def kv_write(self, k: _Float32s, cache: _KvCache, start: int) -> None: ...
+    def kv_write(self, k: _Float32s, v: _Float32s, spans: tuple[_Span, ...]) -> None: ...
     def read(self, data: NDArray[np.uint8]) -> int: ...
 
 class Matrix:

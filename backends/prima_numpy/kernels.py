@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 Float32s = NDArray[np.float32]
 Int64s = NDArray[np.int64]
 KvCache = NDArray[np.float16] | NDArray[np.float32] | NDArray[np.uint8]
+KvSpan = tuple[KvCache, KvCache, int, int]
+"""K, V, start, n: the next n rows of a call are positions start, start + 1, ... of a sequence with these caches.
+
+The caches are both float16 or both float32, [n_kv_heads, capacity, head_dim], or uint8 blocks of Q8_0, [n_kv_heads,
+capacity, head_dim / 32 * 34]."""
 
 VARIANT_VARIABLE = "PRIMA_CPU"
 ALL_VARIANTS = (
@@ -207,22 +212,15 @@ class Kernels:
         return result
 
     def attention(
-        self,
-        q: Float32s,
-        k_cache: KvCache,
-        v_cache: KvCache,
-        start: int,
-        rule: AttentionRule,
-        out: Float32s | None = None,
+        self, q: Float32s, spans: Sequence[KvSpan], rule: AttentionRule, out: Float32s | None = None
     ) -> Float32s:
-        """Causal attention of one sequence's consecutive rows q [n, n_heads, head_dim]; row i is position start + i.
+        """Causal attention of rows q [n, n_heads, head_dim], each to its own sequence (see `KvSpan`).
 
-        Row i attends to those of positions 0..start + i, all written, that `rule` lets it see. The caches are both
-        float16 or both float32, [n_kv_heads, capacity, head_dim], or uint8 blocks of Q8_0, [n_kv_heads, capacity,
-        head_dim / 32 * 34]. Query head h reads K/V head h // (n_heads / n_kv_heads).
+        A row attends to those of the positions up to its own, all written, that `rule` lets it see. Query head h reads
+        K/V head h // (n_heads / n_kv_heads).
         """
         result = np.empty_like(q) if out is None else out
-        self._engine.attention(q, k_cache, v_cache, start, rule.scale, rule.softcap, rule.window, result)
+        self._engine.attention(q, tuple(spans), rule.scale, rule.softcap, rule.window, result)
         return result
 
     def rotated_attention(
@@ -231,23 +229,23 @@ class Kernels:
         k: Float32s,
         v: Float32s,
         rope: Rope[Float32s],
-        k_cache: KvCache,
-        v_cache: KvCache,
-        start: int,
+        spans: Sequence[KvSpan],
         rule: AttentionRule,
-        out: Float32s,
-    ) -> None:
-        """`rope` of q and k in place, `kv_write` of k and v [n, n_kv_heads, head_dim], then `attention` to `out`."""
+        out: Float32s | None = None,
+    ) -> Float32s:
+        """`rope` of q and k in place, `kv_write` of k and v [n, n_kv_heads, head_dim], then `attention`."""
+        result = np.empty_like(q) if out is None else out
         rotation = rope.cos, rope.sin, rope.kind is RopeKind.NEOX
         rules = rule.scale, rule.softcap, rule.window
-        self._engine.rotated_attention(q, k, v, *rotation, k_cache, v_cache, start, *rules, out)
+        self._engine.rotated_attention(q, k, v, *rotation, tuple(spans), *rules, result)
+        return result
 
-    def kv_write(self, k: Float32s, cache: KvCache, start: int) -> None:
-        """k [n, n_kv_heads, head_dim] to positions start, start + 1, ... of a cache as `attention` reads it.
+    def kv_write(self, k: Float32s, v: Float32s, spans: Sequence[KvSpan]) -> None:
+        """Rows of k and v [n, n_kv_heads, head_dim] to their positions in the caches.
 
         A float16 cache gets values rounded to nearest even; blocks of Q8_0 are made as `kv.py` makes them.
         """
-        self._engine.kv_write(k, cache, start)
+        self._engine.kv_write(k, v, tuple(spans))
 
     def read(self, data: NDArray[np.uint8]) -> int:
         """Read all of `data` with the pool, in the way products read weights, and do nothing else with it.

@@ -18,7 +18,7 @@ from prima_core.arch.rope import Rope
 from prima_core.interfaces import KvType, Slice, Weight
 from prima_core.model.rope import RopeKind
 from prima_numpy import kernels
-from prima_numpy.kernels import Kernels
+from prima_numpy.kernels import Kernels, KvSpan
 from prima_numpy.kv import NumpyKv, Pass, Room, read, write
 from prima_numpy.quant import dequantize, dequantize_rows
 
@@ -160,15 +160,10 @@ class NativeOps(ReferenceOps):
     def attention(
         self, q: FloatArray, k: FloatArray, v: FloatArray, layer: int, kv: Pass, rule: AttentionRule
     ) -> FloatArray:
-        rooms, out = kv.rooms[layer], np.empty_like(q)
-        for start, stop, chunk in kv.spans:
-            room, heads = rooms[chunk.sequence], (stop - start, -1, kv.head_dim)
-            self._kernels.kv_write(k[start:stop].reshape(heads), room.k, chunk.start)
-            self._kernels.kv_write(v[start:stop].reshape(heads), room.v, chunk.start)
-            room.length = chunk.start + chunk.count
-            rows, result = q[start:stop].reshape(heads), out[start:stop].reshape(heads)
-            self._kernels.attention(rows, room.k, room.v, chunk.start, rule, result)
-        return out
+        queries, keys, values = (_by_head(x, kv.head_dim) for x in (q, k, v))
+        spans = _spans(layer, kv)
+        self._kernels.kv_write(keys, values, spans)
+        return self._kernels.attention(queries, spans, rule).reshape(q.shape)
 
     def swiglu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
         return self._kernels.swiglu(gate, up, out=gate)
@@ -198,17 +193,8 @@ class NativeOps(ReferenceOps):
         kv: Pass,
         rule: AttentionRule,
     ) -> FloatArray:
-        rooms, out = kv.rooms[layer], np.empty_like(q)
-        for start, stop, chunk in kv.spans:
-            own = (q, k, v, out), rope
-            if stop - start != len(q):
-                rows = slice(start, stop)
-                own = (q[rows], k[rows], v[rows], out[rows]), replace(rope, cos=rope.cos[rows], sin=rope.sin[rows])
-            heads, room = (stop - start, -1, kv.head_dim), rooms[chunk.sequence]
-            own_q, own_k, own_v, result = [part.reshape(heads) for part in own[0]]
-            self._kernels.rotated_attention(own_q, own_k, own_v, own[1], room.k, room.v, chunk.start, rule, result)
-            room.length = chunk.start + chunk.count
-        return out
+        queries, keys, values = (_by_head(x, kv.head_dim) for x in (q, k, v))
+        return self._kernels.rotated_attention(queries, keys, values, rope, _spans(layer, kv), rule).reshape(q.shape)
 
     def added_linear(self, x: FloatArray, matrix: Matrix, to: FloatArray) -> FloatArray:
         return self._kernels.added_product(_held(matrix), x, to)
@@ -247,6 +233,20 @@ def _held(matrix: Matrix) -> kernels.Matrix:
     if isinstance(matrix, NativeMatrix) and matrix.held is not None:
         return matrix.held
     raise TypeError("a product by what is no single matrix of these ops")
+
+
+def _by_head(x: FloatArray, head_dim: int) -> FloatArray:
+    return x.reshape(len(x), x.shape[1] // head_dim, head_dim)
+
+
+def _spans(layer: int, kv: Pass) -> list[KvSpan]:
+    """Where the rows of each chunk go; they count as written."""
+    spans: list[KvSpan] = []
+    for _, _, chunk in kv.spans:
+        room = kv.rooms[layer][chunk.sequence]
+        room.length = chunk.start + chunk.count
+        spans.append((room.k, room.v, chunk.start, chunk.count))
+    return spans
 
 
 def exact_product(matrix: Weight, x: FloatArray) -> FloatArray:

@@ -2,7 +2,7 @@
 
 `native/generic.inl` and `attention.inl` are its originals: every sum runs in LANES partial sums whose halves are then
 added, every product and sum is a float32 rounding of its own, e^x is the same polynomial, and softmax goes online over
-tiles of positions.
+segments of positions.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from prima_numpy.kv import Pass, Room, read
 from prima_numpy.ops import FloatArray, ReferenceOps, written
 from prima_numpy.quant import LANES, linear_int8
 
-TILE = 32
-"""Positions whose scores are held at once."""
+SEGMENT = 256
+"""Positions, counted from 0, whose softmax is one of its own before it is folded into that of those before."""
+_ROWS = 16
+"""Rows that attend at once: more only take more memory."""
+_LOWEST = np.float32(-3e38)
 _MAGIC = np.float32(1.5 * 2**23)
 """Adding it rounds to an integer."""
 _LOG2_E = np.float32(1.44269504088896341)
@@ -49,7 +52,9 @@ class Int8Ops(ReferenceOps):
     ) -> FloatArray:
         out = np.empty_like(q)
         for start, stop, room, first in written(k, v, layer, kv):
-            out[start:stop] = _attend(q[start:stop], room, kv.head_dim, first, rule)
+            for row in range(start, stop, _ROWS):
+                rows = slice(row, min(row + _ROWS, stop))
+                out[rows] = _attend(q[rows], room, kv.head_dim, first + row - start, rule)
         return out
 
     def swiglu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
@@ -108,32 +113,34 @@ def _exp_parts(x: FloatArray) -> tuple[FloatArray, NDArray[np.int32]]:
 
 
 def _attend(q: FloatArray, room: Room, head_dim: int, start: int, rule: AttentionRule) -> FloatArray:
-    """Rows q [n, n_heads * head_dim] at positions start, start + 1, ...: online softmax over tiles of positions."""
+    """Rows q [n, n_heads * head_dim] at positions start, start + 1, ...: online softmax over segments of positions."""
     heads = q.reshape(len(q), len(room.k), -1, 1, head_dim)  # [n, n_kv_heads, group, 1, head_dim]
     own = np.arange(start, start + len(q)).reshape(-1, 1, 1, 1)  # positions
     out = np.zeros_like(heads)
-    top, total = np.full_like(out[..., 0], -3e38), np.zeros_like(out[..., 0])
-    for first, keys, values in _tiles(room, max(0, start + 1 - rule.window) if rule.window else 0):
+    top, total = np.full_like(out[..., 0], _LOWEST), np.zeros_like(out[..., 0])
+    for first, keys, values in _segments(room, max(0, start + 1 - rule.window) if rule.window else 0):
         position = np.arange(first, first + keys.shape[1])
         sees = (position <= own) & (position > own - rule.window) if rule.window else position <= own
         scores = _sum(_in_lanes(heads * keys[:, None])) * np.float32(rule.scale)
         if rule.softcap:
             scores = np.float32(rule.softcap) * _tanh(scores / np.float32(rule.softcap))
-        new_top = np.maximum(top, scores.max(axis=3, keepdims=True, where=sees, initial=-3e38))
-        weights = np.where(sees, _exp(scores - new_top), np.float32(0))
-        fade = _exp(top - new_top)
-        total = total * fade + _sum(_in_lanes(weights))[..., None]
-        out *= fade[..., None]
+        own_top = np.fmax.reduce(scores, axis=3, keepdims=True, where=sees, initial=_LOWEST)
+        weights = np.where(sees, _exp(scores - own_top), np.float32(0))
+        own_out = np.zeros_like(out)
         for j in range(keys.shape[1]):
-            more = out + weights[..., j, None, None] * values[:, None, j, None]
-            np.copyto(out, more, where=sees[..., j, None, None])
+            more = own_out + weights[..., j, None, None] * values[:, None, j, None]
+            np.copyto(own_out, more, where=sees[..., j, None, None])
+        new_top = np.maximum(top, own_top)
+        fade, share = _exp(top - new_top), _exp(own_top - new_top)
+        total = total * fade + _sum(_in_lanes(weights))[..., None] * share
+        out = out * fade[..., None] + own_out * share[..., None]
         top = new_top
     result: FloatArray = out / total[..., None]
     return result.reshape(q.shape)
 
 
-def _tiles(room: Room, seen_from: int) -> Iterator[tuple[int, FloatArray, FloatArray]]:
-    """First position, K and V [n_kv_heads, up to TILE, head_dim] as float32, from that of `seen_from` on."""
-    for first in range(seen_from // TILE * TILE, room.length, TILE):
-        tile = slice(first, min(first + TILE, room.length))
-        yield first, read(room.k, tile), read(room.v, tile)
+def _segments(room: Room, seen_from: int) -> Iterator[tuple[int, FloatArray, FloatArray]]:
+    """First position, K and V [n_kv_heads, up to SEGMENT, head_dim] as float32, from that of `seen_from` on."""
+    for first in range(seen_from // SEGMENT * SEGMENT, room.length, SEGMENT):
+        segment = slice(first, min(first + SEGMENT, room.length))
+        yield first, read(room.k, segment), read(room.v, segment)

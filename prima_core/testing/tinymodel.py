@@ -148,9 +148,7 @@ def _decode(data: Bytes, type: MatrixType) -> Float32s:
     return np.asarray(gguf.dequantize(data, gguf.GGMLQuantizationType[type]), np.float32)
 
 
-def _write(
-    path: Path, model: TinyModel, data: Callable[[TinyTensor], Bytes], wrote: Callable[[int], None]
-) -> Path:
+def _write(path: Path, model: TinyModel, data: Callable[[TinyTensor], Bytes], wrote: Callable[[int], None]) -> Path:
     import gguf
 
     with closing(gguf.GGUFWriter(path, model.gguf_arch)) as writer:

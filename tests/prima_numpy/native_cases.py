@@ -126,25 +126,25 @@ def rope_cases() -> Iterator[Case]:
 
 
 def attention_cases() -> Iterator[Case]:
-    """Shared and own K/V heads, windows and soft caps, decoding and prefill; 150 positions."""
+    """Shared and own K/V heads, windows and soft caps, decoding and prefill; 290 positions."""
     shapes = ((KvType.F16, 20), (KvType.F32, 20), (KvType.F16, 64), (KvType.F32, 32), (KvType.Q8_0, 64))
     for (type, head_dim), rule, n_heads in product(shapes, RULES, (2, 6)):
-        for start, stop in ((0, 33), (70, 71), (141, 150)):
+        for start, stop in ((0, 33), (70, 71), (250, 290)):
             yield _attention_case(type, head_dim, rule, n_heads, start, stop)
 
 
 def _attention_case(type: KvType, head_dim: int, rule: AttentionRule, n_heads: int, start: int, stop: int) -> Case:
-    q, k, v = (random_rows(150, n * head_dim, seed=s) for s, n in enumerate((n_heads, 2, 2)))
+    q, k, v = (random_rows(290, n * head_dim, seed=s) for s, n in enumerate((n_heads, 2, 2)))
     room = _room(type, head_dim)
-    write(room, Chunk(0, 0, 150), k, v)
+    write(room, Chunk(0, 0, 290), k, v)
     numbers = (
-        *(KV_CODE[type], 2, 200, head_dim),
+        *(KV_CODE[type], 2, 300, head_dim),
         *(stop - start, n_heads, start, rule.window, bits_of(rule.scale), bits_of(rule.softcap)),
     )
     rows = slice(start, stop)
     # The twin writes the rows' K and V once more, and attends to what it wrote.
     again = _room(type, head_dim)
-    write(again, Chunk(0, 0, 150), k, v)
+    write(again, Chunk(0, 0, 290), k, v)
     chunk = Chunk(0, start, stop - start)
     at = Pass(((0, stop - start, chunk),), {0: {0: again}}, head_dim)
     expected = TWIN.attention(q[rows], k[rows], v[rows], 0, at, rule)
@@ -161,15 +161,15 @@ def kv_write_cases() -> Iterator[Case]:
         before = room.k.copy()
         write(room, Chunk(0, 5, 4), k, k)
         yield Case(
-            f"kv_write {type.name} {head_dim}", "kv_write", (KV_CODE[type], 2, 200, head_dim, 4, 5), (k, before), room.k
+            f"kv_write {type.name} {head_dim}", "kv_write", (KV_CODE[type], 2, 300, head_dim, 4, 5), (k, before), room.k
         )
 
 
 def _room(type: KvType, head_dim: int) -> Room:
     def cache() -> Stored:
         if type is KvType.Q8_0:
-            return np.zeros((2, 200, head_dim // 32 * 34), np.uint8)
-        return np.zeros((2, 200, head_dim), np.float32 if type is KvType.F32 else np.float16)
+            return np.zeros((2, 300, head_dim // 32 * 34), np.uint8)
+        return np.zeros((2, 300, head_dim), np.float32 if type is KvType.F32 else np.float16)
 
     return Room(cache(), cache())
 

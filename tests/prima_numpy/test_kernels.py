@@ -169,7 +169,12 @@ def attend(
     """With what is not given, this is right."""
     rows, cache = zeros(1, 2, 8) if q is None else q, zeros(2, 5, 8)
     keys, values = cache if k is None else k, cache if v is None else v
-    engine.attention(rows, keys, values, start, 1, softcap, window, zeros(*rows.shape))
+    engine.attention(rows, ((keys, values, start, len(rows)),), 1, softcap, window, zeros(*rows.shape))
+
+
+def write(engine: _kernels.Engine, n: int = 1, heads: int = 2, cache: KvCache | None = None, start: int = 0) -> None:
+    k, keys = zeros(n, heads, 8), zeros(2, 5, 8) if cache is None else cache
+    engine.kv_write(k, k, ((keys, keys, start, n),))
 
 
 BLOCKS_OF_32 = np.zeros((2, 5, 34), np.uint8)
@@ -185,6 +190,7 @@ CALLS: dict[str, Call] = {
     "cos for other rows": lambda e: e.rope(zeros(2, 2, 8), zeros(1, 4), zeros(1, 4), True),
     "sin": lambda e: e.rope(zeros(1, 2, 8), zeros(1, 4), zeros(1, 3), False),
     "q with other heads": lambda e: attend(e, q=zeros(1, 3, 8)),
+    "q without heads": lambda e: attend(e, q=zeros(1, 0, 8)),
     "q with wider heads": lambda e: attend(e, q=zeros(1, 2, 9)),
     "v_cache": lambda e: attend(e, v=zeros(2, 4, 8)),
     "start past the end": lambda e: attend(e, q=zeros(2, 2, 8), start=4),
@@ -197,11 +203,20 @@ CALLS: dict[str, Call] = {
     "softcap below 0": lambda e: attend(e, softcap=-1),
     "softcap that is no number": lambda e: attend(e, softcap=math.nan),
     "window below 0": lambda e: attend(e, window=-1),
-    "a double cache": lambda e: e.kv_write(zeros(1, 2, 8), np.zeros((2, 5, 8)), 0),  # type: ignore[arg-type]  # on purpose
-    "k with other heads": lambda e: e.kv_write(zeros(1, 3, 8), zeros(2, 5, 8), 0),
-    "k past the end": lambda e: e.kv_write(zeros(3, 2, 8), zeros(2, 5, 8), 3),
-    "k before the start": lambda e: e.kv_write(zeros(3, 2, 8), zeros(2, 5, 8), -1),
-    "k in a part of a cache": lambda e: e.kv_write(zeros(1, 2, 8), zeros(2, 10, 8)[:, ::2], 0),
+    "a double cache": lambda e: write(e, cache=np.zeros((2, 5, 8))),  # type: ignore[arg-type]  # on purpose
+    "k with other heads": lambda e: write(e, heads=3),
+    "k past the end": lambda e: write(e, n=3, start=3),
+    "k before the start": lambda e: write(e, start=-1),
+    "k in a part of a cache": lambda e: write(e, cache=zeros(2, 10, 8)[:, ::2]),
+    "v of other rows": lambda e: e.kv_write(zeros(1, 2, 8), zeros(2, 2, 8), ((zeros(2, 5, 8), zeros(2, 5, 8), 0, 1),)),
+    "spans of fewer rows": lambda e: e.kv_write(zeros(1, 2, 8), zeros(1, 2, 8), ()),
+    "spans of more rows": lambda e: e.kv_write(
+        zeros(1, 2, 8), zeros(1, 2, 8), ((zeros(2, 5, 8), zeros(2, 5, 8), 0, 2),)
+    ),
+    "a span of -1 rows": lambda e: e.kv_write(
+        zeros(1, 2, 8), zeros(1, 2, 8), ((zeros(2, 5, 8), zeros(2, 5, 8), 0, -1),)
+    ),
+    "a span without n": lambda e: e.attention(zeros(1, 2, 8), ((zeros(2, 5, 8),),), 1, 0, 0, zeros(1, 2, 8)),  # type: ignore[arg-type]  # on purpose
 }
 
 

@@ -126,7 +126,7 @@ def test_rows_that_do_not_fit_each_other_are_refused_before_anything_is_written(
     start = shape[0] if name == "start" else 0
     with pytest.raises(ValueError, match=r"\w"):
         Kernels(1).rotated_attention(
-            q, k, v, Rope(RopeKind.NORM, 32, cos, sin), k_cache, v_cache, start, AttentionRule(1.0), out
+            q, k, v, Rope(RopeKind.NORM, 32, cos, sin), [(k_cache, v_cache, start, 2)], AttentionRule(1.0), out
         )
     assert np.all(q == 1)
     assert not k_cache.any()

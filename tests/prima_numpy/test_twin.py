@@ -24,12 +24,12 @@ every_variant = pytest.mark.parametrize("native", [NativeOps(Kernels(2, v)) for 
 
 
 def attend(ops: ReferenceOps, rule: AttentionRule, type: KvType, head_dim: int) -> list[FloatArray]:
-    """150 positions in three chunks: six heads share two."""
-    q, k, v = (random_rows(150, n * head_dim, seed=n) for n in (6, 2, 3))
+    """290 positions in three chunks, the last into a second segment: six heads share two."""
+    q, k, v = (random_rows(290, n * head_dim, seed=n) for n in (6, 2, 3))
     kv = ops.kv_cache(Slice((Layers(0, 1),), kv_type=type), n_kv_heads=2, head_dim=head_dim)
-    kv.begin(Layers(0, 1), Step((), (KvOp(KvKind.OPEN, 0, capacity=200),)))
+    kv.begin(Layers(0, 1), Step((), (KvOp(KvKind.OPEN, 0, capacity=300),)))
     results = []
-    for start, stop in ((0, 70), (70, 71), (71, 150)):
+    for start, stop in ((0, 70), (70, 71), (71, 290)):
         at = kv.begin(Layers(0, 1), Step((Chunk(0, start, stop - start),)))
         results.append(ops.attention(q[start:stop], k[start:stop], v[start:stop, : 2 * head_dim].copy(), 0, at, rule))
     return results

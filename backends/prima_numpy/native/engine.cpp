@@ -7,19 +7,8 @@ namespace prima {
 
 namespace {
 
-// Below so many elements, or products of a matrix, waking a thread costs more than it brings (10-20 us of work).
-constexpr int64_t kSmallWork = 64 * 1024, kSmallProduct = 256 * 1024;
-// Enough tasks per thread that one slowed by a neighbour is not waited for long, few enough that streams stay long.
-constexpr int64_t kTasksPerThread = 6;
-
-template <class T>
-T* grow(std::unique_ptr<T[]>& blocks, int64_t& have, int64_t want) {
-    if (have < want) {
-        blocks.reset(new T[size_t(want)]);
-        have = want;
-    }
-    return blocks.get();
-}
+// kSmallWork in products of a matrix.
+constexpr int64_t kSmallProduct = 256 * 1024;
 
 // How many rows, and groups of 16 side by side, of n activation rows the products with blocks of `block` need.
 struct Need {
@@ -222,31 +211,18 @@ void Engine::add(const float* x, const float* y, int64_t n, float* out) {
     });
 }
 
-void Engine::attention(const float* q, const Cache& cache, int64_t n, int64_t n_heads, int64_t start,
-                       const AttentionRule& rule, float* out) {
-    const int64_t n_kv_heads = cache.shape.n_kv_heads, head_dim = cache.shape.head_dim;
-    const int64_t group = n_heads / n_kv_heads;
-    const int64_t n_seen = rule.window > 0 ? std::min(rule.window, start + n) : start + n;
-    // Head by head, so that neighbouring tasks read the same K and V.
-    spread(n * n_kv_heads, n_seen * group * head_dim, [&](int64_t i0, int64_t i1) {
-        for (int64_t i = i0; i < i1; ++i) {
-            const int64_t kv_head = i / n, row = i % n;
-            const int64_t offset = (row * n_heads + kv_head * group) * head_dim;
-            table_.attend(q + offset, cache, kv_head, group, start + row + 1, rule, out + offset);
-        }
-    });
-}
-
-void Engine::kv_write(const float* k, int64_t n, int64_t start, const CacheShape& shape, uint8_t* cache) {
-    const int64_t n_kv_heads = shape.n_kv_heads, head_dim = shape.head_dim;
-    spread(n, n_kv_heads * head_dim, [&](int64_t t0, int64_t t1) {
-        for (int64_t t = t0; t < t1; ++t) {
-            for (int64_t h = 0; h < n_kv_heads; ++h) {
-                uint8_t* row = cache + (h * shape.capacity + start + t) * shape.row_bytes;
-                table_.store_row(shape.type, k + (t * n_kv_heads + h) * head_dim, head_dim, row);
+void Engine::kv_write(const std::vector<Sequence>& sequences, const float* k, const float* v) {
+    for (const Sequence& s : sequences) {
+        const int64_t n_heads = s.shape.n_kv_heads, dim = s.shape.head_dim;
+        spread(s.n, 2 * n_heads * dim, [&](int64_t t0, int64_t t1) {
+            for (int64_t i = t0 * n_heads; i < t1 * n_heads; ++i) {
+                const int64_t from = (s.first * n_heads + i) * dim;
+                const int64_t to = (i % n_heads * s.shape.capacity + s.start + i / n_heads) * s.shape.row_bytes;
+                table_.store_row(s.shape.type, k + from, dim, s.k + to);
+                table_.store_row(s.shape.type, v + from, dim, s.v + to);
             }
-        }
-    });
+        });
+    }
 }
 
 }  // namespace prima

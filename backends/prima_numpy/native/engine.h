@@ -24,6 +24,33 @@ struct Norm {
     float eps = 0.0f;
 };
 
+// Rows [first, first + n) of a call stand at positions start.. of a sequence.
+struct Sequence {
+    uint8_t* k;
+    uint8_t* v;
+    CacheShape shape;
+    int64_t first;
+    int64_t n;
+    int64_t start;
+};
+
+// Below so many elements waking a thread costs more than it brings (10-20 us of work).
+constexpr int64_t kSmallWork = 64 * 1024;
+// Enough tasks per thread that one slowed by a neighbour is not waited for long, few enough that streams stay long.
+constexpr int64_t kTasksPerThread = 6;
+
+// Scratch memory for so many, with any content.
+template <class T>
+T* grow(std::unique_ptr<T[]>& memory, int64_t& have, int64_t want) {
+    if (have < want) {
+        memory.reset(new T[size_t(want)]);
+        have = want;
+    }
+    return memory.get();
+}
+
+struct AttendingRun;  // some segments of queries that attend together
+
 class Engine {
 public:
     Engine(int n_threads, const Table& table) : table_(table), pool_(n_threads) {}
@@ -47,11 +74,12 @@ public:
     void swiglu(const float* gate, const float* up, int64_t n, float* out);
     void geglu(const float* gate, const float* up, int64_t n, float* out);
     void add(const float* x, const float* y, int64_t n, float* out);
-    // Row i attends to those of positions 0..start + i that the rule lets it see.
-    void attention(const float* q, const Cache& cache, int64_t n, int64_t n_heads, int64_t start,
-                   const AttentionRule& rule, float* out);
-    // k [n, n_kv_heads, head_dim] to positions start.. of a cache.
-    void kv_write(const float* k, int64_t n, int64_t start, const CacheShape& shape, uint8_t* cache);
+    // Rows of q and out [n_heads, head_dim]. Row i of a sequence attends to those of its positions 0..start + i that the
+    // rule lets it see. Sequences have heads of one width.
+    void attention(const std::vector<Sequence>& sequences, const float* q, int64_t n_heads, const AttentionRule& rule,
+                   float* out);
+    // Rows of k and v [n_kv_heads, head_dim] to positions start.. of the sequences.
+    void kv_write(const std::vector<Sequence>& sequences, const float* k, const float* v);
 
     // Reads all bytes in the way the products do (several distant streams, prefetched): how fast memory can be.
     uint64_t read(const uint8_t* data, int64_t n_bytes);
@@ -62,6 +90,7 @@ private:
     std::vector<Activations> prepare(const std::vector<Product>& products, const std::vector<Group>& groups,
                                      const float* x, int64_t cols, const Norm& norm);
     void run(const std::vector<Job>& jobs);
+    void attend_apart(const std::vector<AttendingRun>& runs, const AttentionRule& rule);
     void gated(Gating kernel, const float* gate, const float* up, int64_t n, float* out);
 
     const Table& table_;
@@ -71,8 +100,10 @@ private:
     std::unique_ptr<Block8[]> blocks_8_;
     std::unique_ptr<SixteenK[]> sixteens_k_;
     std::unique_ptr<Sixteen8[]> sixteens_8_;
-    std::unique_ptr<float[]> normed_;
-    int64_t n_blocks_k_ = 0, n_blocks_8_ = 0, n_sixteens_k_ = 0, n_sixteens_8_ = 0, n_normed_ = 0;
+    std::unique_ptr<float[]> normed_, sums_;
+    std::unique_ptr<Softmax[]> parts_;
+    int64_t n_blocks_k_ = 0, n_blocks_8_ = 0, n_sixteens_k_ = 0, n_sixteens_8_ = 0, n_normed_ = 0, n_sums_ = 0;
+    int64_t n_parts_ = 0;
 };
 
 }  // namespace prima

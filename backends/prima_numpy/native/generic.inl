@@ -309,6 +309,7 @@ uint64_t read(const uint8_t* data, int64_t n_lines) {
     return sums[0] + sums[1] + sums[2] + sums[3];
 }
 
+#include "kv_rows.inl"
 #include "attention.inl"
 
 constexpr Table make_table(const char* name, const Matrices& matrices) {
@@ -322,6 +323,7 @@ constexpr Table make_table(const char* name, const Matrices& matrices) {
             gated<gelu>,
             add,
             attend,
+            merge,
             store_row,
             read,
             nullptr,

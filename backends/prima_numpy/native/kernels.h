@@ -123,6 +123,25 @@ struct AttentionRule {
     int64_t window = 0;
 };
 
+// Attention goes by segments of so many positions, counted from 0, and takes so many queries at once at most.
+constexpr int64_t kSegment = 256;
+constexpr int64_t kQueries = 32;
+
+// Consecutive rows of a sequence, the first at `position`, and the heads of one group, or a part of it: at most kQueries.
+struct Queries {
+    const float* q = nullptr;  // of the first row and head
+    int64_t row_stride = 0;    // floats from row to row
+    int64_t n_rows = 0;
+    int64_t n_heads = 0;
+    int64_t kv_head = 0;
+    int64_t position = 0;
+};
+
+// The largest score so far, and the sum of weights e^(score - top).
+struct Softmax {
+    float top, sum;
+};
+
 struct Table {
     const char* name;
     Matrices matrices;
@@ -135,10 +154,12 @@ struct Table {
     void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);
     void (*geglu)(const float* gate, const float* up, int64_t n, float* out);
     void (*add)(const float* x, const float* y, int64_t n, float* out);
-    // One row and K/V head: `group` query heads of head_dim at q, attending to those of positions 0..n_positions that
-    // the rule lets the last one see.
-    void (*attend)(const float* q, const Cache& cache, int64_t kv_head, int64_t group, int64_t n_positions,
-                   const AttentionRule& rule, float* out);
+    // Attention by all segments that the rows may see: s0..s1. With `parts`, each segment's apart, to be merged:
+    // sums [segments, n_rows, out_stride] to `out`, and to `parts` [segments, n_rows * n_heads].
+    void (*attend)(const Queries& queries, const Cache& cache, const AttentionRule& rule, int64_t s0, int64_t s1,
+                   float* out, int64_t out_stride, Softmax* parts);
+    // A query's result from n segments computed apart: sums [n, dim] and parts [n], `stride` queries apart.
+    void (*merge)(const float* sums, const Softmax* parts, int64_t n, int64_t stride, int64_t dim, float* out);
     // x [n] as a row of K or V.
     void (*store_row)(KvType type, const float* x, int64_t n, uint8_t* out);
     // Reads lines of 64 bytes in the way dot_rows does, four distant streams; the sum is there to be used.

@@ -1,6 +1,8 @@
 // `Lanes` (see lanes_portable.h) as four NEON registers. Included inside the variant's namespace.
 
 constexpr int kFloatTile = 2, kFloatWideTile = 2;  // 4 totals of four registers each, of 32
+constexpr int kScorePositions = 1;
+constexpr int kValueVectors = 1;
 
 struct Lanes {
     float32x4_t v[4];
@@ -37,9 +39,19 @@ struct Lanes {
         for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(v[i])));
     }
     float sum() const {
-        const float32x4_t four = vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]));
+        const float32x4_t four = fours();
         const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
         return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+    }
+    float32x4_t fours() const { return vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3])); }
+    static float32x4_t twos(const float* p) {
+        const float32x4_t a = load(p).fours(), b = load(p + 16).fours();
+        return vaddq_f32(vcombine_f32(vget_low_f32(a), vget_low_f32(b)), vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
+    }
+    static Lanes sums(const float* p) {
+        Lanes r;
+        for (int i = 0; i < 4; ++i) r.v[i] = vpaddq_f32(twos(p + 64 * i), twos(p + 64 * i + 32));
+        return r;
     }
     Lanes power_of_two() const {
         Lanes r;

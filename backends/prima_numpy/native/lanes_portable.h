@@ -2,6 +2,8 @@
 // against them. max(a, b) is b when either is NaN, as on x86. Included inside a variant's namespace.
 
 constexpr int kFloatTile = 4, kFloatWideTile = 4;
+constexpr int kScorePositions = 1;  // rows of K by four queries at once
+constexpr int kValueVectors = 1;    // Lanes of a row of V by four queries at once
 
 struct Lanes {
     float v[16];
@@ -42,6 +44,12 @@ struct Lanes {
         for (int i = 0; i < 4; ++i) s[i] = s[i] + s[i + 4];
         for (int i = 0; i < 2; ++i) s[i] = s[i] + s[i + 2];
         return s[0] + s[1];
+    }
+    // Lane l: the sum() of the l-th 16 of 16 * 16 floats.
+    static Lanes sums(const float* p) {
+        Lanes r;
+        for (int i = 0; i < 16; ++i) r.v[i] = load(p + 16 * i).sum();
+        return r;
     }
     // 2^k, where the lane is k + 1.5 * 2^23: the integer sits in the low bits of the mantissa.
     Lanes power_of_two() const {

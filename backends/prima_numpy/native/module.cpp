@@ -242,83 +242,105 @@ void add(Engine& engine, const In& x, const In& y, const Out& out) {
     engine.add(static_cast<const float*>(x.data()), ys, n * dim, result);
 }
 
+// Spans are (k_cache, v_cache, start, n): the next n rows of a call stand at positions start.. of a sequence. The tuple
+// holds references to the caches until the call returns.
+std::vector<Sequence> sequences(nb::tuple spans, int64_t n_rows, int64_t head_dim) {
+    std::vector<Sequence> all;
+    all.reserve(spans.size());
+    int64_t first = 0;
+    for (nb::handle item : spans) {
+        if (!nb::isinstance<nb::tuple>(item) || nb::len(item) != 4) {
+            refuse("spans: each is (k_cache, v_cache, start, n)");
+        }
+        const auto fields = nb::borrow<nb::tuple>(item);
+        const auto k = field<Out>(fields[0], "k_cache", "a writable array");
+        const auto v = field<Out>(fields[1], "v_cache", "a writable array");
+        const CacheShape shape = cache_shape(k, "k_cache", head_dim), other = cache_shape(v, "v_cache", head_dim);
+        if (shape.type != other.type) refuse("k_cache and v_cache: different types");
+        if (shape.n_kv_heads != other.n_kv_heads || shape.capacity != other.capacity) {
+            refuse("k_cache and v_cache: different shapes");
+        }
+        const auto start = field<int64_t>(fields[2], "start", "an integer");
+        const auto n = field<int64_t>(fields[3], "n", "an integer");
+        if (n < 0 || n > n_rows - first) refuse("spans: more rows than " + std::to_string(n_rows));
+        check_start(start, n, shape.capacity);
+        all.push_back({static_cast<uint8_t*>(k.data()), static_cast<uint8_t*>(v.data()), shape, first, n, start});
+        first += n;
+    }
+    if (first != n_rows) refuse("spans: " + std::to_string(first) + " of " + std::to_string(n_rows) + " rows");
+    return all;
+}
+
 struct Attention {
+    std::vector<Sequence> sequences;
     const float* q;
-    Cache cache;
-    int64_t n, n_heads, start;
+    int64_t n_heads;
     AttentionRule rule;
     float* out;
 
-    void run(Engine& engine) const { engine.attention(q, cache, n, n_heads, start, rule, out); }
+    void run(Engine& engine) const { engine.attention(sequences, q, n_heads, rule, out); }
 };
 
-template <class Queries, class Half>
-Attention attention_of(const Queries& q, const Half& k, const Half& v, int64_t start, const AttentionRule& rule,
-                       const Out& out) {
+template <class Rows>
+Attention attention_of(const Rows& q, nb::tuple spans, const AttentionRule& rule, const Out& out) {
     check_float(q, "q", 3);
     const int64_t n = int64_t(q.shape(0)), n_heads = int64_t(q.shape(1)), head_dim = int64_t(q.shape(2));
-    const CacheShape shape = cache_shape(k, "k_cache", head_dim), other = cache_shape(v, "v_cache", head_dim);
-    if (shape.type != other.type) refuse("k_cache and v_cache: different types");
-    if (shape.n_kv_heads != other.n_kv_heads || shape.capacity != other.capacity) {
-        refuse("k_cache and v_cache: different shapes");
+    const std::vector<Sequence> all = sequences(spans, n, head_dim);
+    for (const Sequence& s : all) {
+        const int64_t n_kv_heads = s.shape.n_kv_heads;
+        if (n_kv_heads == 0 || n_heads == 0 || n_heads % n_kv_heads != 0) {
+            refuse("q: " + std::to_string(n_heads) + " heads cannot share " + std::to_string(n_kv_heads) +
+                   " K/V heads");
+        }
     }
-    if (shape.n_kv_heads == 0 || n_heads % shape.n_kv_heads != 0) {
-        refuse("q: " + std::to_string(n_heads) + " heads cannot share " + std::to_string(shape.n_kv_heads) +
-               " K/V heads");
-    }
-    check_start(start, n, shape.capacity);
     if (!(rule.softcap >= 0)) refuse("softcap: " + std::to_string(rule.softcap));
     if (rule.window < 0) refuse("window: " + std::to_string(rule.window));
     float* result = output(out, "out", {n, n_heads, head_dim});
-    const Cache cache{static_cast<const uint8_t*>(k.data()), static_cast<const uint8_t*>(v.data()), shape};
-    return {static_cast<const float*>(q.data()), cache, n, n_heads, start, rule, result};
+    return {all, static_cast<const float*>(q.data()), n_heads, rule, result};
 }
 
-void attention(Engine& engine, const In& q, const In& k, const In& v, int64_t start, float scale, float softcap,
-               int64_t window, const Out& out) {
-    const Attention call = attention_of(q, k, v, start, {scale, softcap, window}, out);
+void attention(Engine& engine, const In& q, nb::tuple spans, float scale, float softcap, int64_t window,
+               const Out& out) {
+    const Attention call = attention_of(q, spans, {scale, softcap, window}, out);
     GilRelease release;
     call.run(engine);
 }
 
 struct Writing {
-    const float* k;
-    int64_t n, start;
-    CacheShape shape;
-    uint8_t* cache;
+    std::vector<Sequence> sequences;
+    const float *k, *v;
 
-    void run(Engine& engine) const { engine.kv_write(k, n, start, shape, cache); }
+    void run(Engine& engine) const { engine.kv_write(sequences, k, v); }
 };
 
 template <class Rows>
-Writing writing(const Rows& k, const char* name, const Out& cache, int64_t start) {
-    check_float(k, name, 3);
-    const int64_t n = int64_t(k.shape(0)), n_kv_heads = int64_t(k.shape(1));
-    const CacheShape shape = cache_shape(cache, "cache", int64_t(k.shape(2)));
-    if (shape.n_kv_heads != n_kv_heads) {
-        refuse(std::string(name) + ": " + std::to_string(n_kv_heads) + " heads for a cache of " +
-               std::to_string(shape.n_kv_heads));
+Writing writing(const Rows& k, const In& v, nb::tuple spans) {
+    check_float(k, "k", 3);
+    const int64_t n = int64_t(k.shape(0)), n_kv_heads = int64_t(k.shape(1)), head_dim = int64_t(k.shape(2));
+    const float* values = input(v, "v", {n, n_kv_heads, head_dim});
+    const std::vector<Sequence> all = sequences(spans, n, head_dim);
+    for (const Sequence& s : all) {
+        if (s.shape.n_kv_heads != n_kv_heads) {
+            refuse("k: " + std::to_string(n_kv_heads) + " heads for a cache of " + std::to_string(s.shape.n_kv_heads));
+        }
     }
-    check_start(start, n, shape.capacity);
-    return {static_cast<const float*>(k.data()), n, start, shape, static_cast<uint8_t*>(cache.data())};
+    return {all, static_cast<const float*>(k.data()), values};
 }
 
-void kv_write(Engine& engine, const In& k, const Out& cache, int64_t start) {
-    const Writing call = writing(k, "k", cache, start);
+void kv_write(Engine& engine, const In& k, const In& v, nb::tuple spans) {
+    const Writing call = writing(k, v, spans);
     GilRelease release;
     call.run(engine);
 }
 
 void rotated_attention(Engine& engine, const Out& q, const Out& k, const In& v, const In& cos, const In& sin, bool neox,
-                       const Out& k_cache, const Out& v_cache, int64_t start, float scale, float softcap,
-                       int64_t window, const Out& out) {
+                       nb::tuple spans, float scale, float softcap, int64_t window, const Out& out) {
     const Rotation turns[] = {rotation(q, "q", cos, sin, neox), rotation(k, "k", cos, sin, neox)};
-    const Writing writes[] = {writing(k, "k", k_cache, start), writing(v, "v", v_cache, start)};
-    const Attention call = attention_of(q, k_cache, v_cache, start, {scale, softcap, window}, out);
-    if (writes[1].n != call.n) refuse("v: " + std::to_string(writes[1].n) + " rows for " + std::to_string(call.n));
+    const Writing write = writing(k, v, spans);
+    const Attention call = attention_of(q, spans, {scale, softcap, window}, out);
     GilRelease release;
     for (const Rotation& turn : turns) turn.run(engine);
-    for (const Writing& write : writes) write.run(engine);
+    write.run(engine);
     call.run(engine);
 }
 
@@ -393,11 +415,10 @@ NB_MODULE(_kernels, m) {
         .def("swiglu", &gated<&Engine::swiglu>, "gate"_a, "up"_a, "out"_a)
         .def("geglu", &gated<&Engine::geglu>, "gate"_a, "up"_a, "out"_a)
         .def("add", &add, "x"_a, "y"_a, "out"_a)
-        .def("attention", &attention, "q"_a, "k_cache"_a, "v_cache"_a, "start"_a, "scale"_a, "softcap"_a,
-             "window"_a, "out"_a)
-        .def("rotated_attention", &rotated_attention, "q"_a, "k"_a, "v"_a, "cos"_a, "sin"_a, "neox"_a, "k_cache"_a,
-             "v_cache"_a, "start"_a, "scale"_a, "softcap"_a, "window"_a, "out"_a)
-        .def("kv_write", &kv_write, "k"_a, "cache"_a, "start"_a)
+        .def("attention", &attention, "q"_a, "spans"_a, "scale"_a, "softcap"_a, "window"_a, "out"_a)
+        .def("rotated_attention", &rotated_attention, "q"_a, "k"_a, "v"_a, "cos"_a, "sin"_a, "neox"_a, "spans"_a,
+             "scale"_a, "softcap"_a, "window"_a, "out"_a)
+        .def("kv_write", &kv_write, "k"_a, "v"_a, "spans"_a)
         .def("read", &read_bytes, "data"_a);
     nb::class_<Held>(m, "Matrix")
         .def("__init__", &hold, "engine"_a, "type"_a, "data"_a, "rows"_a, "cols"_a, "bias"_a.none());

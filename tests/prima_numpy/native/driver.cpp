@@ -210,15 +210,15 @@ void attention(Engine& engine, Case& c) {
     rule.softcap = c.real();
     rule.window = window;
     check_start(start, n, shape);
-    if (n_heads % shape.n_kv_heads != 0 || window < 0) refuse("heads or window");
+    if (n_heads == 0 || n_heads % shape.n_kv_heads != 0 || window < 0) refuse("heads or window");
     const float* q = c.buffer<float>(n * n_heads * shape.head_dim);
-    const uint8_t* k = c.buffer<uint8_t>(n_bytes(shape));
-    const uint8_t* v = c.buffer<uint8_t>(n_bytes(shape));
+    auto* k = const_cast<uint8_t*>(c.buffer<uint8_t>(n_bytes(shape)));  // attention only reads
+    auto* v = const_cast<uint8_t*>(c.buffer<uint8_t>(n_bytes(shape)));
     float* out = c.result<float>(n * n_heads * shape.head_dim);
-    engine.attention(q, {k, v, shape}, n, n_heads, start, rule, out);
+    engine.attention({{k, v, shape, 0, n, start}}, q, n_heads, rule, out);
 }
 
-// a cache's shape, n, start; k, the cache before
+// a cache's shape, n, start; k, the cache before; v is k, in a cache of its own
 void kv_write(Engine& engine, Case& c) {
     const CacheShape shape = cache_shape(c);
     const int64_t n = c.size(), start = c.size();
@@ -227,7 +227,9 @@ void kv_write(Engine& engine, Case& c) {
     const uint8_t* before = c.buffer<uint8_t>(n_bytes(shape));
     uint8_t* cache = c.result<uint8_t>(n_bytes(shape));
     std::memcpy(cache, before, size_t(n_bytes(shape)));
-    engine.kv_write(k, n, start, shape, cache);
+    std::vector<uint8_t> values(cache, cache + n_bytes(shape));
+    engine.kv_write({{cache, values.data(), shape, 0, n, start}}, k, k);
+    if (std::memcmp(cache, values.data(), values.size()) != 0) refuse("K and V written differently");
 }
 
 // The usable variants, best first, and on a second line the features of the CPU.
