@@ -48,7 +48,7 @@ TABLE = (
     Setting("parallel", ("--parallel",), _POSITIVE, 4, "KV room for so many full contexts."),
     Setting("context_shift", ("--context-shift",), click.BOOL, False, "When the context is full, forget its older half and go on."),
     Setting("queue", ("--queue",), _POSITIVE, 512, "Requests that may wait; more are refused (503)."),
-    Setting("chunk", ("--chunk",), click.IntRange(1, 4096), None, "Prompt tokens per prefill step.  [default: 64; with a GPU: 512]"),
+    Setting("chunk", ("--chunk",), click.IntRange(1, 4096), None, "Prompt tokens per prefill step.  [default: 64; one node: 128; with a GPU: 512]"),
     Setting("nodes", ("--nodes",), click.IntRange(1, 64), 1, "Local node processes, this one counted."),
     Setting("wait", ("--wait",), _POSITIVE, 1, "Wait for so many nodes, this one counted, before the first plan."),
     Setting("plan", ("--plan",), _FILE, None, "Use this plan file instead of a solver."),

@@ -77,7 +77,7 @@ class ChatTemplate:
         if name != DEFAULT_TEMPLATE:
             known = ", ".join(sorted(tokenizer.chat_templates)) or "none"
             raise ConfigError(f"the model has no chat template {name!r:.80}", hint=f"it has {known}")
-        has_chatml = tokenizer.find("<|im_start|>") is not None
+        has_chatml = tokenizer.find_special("<|im_start|>") is not None
         return cls(CHATML if has_chatml else None, bos if tokenizer.add_bos else "", eos)
 
     def knows(self, role: str) -> bool:

@@ -25,10 +25,19 @@ _C_SPACE = re.compile(r"[ \t\n\v\f\r]*")  # C's isspace, as in llama.cpp
 
 
 class Tokenizer:
-    """A model's tokenizer. Immutable; any thread may use it."""
+    """A model's tokenizer. Immutable; any thread may use it.
+
+    `eos_id` is the file's own end token; generation ends at any of `eos_ids`: eos, eot, eom and control tokens with a
+    well-known name such as <|im_end|>. `chat_templates`: the file's Jinja sources by name; "default" is the one without
+    a name; empty where there are none.
+    """
 
     def __init__(self, vocabulary: Vocabulary, coding: Coding, *, add_bos: bool, add_eos: bool) -> None:
-        self._vocabulary = vocabulary
+        # The vocabulary itself is not kept: a hundred thousand strings, which the coding has in a form of its own.
+        self.bos_id = vocabulary.bos_id
+        self.eos_id = vocabulary.eos_id
+        self.eos_ids = vocabulary.end_ids
+        self.chat_templates = vocabulary.chat_templates
         self._encode = coding.encode
         self._bytes = coding.table
         self._special = frozenset(vocabulary.of_kind(TokenKind.CONTROL, TokenKind.UNKNOWN).values())
@@ -59,25 +68,6 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return len(self._bytes)
 
-    @property
-    def bos_id(self) -> int | None:
-        return self._vocabulary.bos_id
-
-    @property
-    def eos_id(self) -> int | None:
-        """The file's own end token. Generation ends at any of `eos_ids`."""
-        return self._vocabulary.eos_id
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        """Every token that ends a turn: eos, eot, eom and control tokens with a well-known name such as <|im_end|>."""
-        return self._vocabulary.end_ids
-
-    @property
-    def chat_templates(self) -> Mapping[str, str]:
-        """The file's Jinja sources by name; "default" is the one without a name. Empty where there are none."""
-        return self._vocabulary.chat_templates
-
     def is_special(self, id: int) -> bool:
         """Whether the token is a control token, which stands for no text."""
         return id in self._special
@@ -86,9 +76,9 @@ class Tokenizer:
         """Whether the token is none of an answer's text: a control token that is no tag around a model's reasoning."""
         return id in self._silent
 
-    def find(self, text: str) -> int | None:
-        """The id of the token that the file spells exactly so, or None."""
-        return self._vocabulary.ids.get(text)
+    def find_special(self, text: str) -> int | None:
+        """The id of the control or user-defined token that the file spells exactly so, or None."""
+        return self._anywhere.ids.get(text)
 
     def encode(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Token ids of a text. Lone surrogates count as U+FFFD.

@@ -18,7 +18,7 @@ from prima_core.plan.problem import ModelFacts, Problem
 
 MAX_SEQUENCES = 64
 DEFAULT_CONTEXT = 8192
-CPU_CHUNK, GPU_CHUNK = 64, 512
+CPU_CHUNK, LONE_CPU_CHUNK, GPU_CHUNK = 64, 128, 512
 
 
 def model_facts(
@@ -89,8 +89,9 @@ class Planning:
 
 
 def room_of(plan: Plan, chunk_tokens: int | None, longest_chunk: int) -> Room:
-    """The engine's room. `chunk_tokens` None: more where a GPU computes, which unpacks its matrices for each
-    chunk; on a CPU longer ones gain little, and hold others up."""
+    """The engine's room. `chunk_tokens` None: more where a GPU computes, which unpacks its matrices for each chunk. On
+    a CPU longer ones gain less, and hold others up; where several nodes take turns, short ones keep all of them busy."""
     on_gpu = any(not is_cpu(need.device) for need in plan.residency)
-    chunk = chunk_tokens or (GPU_CHUNK if on_gpu else CPU_CHUNK)
+    is_alone = len({visit.node for visit in plan.visits}) == 1
+    chunk = chunk_tokens or (GPU_CHUNK if on_gpu else LONE_CPU_CHUNK if is_alone else CPU_CHUNK)
     return Room(plan.kv_tokens, min(chunk, longest_chunk), MAX_SEQUENCES)

@@ -74,10 +74,19 @@ def test_the_engines_room_is_the_plans() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "longest", "chunk"), [("a:cpu", 1000, 64), ("a:gpu:0", 1000, 512), ("a:gpu:0", 99, 99)]
+    ("device", "nodes", "longest", "chunk"),
+    [
+        ("a:cpu", ("head", "b"), 1000, 64),
+        ("a:cpu", ("head", "head"), 1000, 128),
+        ("a:gpu:0", ("head", "b"), 1000, 512),
+        ("a:gpu:0", ("head", "b"), 99, 99),
+    ],
 )
-def test_chunks_are_longer_where_a_gpu_computes(device: str, longest: int, chunk: int) -> None:
-    plan = Plan(1, "head", (Visit("head", 0, 1),), residency=(Residency("head", device, 1, 1),), kv_tokens=5)
+def test_chunks_are_longer_where_a_gpu_computes_or_one_node(
+    device: str, nodes: tuple[str, str], longest: int, chunk: int
+) -> None:
+    visits = tuple(Visit(node, i, i + 1) for i, node in enumerate(nodes))
+    plan = Plan(2, "head", visits, residency=(Residency("head", device, 2, 2),), kv_tokens=5)
     assert room_of(plan, None, longest).chunk_tokens == chunk
 
 
