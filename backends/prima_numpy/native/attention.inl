@@ -1,10 +1,10 @@
 // Attention to rows of K and V: part of generic.inl, which includes it after kv_rows.inl.
 //
 // Positions are walked in segments of kSegment, counted from 0. In each one all scores of a query come first, then
-// softmax, then the sum of the rows of V; the result is folded into that of the segments before. Segments may be computed
-// apart and folded later, in the same order, to the same bits, whatever the rows, threads or pieces of a prompt.
-// A score has 16 partial sums along the head, whose halves are added; the sum of weights has 16, by position; a column's
-// sum of values runs from the first position to the last.
+// softmax, then the sum of the rows of V; the result is folded into that of the segments before. Segments may be
+// computed apart and folded later, in the same order, to the same bits, whatever the rows, threads or pieces of a
+// prompt. A score has 16 partial sums along the head, whose halves are added; the sum of weights has 16, by position;
+// a column's sum of values runs from the first position to the last.
 
 // Positions of a segment that a query sees: none where begin == end.
 struct Seen {
@@ -162,7 +162,8 @@ constexpr float kLowest = -3.0e38f;
 inline Softmax soften(float* scores, Seen seen, float softcap) {
     const int begin = seen.begin / 16 * 16;
     if (softcap > 0) {
-        for (int j = begin; j < seen.end; j += 16) capped(Lanes::load(scores + j), Lanes::set(softcap)).store(scores + j);
+        const Lanes cap = Lanes::set(softcap);
+        for (int j = begin; j < seen.end; j += 16) capped(Lanes::load(scores + j), cap).store(scores + j);
     }
     fill_unseen(scores, seen, kLowest);
     Lanes tops = Lanes::set(kLowest);
@@ -303,7 +304,9 @@ void attend_segment(Desk& d, const uint8_t* k, const uint8_t* v, const CacheShap
             }
         }
     }
-    for (int i = 0; i < d.n; ++i) fold(d.states[i], soften(d.scores[i], d.seen[i], rule.softcap), d.fade[i], d.share[i]);
+    for (int i = 0; i < d.n; ++i) {
+        fold(d.states[i], soften(d.scores[i], d.seen[i], rule.softcap), d.fade[i], d.share[i]);
+    }
     int64_t c = 0;
     for (; c + kSlab <= dim; c += kSlab) sum_values<Row, kValueVectors>(d, v, stride, c, kSlab, seen, widens, next_k);
     for (; c < dim; c += 16) sum_values<Row, 1>(d, v, stride, c, dim - c < 16 ? dim - c : 16, seen, widens, next_k);

@@ -74,8 +74,8 @@ public:
     void swiglu(const float* gate, const float* up, int64_t n, float* out);
     void geglu(const float* gate, const float* up, int64_t n, float* out);
     void add(const float* x, const float* y, int64_t n, float* out);
-    // Rows of q and out [n_heads, head_dim]. Row i of a sequence attends to those of its positions 0..start + i that the
-    // rule lets it see. Sequences have heads of one width.
+    // Rows of q and out [n_heads, head_dim]. Row i of a sequence attends to those of its positions 0..start + i that
+    // the rule lets it see. Sequences have heads of one width.
     void attention(const std::vector<Sequence>& sequences, const float* q, int64_t n_heads, const AttentionRule& rule,
                    float* out);
     // Rows of k and v [n_kv_heads, head_dim] to positions start.. of the sequences.

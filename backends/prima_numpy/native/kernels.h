@@ -127,7 +127,8 @@ struct AttentionRule {
 constexpr int64_t kSegment = 256;
 constexpr int64_t kQueries = 32;
 
-// Consecutive rows of a sequence, the first at `position`, and the heads of one group, or a part of it: at most kQueries.
+// Consecutive rows of a sequence, the first at `position`, and the heads of one group, or a part of it: at most
+// kQueries.
 struct Queries {
     const float* q = nullptr;  // of the first row and head
     int64_t row_stride = 0;    // floats from row to row

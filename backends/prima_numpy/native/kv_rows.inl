@@ -1,7 +1,7 @@
 // Rows of K and V as they are kept: part of generic.inl, which includes it.
 
-// How values of a row of K or V become floats: N times 16 of them, from column c on, where c is a multiple of 16 * N and
-// N is 1 or a multiple of kStep, with which scales are looked at once; or fewer than 16. Each 16 lie in kBytes.
+// How values of a row of K or V become floats: N times 16 of them, from column c on, where c is a multiple of 16 * N
+// and N is 1 or a multiple of kStep, with which scales are looked at once; or fewer than 16. Each 16 lie in kBytes.
 template <class T>
 struct FloatRow {
     static constexpr int kStep = 1;

@@ -50,7 +50,8 @@ struct Lanes {
         }
         const auto twos = [&](int i, int j) {
             const __m256d a = _mm256_castps_pd(fours[i]), b = _mm256_castps_pd(fours[j]);
-            return _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+            return _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
+                                 _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
         };
         const __m256 a = twos(0, 1), b = twos(2, 3);
         return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));

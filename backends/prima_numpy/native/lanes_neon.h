@@ -46,7 +46,8 @@ struct Lanes {
     float32x4_t fours() const { return vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3])); }
     static float32x4_t twos(const float* p) {
         const float32x4_t a = load(p).fours(), b = load(p + 16).fours();
-        return vaddq_f32(vcombine_f32(vget_low_f32(a), vget_low_f32(b)), vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
+        return vaddq_f32(vcombine_f32(vget_low_f32(a), vget_low_f32(b)),
+                         vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
     }
     static Lanes sums(const float* p) {
         Lanes r;
