@@ -66,6 +66,7 @@ class Matrix:
 
     held: _kernels.Matrix
     rows: int
+    cols: int
 
 
 class Kernels:
@@ -124,7 +125,7 @@ class Kernels:
         from prima_numpy import _kernels
 
         rows, cols = weight.shape
-        return Matrix(_kernels.Matrix(self._engine, int(weight.type), weight.data, rows, cols, bias), rows)
+        return Matrix(_kernels.Matrix(self._engine, int(weight.type), weight.data, rows, cols, bias), rows, cols)
 
     def linear(
         self, weight: Weight, x: Float32s, bias: Float32s | None = None, out: Float32s | None = None
@@ -179,6 +180,12 @@ class Kernels:
         results = [np.empty((x.shape[0], stack.shape[1]), np.float32) for stack in stacks]
         self._engine.linear_experts(tuple(map(_stack, stacks, results)), x, experts, starts)
         return results
+
+    def rows(self, matrix: Matrix, ids: Int64s, out: Float32s | None = None) -> Float32s:
+        """Rows `ids` [n] as float32 [n, cols]: the bits of `dequantize_rows`. IndexError for one that is not there."""
+        result = np.empty((len(ids), matrix.cols), np.float32) if out is None else out
+        self._engine.rows(matrix.held, ids, result)
+        return result
 
     def rms_norm(self, x: Float32s, gain: Float32s, eps: float, out: Float32s | None = None) -> Float32s:
         """x [n, dim] / sqrt(mean(x^2) + eps) * gain [dim], row by row. `out` may be x."""

@@ -143,6 +143,9 @@ class NativeOps(ReferenceOps):
         held = self._kernels.matrix(weight, added) if len(weight.shape) == 2 else None
         return NativeMatrix(weight, added, held)
 
+    def embedding(self, table: Matrix, ids: Sequence[int]) -> FloatArray:
+        return self._kernels.rows(_held(table), np.asarray(ids, np.int64))
+
     def linear(self, x: FloatArray, matrix: Matrix) -> FloatArray:
         return self._kernels.products((_held(matrix),), x)[0]
 

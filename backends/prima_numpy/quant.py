@@ -47,7 +47,10 @@ def dequantize(type: GGUFType, data: Bytes, shape: tuple[int, ...]) -> Float32s:
 def dequantize_rows(weight: Weight, rows: Sequence[int] | NDArray[np.int64]) -> Float32s:
     """Rows of a matrix, [len(rows), cols] float32; only these are read. IndexError for a row that is not there."""
     n_rows, cols = weight.shape
-    picked = weight.data.reshape(n_rows, -1)[np.asarray(rows, np.int64)]
+    ids = np.asarray(rows, np.int64)
+    if np.any(ids < 0):  # numpy would count from the end
+        raise IndexError(f"row {ids.min()} of {n_rows}")
+    picked = weight.data.reshape(n_rows, -1)[ids]
     return np.array(dequantize(weight.type, picked.reshape(-1), (len(picked), cols)))
 
 

@@ -13,7 +13,7 @@ from prima_core.interfaces import Chunk, KvType, Weight
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_core.testing.randomblocks import write_units
 from prima_numpy.kv import Pass, Room, Stored, write
-from prima_numpy.quant import linear_int8
+from prima_numpy.quant import dequantize_rows, linear_int8
 from prima_numpy.twin import Int8Ops
 from tests.prima_numpy.blocks import QUANTISED, random_rows, random_stack, random_weight
 from tests.prima_numpy.native_driver import Case, bits_of
@@ -91,6 +91,17 @@ def expert_cases() -> Iterator[Case]:
         numbers = (int(type), 5, 21, 256, len(x), len(experts))
         buffers = (stack.data, x, np.array(experts), np.array(counts))
         yield Case(f"experts of {type.name}", "linear_experts", numbers, buffers, np.vstack(parts))
+
+
+def row_cases() -> Iterator[Case]:
+    """Rows as floats, of blocks of any bytes."""
+    rng, ids = np.random.default_rng(5), np.array([8, 0, 0, 3])
+    for type in GGUFType:
+        cols = ragged_cols(type)
+        size = 9 * cols // BLOCKS[type].n_weights * BLOCKS[type].n_bytes
+        weight = Weight("any", type, (9, cols), rng.integers(0, 256, size, np.uint8))
+        numbers = (int(type), 9, cols, len(ids))
+        yield Case(f"rows of {type.name}", "rows", numbers, (weight.data, ids), dequantize_rows(weight, ids))
 
 
 def elementwise_cases() -> Iterator[Case]:
@@ -175,5 +186,6 @@ def _room(type: KvType, head_dim: int) -> Room:
 
 
 def all_cases() -> list[Case]:
-    kinds = (product_cases, hostile_cases, expert_cases, elementwise_cases, rope_cases, attention_cases, kv_write_cases)
+    products = (product_cases, hostile_cases, expert_cases, row_cases)
+    kinds = (*products, elementwise_cases, rope_cases, attention_cases, kv_write_cases)
     return [case for cases in kinds for case in cases()]

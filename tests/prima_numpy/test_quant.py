@@ -38,9 +38,10 @@ def test_dequantised_rows_are_those_of_the_whole_in_the_asked_order(type: GGUFTy
     np.testing.assert_array_equal(dequantize_rows(weight, [8, 0, 0, 3]), whole[[8, 0, 0, 3]])
 
 
-def test_a_row_that_is_not_there_is_an_index_error() -> None:
+@pytest.mark.parametrize("row", [2, -1])
+def test_a_row_that_is_not_there_is_an_index_error(row: int) -> None:
     with pytest.raises(IndexError):
-        dequantize_rows(random_weight(GGUFType.Q8_0, rows=2, cols=32), [2])
+        dequantize_rows(random_weight(GGUFType.Q8_0, rows=2, cols=32), [row])
 
 
 def test_dequantised_rows_of_floats_do_not_point_into_the_map() -> None:

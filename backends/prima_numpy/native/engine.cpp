@@ -177,6 +177,14 @@ uint64_t Engine::read(const uint8_t* data, int64_t n_bytes) {
     return total;
 }
 
+void Engine::rows(int type, const uint8_t* data, int64_t cols, const int64_t* ids, int64_t n, float* out) {
+    const MatrixKernels& kernels = portable_table().matrices.of[type];
+    const size_t bytes = row_bytes(kernels, cols);
+    spread(n, 4 * cols, [&](int64_t t0, int64_t t1) {  // 1 to 5 us for 2048 weights
+        for (int64_t t = t0; t < t1; ++t) kernels.weights(data + size_t(ids[t]) * bytes, cols, out + t * cols);
+    });
+}
+
 void Engine::rms_norm(const float* x, const float* gain, int64_t n, int64_t dim, float eps, float* out) {
     spread(n, dim,
            [&](int64_t t0, int64_t t1) { table_.rms_norm(x + t0 * dim, gain, t1 - t0, dim, eps, out + t0 * dim); });

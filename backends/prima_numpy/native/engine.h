@@ -68,6 +68,8 @@ public:
     // The same with stacks of matrices [experts, rows, cols], of which each group of rows, in their order, takes one.
     void linear_experts(const std::vector<Product>& stacks, const std::vector<Group>& groups, const float* x,
                         int64_t cols);
+    // Rows `ids` [n] of a matrix with `cols` columns as floats.
+    void rows(int type, const uint8_t* data, int64_t cols, const int64_t* ids, int64_t n, float* out);
     void rms_norm(const float* x, const float* gain, int64_t n, int64_t dim, float eps, float* out);
     void rope(float* x, const float* cos, const float* sin, int64_t n, int64_t n_heads, int64_t head_dim, int64_t half,
               bool neox);

@@ -81,6 +81,9 @@ using DotRows = void (*)(const uint8_t* const rows[4], const Activations& a, int
 using DotPanel = void (*)(const uint8_t* rows, size_t row_bytes, int n_rows, const Activations& a, float* out,
                           int64_t out_stride);
 
+// The weights of a row of a matrix: `dequantize` of prima_numpy/quant.py, bit for bit.
+using RowWeights = void (*)(const uint8_t* row, int64_t cols, float* out);
+
 constexpr int kTogether = 4;  // activation rows that `rows` takes at once, at most
 
 struct MatrixKernels {
@@ -90,6 +93,7 @@ struct MatrixKernels {
     int block_weights = 0;     // 1: floats, else 32 or 256
     int block_bytes = 0;
     int panel_rows = kPanelRows;
+    RowWeights weights = nullptr;  // the portable variant's alone, which all use: it is for a row or so a token
 };
 
 // By the number of the type; without `rows[0]` where a type is not supported.

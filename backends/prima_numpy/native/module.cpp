@@ -7,6 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -26,6 +27,7 @@ constexpr int64_t kMaxThreads = 1024;
 struct Matrix {
     Product product;  // without `out`
     int64_t cols;
+    int type;
 };
 
 // A matrix that was checked once, as Python holds it; it keeps its arrays alive.
@@ -54,7 +56,7 @@ Matrix matrix(const Engine& engine, int type, const In& data, int64_t rows, int6
     }
     const size_t alignment = info->block_weights == 1 ? size_t(info->block_bytes) : 1;
     if (reinterpret_cast<uintptr_t>(data.data()) % alignment != 0) refuse("data: not aligned");
-    return {{info, static_cast<const uint8_t*>(data.data()), rows, nullptr, nullptr}, cols};
+    return {{info, static_cast<const uint8_t*>(data.data()), rows, nullptr, nullptr}, cols, type};
 }
 
 template <class T>
@@ -84,6 +86,22 @@ Product product_of(const Held& held, const Out& out, int64_t n, int64_t cols) {
 Norm norm_of(nb::object gain, float eps, int64_t cols) {
     if (gain.is_none()) return {};
     return {input(field<In>(gain, "gain", "an array"), "gain", {cols}), eps};
+}
+
+void matrix_rows(Engine& engine, const Held& held, const In& ids, const Out& out) {
+    if (ids.dtype() != nb::dtype<int64_t>()) refuse("ids: not int64");
+    check_layout(ids, "ids", 1);
+    const int64_t n = int64_t(ids.shape(0)), cols = held.matrix.cols;
+    float* result = output(out, "out", {n, cols});
+    std::vector<int64_t> checked(static_cast<size_t>(n));  // which nobody changes once the GIL is released
+    if (n != 0) std::memcpy(checked.data(), ids.data(), checked.size() * sizeof(int64_t));
+    for (const int64_t id : checked) {
+        if (id >= 0 && id < held.matrix.product.rows) continue;
+        throw nb::index_error(("ids: " + std::to_string(id) + " of " + std::to_string(held.matrix.product.rows) +
+                               " rows").c_str());
+    }
+    GilRelease release;
+    engine.rows(held.matrix.type, held.matrix.product.data, cols, checked.data(), n, result);
 }
 
 struct Stack {
@@ -410,6 +428,7 @@ NB_MODULE(_kernels, m) {
         .def("gated_linear", &gated_linear, "gate"_a, "up"_a, "is_gelu"_a, "x"_a, "gain"_a.none(), "eps"_a, "out"_a,
              "up_out"_a)
         .def("linear_experts", &linear_experts, "stacks"_a, "x"_a, "experts"_a, "starts"_a)
+        .def("rows", &matrix_rows, "matrix"_a, "ids"_a, "out"_a)
         .def("rms_norm", &rms_norm, "x"_a, "gain"_a, "eps"_a, "out"_a)
         .def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "neox"_a)
         .def("swiglu", &gated<&Engine::swiglu>, "gate"_a, "up"_a, "out"_a)

@@ -49,12 +49,32 @@ struct Unpacked {
         return term(x.scale, dot_run<kQ8Block>(codes, x.q) - B::kOffset * x.sum, x.sum);
     }
 
+    // Multiplied in the order of ggml's reference.
+    void weights(float* out) const {
+        if constexpr (B::kWeights == kKBlock) {
+            constexpr int size = kKBlock / B::kGroups;
+            for (int j = 0; j < B::kGroups; ++j) {
+                const float low = B::kHasMinima ? dmin * float(minima[j]) : 0.0f;
+                weigh<size>(codes + size * j, d * float(scales[j]), low, out + size * j);
+            }
+        } else {
+            weigh<kQ8Block>(codes, d, dmin, out);
+        }
+    }
+
 private:
     template <int n>
     static int32_t dot_run(const Code* w, const int8_t* x) {
         int32_t sum = 0;
         for (int i = 0; i < n; ++i) sum += int32_t(w[i]) * int32_t(x[i]);
         return sum;
+    }
+    template <int n>
+    static void weigh(const Code* w, float step, float low, float* out) {
+        for (int i = 0; i < n; ++i) {
+            out[i] = step * float(int32_t(w[i]) - B::kOffset);
+            if constexpr (B::kHasMinima) out[i] -= low;
+        }
     }
     float term(float x_scale, int32_t sum, int32_t low) const {
         if constexpr (B::kHasMinima) {
@@ -89,11 +109,38 @@ void dot_panel(const uint8_t* rows, size_t row_bytes, int n_rows, const Activati
 }
 
 template <class B>
+void row_weights(const uint8_t* row, int64_t cols, float* out) {
+    for (int64_t b = 0; b < cols / B::kWeights; ++b) {
+        Unpacked<B>(row + b * B::kBytes).weights(out + b * B::kWeights);
+    }
+}
+
+void row_of_f32(const uint8_t* row, int64_t cols, float* out) { std::memcpy(out, row, size_t(cols) * sizeof(float)); }
+
+void row_of_f16(const uint8_t* row, int64_t cols, float* out) {
+    for (int64_t i = 0; i < cols; ++i) out[i] = half_at(row + 2 * i);
+}
+
+void row_of_bf16(const uint8_t* row, int64_t cols, float* out) {
+    for (int64_t i = 0; i < cols; ++i) out[i] = float_of_bits(uint32_t(load_u16(row + 2 * i)) << 16);
+}
+
+template <class B>
 struct Quantised {
-    static constexpr MatrixKernels kernels() { return {{dot_rows<B>}, dot_panel<B>, 2, B::kWeights, B::kBytes}; }
+    static constexpr MatrixKernels kernels() {
+        return {{dot_rows<B>}, dot_panel<B>, 2, B::kWeights, B::kBytes, kPanelRows, row_weights<B>};
+    }
 };
 
-constexpr Table kTable = make_table("portable", all_matrices<Quantised>());
+constexpr Matrices matrices() {
+    Matrices m = all_matrices<Quantised>();
+    m.of[int(Type::F32)].weights = row_of_f32;
+    m.of[int(Type::F16)].weights = row_of_f16;
+    m.of[int(Type::BF16)].weights = row_of_bf16;
+    return m;
+}
+
+constexpr Table kTable = make_table("portable", matrices());
 
 }  // namespace
 }  // namespace portable

@@ -157,6 +157,17 @@ void linear_experts(Engine& engine, Case& c) {
     engine.linear_experts({{&kernels, data, rows, nullptr, c.result<float>(n * rows)}}, groups, x, cols);
 }
 
+// type, rows, cols, n; weights, ids
+void rows(Engine& engine, Case& c) {
+    const int64_t type = c.size(), rows = c.size(), cols = c.size(), n = c.size();
+    const uint8_t* data = c.buffer<uint8_t>(rows * int64_t(row_bytes(kernels_of(engine, type, cols), cols)));
+    const auto* ids = c.buffer<int64_t>(n);
+    for (int64_t i = 0; i < n; ++i) {
+        if (ids[i] < 0 || ids[i] >= rows) refuse("row " + std::to_string(ids[i]));
+    }
+    engine.rows(int(type), data, cols, ids, n, c.result<float>(n * cols));
+}
+
 // n, dim, eps; x, gain
 void rms_norm(Engine& engine, Case& c) {
     const int64_t n = c.size(), dim = c.size();
@@ -245,6 +256,7 @@ const std::map<std::string, void (*)(Engine&, Case&)> kOperations = {
     {"describe", describe},
     {"linear", linear},
     {"linear_experts", linear_experts},
+    {"rows", rows},
     {"rms_norm", rms_norm},
     {"rope", rope},
     {"swiglu", elementwise<&Engine::swiglu>},
