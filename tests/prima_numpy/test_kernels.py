@@ -119,8 +119,9 @@ def test_a_gate_and_its_up_must_have_as_many_rows(engine: _kernels.Engine) -> No
 def test_every_matrix_needs_a_place_for_its_result(engine: _kernels.Engine) -> None:
     with pytest.raises(ValueError, match="outs"):
         engine.linear((matrix(),), zeros(1, 256), (), None, 0)
-    with pytest.raises(ValueError, match="matrices"):
-        engine.linear(("no matrix",), zeros(1, 256), (zeros(1, 2),), None, 0)  # type: ignore[arg-type]  # on purpose
+    for bad in ("no matrix", None):
+        with pytest.raises(ValueError, match="matrices"):
+            engine.linear((bad,), zeros(1, 256), (zeros(1, 2),), None, 0)  # type: ignore[arg-type]  # on purpose
 
 
 def test_one_bad_result_among_good_ones_is_refused_before_anything_is_written(engine: _kernels.Engine) -> None:
@@ -280,6 +281,22 @@ def test_a_variant_that_the_system_does_not_grant_is_refused_with_the_others_to_
 def test_an_engine_needs_a_sane_number_of_threads(threads: int) -> None:
     with pytest.raises(ValueError, match="threads"):
         _kernels.Engine(threads, "auto")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to so much address space")
+def test_threads_that_the_system_does_not_start_are_refused() -> None:
+    script = (
+        "import resource\n"
+        "from prima_numpy.kernels import Kernels\n"
+        "in_use = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (in_use + (1 << 28), -1))  # some stacks more\n"
+        "try:\n"
+        "    Kernels(1000)\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("threads: the system does not start 1000")
 
 
 def test_threads_default_to_what_this_process_may_use() -> None:

@@ -86,6 +86,17 @@ def test_the_number_of_threads_changes_nothing(type: GGUFType, variant: str, n: 
 
 
 @every_variant
+@pytest.mark.parametrize("n", [1, 40])
+def test_a_matrix_serves_kernels_of_every_variant(variant: str, n: int) -> None:
+    x = random_rows(n, 512)
+    for type in (GGUFType.Q8_0, GGUFType.Q4_K, GGUFType.IQ2_S):  # IQ2_S: not all variants put activations alike
+        weight = random_weight(type, 37, 512)
+        matrix = Kernels(1, variant).matrix(weight)
+        for other in VARIANTS:
+            np.testing.assert_array_equal(Kernels(1, other).products([matrix], x)[0], linear_int8(weight, x))
+
+
+@every_variant
 def test_several_weights_at_once_give_what_they_give_alone(variant: str) -> None:
     kernels, x = Kernels(2, variant), random_rows(3, 512)
     weights = [random_weight(type, 10 + 64 * i, 512, seed=i) for i, type in enumerate(GGUFType)]

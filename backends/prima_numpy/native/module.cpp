@@ -10,6 +10,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <type_traits>
 
 #include "arrays.h"
@@ -33,6 +34,7 @@ struct Matrix {
 // A matrix that was checked once, as Python holds it; it keeps its arrays alive.
 struct Held {
     Matrix matrix;
+    int type;
     In data;
     nb::object bias;
 };
@@ -70,15 +72,17 @@ T field(nb::handle value, const char* name, const char* kind) {
 void hold(Held* self, const Engine& engine, int type, In data, int64_t rows, int64_t cols, nb::object bias) {
     Matrix m = matrix(engine, type, data, rows, cols);
     if (!bias.is_none()) m.product.bias = input(field<In>(bias, "bias", "an array"), "bias", {rows});
-    new (self) Held{m, std::move(data), std::move(bias)};
+    new (self) Held{m, type, std::move(data), std::move(bias)};
 }
 
-// A matrix as a product of x [n, cols] to `out`.
-Product product_of(const Held& held, const Out& out, int64_t n, int64_t cols) {
+// A matrix as a product of x [n, cols] to `out`, by the engine's own kernels: it may have been checked by another one,
+// whose variant wants activations in other forms.
+Product product_of(const Engine& engine, const Held& held, const Out& out, int64_t n, int64_t cols) {
     if (held.matrix.cols != cols) {
         refuse("x: " + std::to_string(cols) + " columns where " + std::to_string(held.matrix.cols) + " are expected");
     }
     Product product = held.matrix.product;
+    product.kernels = engine.kernels(held.type);
     product.out = output(out, "out", {n, product.rows});
     return product;
 }
@@ -135,8 +139,9 @@ void linear(Engine& engine, nb::tuple matrices, const In& x, nb::tuple outs, nb:
     std::vector<Product> products;
     products.reserve(matrices.size());
     for (size_t i = 0; i < matrices.size(); ++i) {
-        const auto& held = *field<const Held*>(matrices[i], "matrices", "of matrices");
-        products.push_back(product_of(held, field<Out>(outs[i], "out", "a writable array"), n, cols));
+        const auto* held = field<const Held*>(matrices[i], "matrices", "of matrices");
+        if (held == nullptr) refuse("matrices: None among them");
+        products.push_back(product_of(engine, *held, field<Out>(outs[i], "out", "a writable array"), n, cols));
     }
     const Norm norm = norm_of(gain, eps, cols);
     GilRelease release;
@@ -146,7 +151,7 @@ void linear(Engine& engine, nb::tuple matrices, const In& x, nb::tuple outs, nb:
 void added_linear(Engine& engine, const Held& matrix, const In& x, const In& added, const Out& out) {
     check_float(x, "x", 2);
     const int64_t n = int64_t(x.shape(0)), cols = int64_t(x.shape(1));
-    Product product = product_of(matrix, out, n, cols);
+    Product product = product_of(engine, matrix, out, n, cols);
     product.added = input(added, "added", {n, product.rows});
     GilRelease release;
     engine.linear({product}, static_cast<const float*>(x.data()), n, cols);
@@ -157,7 +162,7 @@ void gated_linear(Engine& engine, const Held& gate, const Held& up, bool is_gelu
     check_float(x, "x", 2);
     const int64_t n = int64_t(x.shape(0)), cols = int64_t(x.shape(1));
     if (gate.matrix.product.rows != up.matrix.product.rows) refuse("gate and up: not of as many rows");
-    const Product gates = product_of(gate, out, n, cols), ups = product_of(up, up_out, n, cols);
+    const Product gates = product_of(engine, gate, out, n, cols), ups = product_of(engine, up, up_out, n, cols);
     const Norm norm = norm_of(gain, eps, cols);
     GilRelease release;
     engine.gated_linear(gates, ups, is_gelu, static_cast<const float*>(x.data()), n, cols, norm);
@@ -390,7 +395,12 @@ const Table& table_named(const std::string& name) {
 
 void make_engine(Engine* self, int threads, const std::string& variant) {
     if (threads < 1 || threads > kMaxThreads) refuse("threads: " + std::to_string(threads) + " is not in 1..1024");
-    new (self) Engine(threads, table_named(variant));
+    const Table& table = table_named(variant);
+    try {
+        new (self) Engine(threads, table);
+    } catch (const std::system_error& error) {
+        refuse("threads: the system does not start " + std::to_string(threads) + ": " + error.what());
+    }
 }
 
 std::string build_info() {

@@ -51,10 +51,17 @@ bool watch(const Due& is_due, const GoesOn& goes_on) {
 
 ThreadPool::ThreadPool(int n_threads) {
     threads_.reserve(size_t(n_threads - 1));
-    for (int i = 1; i < n_threads; ++i) threads_.emplace_back([this] { serve(); });
+    try {
+        for (int i = 1; i < n_threads; ++i) threads_.emplace_back([this] { serve(); });
+    } catch (...) {  // the system gives no more threads
+        stop();
+        throw;
+    }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
     {
         std::lock_guard<std::mutex> lock(sleep_mutex_);
         stops_ = true;

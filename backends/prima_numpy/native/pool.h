@@ -15,7 +15,8 @@ namespace prima {
 
 class ThreadPool {
 public:
-    explicit ThreadPool(int n_threads);  // the caller counts as one
+    // The caller counts as one thread. Throws std::system_error where the system does not give that many.
+    explicit ThreadPool(int n_threads);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
@@ -32,6 +33,7 @@ private:
     using Call = void (*)(const void* work, int64_t task);
 
     void run(int64_t n_tasks, Call call, const void* work);
+    void stop();
     void take_tasks();
     void serve();
     void await_job(uint64_t seen);
