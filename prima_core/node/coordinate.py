@@ -90,7 +90,7 @@ class Planning:
 
 def room_of(plan: Plan, chunk_tokens: int | None, longest_chunk: int) -> Room:
     """The engine's room. `chunk_tokens` None: more where a GPU computes, which unpacks its matrices for each chunk. On
-    a CPU longer ones gain less, and hold others up; where several nodes take turns, short ones keep all of them busy."""
+    a CPU longer ones gain less, and hold others up; where nodes take turns, short ones keep all of them busy."""
     on_gpu = any(not is_cpu(need.device) for need in plan.residency)
     is_alone = len({visit.node for visit in plan.visits}) == 1
     chunk = chunk_tokens or (GPU_CHUNK if on_gpu else LONE_CPU_CHUNK if is_alone else CPU_CHUNK)
