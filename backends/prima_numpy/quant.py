@@ -77,6 +77,8 @@ def linear_int8(weight: Weight, x: Float32s, bias: Float32s | None = None) -> Fl
     rows = weight.shape[0]
     product = _quantised_product if weight.type in UNPACK else _float_product
     out = np.empty((len(x), rows), np.float32)
+    if not len(x):  # numpy cannot tell the length of rows that are not there
+        return out
     for start, stop, data in _pieces(weight, n=len(x)):
         out[:, start:stop] = product(weight.type, data, x)
     return out if bias is None else out + bias

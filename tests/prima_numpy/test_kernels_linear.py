@@ -160,8 +160,10 @@ def test_nothing_before_or_behind_a_weight_is_read(type: GGUFType, variant: str)
         del pages, fenced
 
 
-def test_no_activation_rows_give_no_results() -> None:
-    assert Kernels(1).linear(random_weight(GGUFType.Q4_K, 4, 256), random_rows(0, 256)).shape == (0, 4)
+@every_type
+def test_no_activation_rows_give_no_results(type: GGUFType) -> None:
+    weight, x = random_weight(type, 4, 256), random_rows(0, 256)
+    assert Kernels(1).linear(weight, x).shape == linear_int8(weight, x).shape == (0, 4)
 
 
 def test_a_given_result_array_is_filled() -> None:
