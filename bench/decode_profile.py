@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=16)
     parser.add_argument("--gen", type=int, default=64)
     options = parser.parse_args()
+    if options.threads < 0 or options.prompt < 1 or options.gen < 2:
+        parser.error("--threads is from 0 on, --prompt from 1, --gen from 2")
     settings = {name: setting.default for name, setting in SETTINGS.items()} | {
         "threads": options.threads, "backend": "numpy", "context": options.prompt + options.gen,
     }  # fmt: skip

@@ -31,6 +31,7 @@ from prima_numpy.kernels import Kernels, KvSpan
 from prima_numpy.kv import NumpyKv
 
 ROWS, COLS = 2048, 8192
+LARGEST_MIB = ROWS * COLS * 4 >> 20
 DECODED = (1, 2, 4, 8)
 """Activation rows of a decode step."""
 MODEL_WEIGHTS = 1.236e9
@@ -56,13 +57,16 @@ class Decode:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--variant", nargs="+", default=["auto"], help="forced one after the other")
+    variants = ("auto", *Kernels.variants())
+    parser.add_argument("--variant", nargs="+", choices=variants, default=["auto"], help="forced one after the other")
     parser.add_argument("--mib", type=int, default=512, help="memory that a decode pass walks through")
     names = [type.name for type in GGUFType]
     parser.add_argument("--types", nargs="+", choices=names, default=names, metavar="TYPE")
     parser.add_argument("--only", choices=("decode", "prefill", "attention"))
     parser.add_argument("--json", type=Path, help="decode figures into this file")
     options = parser.parse_args()
+    if min(options.threads) < 1 or options.mib < LARGEST_MIB:
+        parser.error(f"--threads are from 1 on, --mib from {LARGEST_MIB}, which one matrix of F32 takes")
     wants = {options.only} if options.only else {"decode", "prefill", "attention"}
     engines = [Kernels(threads, variant) for variant in options.variant for threads in options.threads]
     types = [GGUFType[name] for name in options.types]

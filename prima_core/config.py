@@ -41,7 +41,7 @@ _POSITIVE = click.IntRange(min=1)
 
 TABLE = (
     Setting("backend", ("--backend",), str, "auto", "What computes: auto, or backends and devices, best first, e.g. torch:cuda:0,numpy."),
-    Setting("threads", ("-t", "--threads"), click.IntRange(min=0), 0, "Compute threads of a node; 0: its physical cores."),
+    Setting("threads", ("-t", "--threads"), click.IntRange(0, 1024), 0, "Compute threads of a node; 0: its physical cores."),
     Setting("kernels", ("--kernels",), str, "auto", "How a backend computes; numpy: auto, native, int8, exact; torch: auto, triton, torch."),
     Setting("context", ("-c", "--context"), _POSITIVE, None, "Context length in tokens.  [default: the model's, to 8192]"),
     Setting("kv_type", ("--kv-type",), click.Choice(["f16", "q8_0", "f32"]), None, "What K and V are kept in.  [default: f16]"),

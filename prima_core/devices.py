@@ -68,6 +68,10 @@ class Backends(Protocol):
         """What its probe says."""
         ...
 
+    def is_set_wrongly(self, name: str) -> bool:
+        """Whether the user asked it for what cannot be, as its probe says: no other may be chosen instead."""
+        ...
+
     def lack(self, name: str) -> str:
         """Why a backend is not usable, or what keeps it from its best, as its probe says; empty: nothing."""
         ...
@@ -198,7 +202,7 @@ def _open_usable(
         try:
             opened[name] = backends.open_one(name, options)
         except PrimaError as error:
-            if backends.stops_at_faults:
+            if backends.stops_at_faults or backends.is_set_wrongly(name):
                 _close_all(backends, opened)
                 raise
             left_out[name] = error

@@ -195,13 +195,15 @@ class Probe:
     """Answer of a backend to "would you work on this machine?"; `hint` says how to get what is missing.
 
     `cpu_only`: it has nothing but the CPU here, for which numpy is there, so that `--backend auto` need not open it:
-    to import a library can take seconds.
+    to import a library can take seconds. `wrong_setting`: the user asked of it, outside of `BackendOptions`, for what
+    cannot be: an error, which `auto` does not evade by another backend.
     """
 
     usable: bool
     reason: str = ""
     hint: str = ""
     cpu_only: bool = False
+    wrong_setting: bool = False
 
 
 @dataclass(frozen=True, slots=True)

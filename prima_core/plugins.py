@@ -173,6 +173,10 @@ class Registry:
         probe = self.backend(name).probe()
         return probe.usable and probe.cpu_only
 
+    def is_set_wrongly(self, name: str) -> bool:
+        """Whether the user asked it for what cannot be, as its probe says."""
+        return self.backend(name).probe().wrong_setting
+
     def lack(self, name: str) -> str:
         """Why a backend is not usable, or what keeps it from its best, as its probe says; empty: nothing."""
         return _lack(self.backend(name).probe())

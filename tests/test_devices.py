@@ -48,6 +48,7 @@ class Shelf:
 
     def __init__(self, **ids: str) -> None:
         self.cpu_only: set[str] = set()
+        self.set_wrongly: set[str] = set()
         self.lacks: dict[str, str] = {}
         self.backends = {name: NamedBackend(*(f"{name}:{where}" for where in ids[name].split())) for name in ids}
 
@@ -57,6 +58,9 @@ class Shelf:
 
     def is_cpu_only(self, name: str) -> bool:
         return name in self.cpu_only
+
+    def is_set_wrongly(self, name: str) -> bool:
+        return name in self.set_wrongly
 
     def lack(self, name: str) -> str:
         return self.lacks.get(name, "")
@@ -201,6 +205,13 @@ def test_names_of_kernels_that_a_backend_refuses_are_said(shelf: Shelf) -> None:
     assert why == "computing on torch:cuda:0, torch:cuda:1, torch:cpu; mlx: kernels 'torch' are unknown; " + (
         "numpy: kernels 'torch' are unknown"
     )
+
+
+def test_no_other_computes_for_a_backend_that_the_user_set_wrongly(shelf: Shelf) -> None:
+    shelf.set_wrongly = {"numpy"}
+    with pytest.raises(ConfigError, match="kernels 'mlx' are unknown"):
+        open_devices(shelf, "auto", BackendOptions(kernels="mlx"), None)
+    assert shelf.closed == {"mlx"}
 
 
 def test_it_is_opened_where_no_other_has_a_cpu() -> None:

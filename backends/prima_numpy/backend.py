@@ -17,7 +17,7 @@ from prima_core.arch.shard import OpsShard
 from prima_core.errors import ConfigError, PluginError
 from prima_core.interfaces import BackendOptions, Device, KvType, Shard, Slice, Store
 from prima_core.model.spec import ModelSpec
-from prima_numpy.kernels import Kernels, load_kernels
+from prima_numpy.kernels import MAX_THREADS, Kernels, load_kernels
 from prima_numpy.native_module import native_fault
 from prima_numpy.ops import NativeOps, ReferenceOps, exact_product
 from prima_numpy.twin import Int8Ops
@@ -35,13 +35,14 @@ def available_bytes() -> int:
 
 
 class NumpyBackend:
-    """Raises ConfigError for unknown kernels or a negative thread count, PluginError for native that is not built."""
+    """Raises ConfigError for unknown kernels or a wrong thread count, PluginError for native that is not built."""
 
     def __init__(self, options: BackendOptions, available: Callable[[], int] = available_bytes) -> None:
         if options.kernels not in KINDS:
             raise ConfigError(f"kernels {options.kernels!r} are unknown", hint=f"one of: {', '.join(KINDS)}")
-        if options.threads < 0:
-            raise ConfigError(f"{options.threads} threads cannot be", hint="0 leaves the choice to prima")
+        if not 0 <= options.threads <= MAX_THREADS:
+            hint = f"1 to {MAX_THREADS}; 0 leaves the choice to prima"
+            raise ConfigError(f"{options.threads} threads cannot be", hint=hint)
         self._available = available
         self._kernels = _native(options) if options.kernels in ("auto", "native") else None
         self._kind = "int8" if options.kernels == "auto" else options.kernels

@@ -35,6 +35,7 @@ KvSpan = tuple[KvCache, KvCache, int, int]
 The caches are both float16 or both float32, [n_kv_heads, capacity, head_dim], or uint8 blocks of Q8_0, [n_kv_heads,
 capacity, head_dim / 32 * 34]."""
 
+MAX_THREADS = 1024
 VARIANT_VARIABLE = "PRIMA_CPU"
 ALL_VARIANTS = (
     *("portable", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "amx"),
@@ -86,7 +87,11 @@ class Kernels:
             )
         try:
             self._engine: _kernels.Engine = _kernels.Engine(threads or default_threads(), variant)
-        except RuntimeError as error:  # the system does not grant what the CPU has
+        except RuntimeError as error:
+            if f"variant '{variant}'" not in str(error):
+                message = f"{threads or default_threads()} threads cannot be started: {error}"
+                raise ConfigError(message, hint="set fewer by -t or PRIMA_THREADS, or end other programs") from error
+            # The system does not grant what the CPU has.
             raise ConfigError(str(error), hint=_hint(name for name in choices if name != variant)) from error
 
     @staticmethod

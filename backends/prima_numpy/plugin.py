@@ -26,7 +26,7 @@ def _probe() -> Probe:
     try:
         return Probe(usable=True, reason=summary())
     except PrimaError as error:
-        return Probe(usable=False, reason=error.message, hint=error.hint)
+        return Probe(usable=False, reason=error.message, hint=error.hint, wrong_setting=True)
 
 
 def _open(options: BackendOptions) -> Backend:

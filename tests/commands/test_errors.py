@@ -72,6 +72,18 @@ def test_a_setting_that_names_nothing(
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "-p", "x", "--backend", "numpy"),
+        ("run", "-p", "x"),
+        ("run", "-p", "x", "--nodes", "2", "--transport", "inproc"),
+        ("bench",),
+        ("chat",),
+        ("serve", "--port", "0"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize(
     ("variant", "message"),
     [
         ("abacus", "there is no CPU variant 'abacus'"),
@@ -79,10 +91,16 @@ def test_a_setting_that_names_nothing(
     ],
 )
 def test_a_cpu_variant_that_cannot_run_here(
-    prima: Prima, tiny: Path, variant: str, message: str, monkeypatch: pytest.MonkeyPatch
+    prima: Prima,
+    tiny: Path,
+    command: tuple[str, ...],
+    variant: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """No other backend computes instead."""
     monkeypatch.setenv("PRIMA_CPU", variant)
-    shown = told(prima, "run", tiny, "-p", "x", "--backend", "numpy")
+    shown = told(prima, *command, tiny)
     assert message in shown[0]
     assert f"leave PRIMA_CPU unset for the best, or set it to one of: auto, {Kernels.variants()[0]}" in shown[1]
 
@@ -189,7 +207,7 @@ def test_a_plugin_that_is_not_installed(prima: Prima, monkeypatch: pytest.Monkey
     [
         ("run",), ("run", "-p"), ("run", "--pigeon", "-p", "x"), ("pigeon",), ("tokenize",), ("join",),
         ("plan", "a", "b"), ("run", "-p", "x", "-n", "0"), ("bench", "--gen", "1"), ("serve", "--plan", "."),
-        ("run", "-p", "x", "--wait", "2"),
+        ("run", "-p", "x", "--wait", "2"), ("run", "-p", "x", "-t", "1025"), ("run", "-p", "x", "-t", "-1"),
     ],
 )  # fmt: skip
 def test_a_command_that_is_written_wrongly(prima: Prima, arguments: tuple[str, ...]) -> None:

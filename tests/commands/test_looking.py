@@ -240,6 +240,7 @@ def test_doctor_says_what_to_do_about_a_cpu_variant_that_cannot_run(
     findings = {finding["topic"]: finding for finding in prima("doctor", "--json").json}
     assert not findings["backend numpy"]["ok"]
     assert f"'{lacking}' needs instructions" in findings["backend numpy"]["fact"]
+    assert not findings["backend auto"]["ok"]
     assert (
         f"leave PRIMA_CPU unset for the best, or set it to one of: auto, {Kernels.variants()[0]}"
         in findings["backend numpy"]["hint"]

@@ -22,6 +22,7 @@ from tests.prima_numpy.native_driver import SOURCE, Case, Driver, build_driver
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++") or ""
 ONE_OF_A_KIND = (GGUFType.Q4_0, GGUFType.Q5_1, GGUFType.Q2_K, GGUFType.Q3_K, GGUFType.Q4_K, GGUFType.Q6_K)
 """One type for each way in which blocks become tiles."""
+pytestmark = pytest.mark.timeout(300)  # the first test compiles: a quarter of a minute of CPU time and more
 on_posix = pytest.mark.skipif(sys.platform == "win32", reason="the driver and its compiler's options are POSIX's")
 needs_avx512 = pytest.mark.skipif(
     sys.platform == "win32" or "avx512vbmi" not in Kernels.variants(),

@@ -231,9 +231,10 @@ def test_unknown_kernels_are_refused_with_the_choice() -> None:
         NumpyBackend(options("cuda"))
 
 
-def test_negative_threads_are_refused() -> None:
-    with pytest.raises(ConfigError, match="-1 threads"):
-        NumpyBackend(BackendOptions(threads=-1))
+@pytest.mark.parametrize("n", [-1, 1025])
+def test_numbers_of_threads_that_cannot_be_are_refused(n: int) -> None:
+    with pytest.raises(ConfigError, match=f"{n} threads"):
+        NumpyBackend(BackendOptions(threads=n))
 
 
 def test_unknown_device_is_refused() -> None:

@@ -264,6 +264,17 @@ def test_every_variant_of_the_native_module_is_a_known_name() -> None:
     assert set(Kernels.variants()) <= set(ALL_VARIANTS)
 
 
+@pytest.mark.parametrize("variant", ["auto", "portable"])
+def test_threads_that_the_system_does_not_give_are_told_as_such(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(threads: int, variant: str) -> None:
+        raise RuntimeError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(_kernels, "Engine", refuse)
+    with pytest.raises(ConfigError, match="7 threads cannot be started: Resource") as caught:
+        Kernels(7, variant)
+    assert "-t" in caught.value.hint
+
+
 def test_a_variant_that_the_system_does_not_grant_is_refused_with_the_others_to_choose_from(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -161,6 +161,18 @@ class AddsInPlace(Ops):
         return np.add(x, y, out=x)
 
 
+class ForgetsWhatItAddsTo(Ops):
+    def added_linear(self, x: FloatArray, matrix: Matrix, to: FloatArray) -> FloatArray:
+        return self.linear(x, matrix)
+
+
+class ForgetsTheFusedNorm(Ops):
+    def normed_linears(
+        self, x: FloatArray, gain: FloatArray, eps: float, matrices: Sequence[Matrix]
+    ) -> Sequence[FloatArray]:
+        return self.linears(x, matrices)
+
+
 class GivesItsBuffer(Ops):
     """What it hands out is where the next pass writes."""
 

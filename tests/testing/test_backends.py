@@ -108,6 +108,8 @@ DENSE: Selection = ("F32", "Q4_K"), ("llama",)
         (faults.AddsInPlace, NOTHING, ["ops add"], "only y may be reused"),
         (faults.GivesItsBuffer, NOTHING, ["ops from_host and to_host", "arrays handed out"], "to stay as it is"),
         (faults.OverflowsInGelu, NOTHING, ["ops geglu"], "not finite"),
+        (faults.ForgetsWhatItAddsTo, NOTHING, ["ops fused operations"], "added_linear of 1"),
+        (faults.ForgetsTheFusedNorm, NOTHING, ["ops fused operations"], "normed_linears of 1"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 
+from prima_core.arch.fused import FusedOps, Gating, Unfused
 from prima_core.arch.ops import AttentionRule, Ops, RoutingRule
 from prima_core.arch.rope import Rope
 from prima_core.errors import ModelError
@@ -261,6 +263,70 @@ def _mixture(stacks: list[Weight], n: int, rule: RoutingRule, scores: FloatArray
     return call
 
 
+# ---------------------------------------------------------------- several operations in one call
+
+AnyFused = FusedOps[Any, Any, Any]
+FusedCall = Callable[[AnyFused], Sequence[Any]]
+FUSED = ("normed_linears", "gated", "rotated_attention", "added_linear")
+
+
+def check_fused(pair: Pair) -> None:
+    """A backend's own give the bits of its other operations, of 1 and of many rows; it has all or none."""
+    ops = pair.ops
+    lacking = [name for name in FUSED if not hasattr(ops, name)]
+    if len(lacking) == len(FUSED):
+        raise NotOffered("they are made of the other operations")
+    expect(not lacking, f"all of {', '.join(FUSED)}, or none", f"no {', '.join(lacking)}")
+    gain, bias = ops.vector(f32(random(WIDTH, seed=2))), f32(random(64, seed=3))
+    one, two = (ops.matrix(f32(random(64, WIDTH, seed=seed)), added) for seed, added in ((4, bias), (5, None)))
+    square = ops.matrix(f32(random(WIDTH, WIDTH, seed=6)))
+    for n in (1, 5, 40):
+        x, to = random(n, WIDTH, seed=n), random(n, WIDTH, seed=n + 1)
+        residual = ops.from_host(to.copy())
+
+        def normed(own: AnyFused, x: FloatArray = x) -> Sequence[Any]:
+            return own.normed_linears(ops.from_host(x.copy()), gain, 1e-5, [one, two])
+
+        def gated(gating: Gating, own: AnyFused, x: FloatArray = x) -> Sequence[Any]:
+            return [own.gated(ops.from_host(x.copy()), gain, 1e-5, two, one, gating)]
+
+        def added(own: AnyFused, x: FloatArray = x, residual: Any = residual) -> Sequence[Any]:
+            return [own.added_linear(ops.from_host(x.copy()), square, residual)]
+
+        _same(ops, f"normed_linears of {n}", normed)
+        for gating in Gating:
+            _same(ops, f"gated by {gating} of {n}", partial(gated, gating))
+        _same(ops, f"added_linear of {n}", added)
+        expect(np.array_equal(host(ops, residual), to), "added_linear to leave `to` as it is", "other values")
+    for rule in RULES:
+        _same(ops, f"rotated_attention with {rule}", partial(_rotated, ops, rule))
+
+
+def _same(ops: AnyOps, what: str, call: FusedCall) -> None:
+    own, unfused = ([host(ops, x) for x in call(of)] for of in (cast(AnyFused, ops), Unfused(ops)))
+    same = all(np.array_equal(x, y) for x, y in zip(own, unfused, strict=True))
+    expect(same, f"{what} to have the bits of the operations that it stands for", "other values")
+
+
+def _rotated(ops: AnyOps, rule: AttentionRule, own: AnyFused) -> Sequence[Any]:
+    """Two sequences: a prompt each, then a token each."""
+    cache = ops.kv_cache(Slice((Layers(4, 5),), kv_type=KvType.F32), 2, 32)
+    opening = tuple(KvOp(KvKind.OPEN, sequence, capacity=80) for sequence in (0, 1))
+    results = []
+    for step in (
+        Step((Chunk(0, 0, 40), Chunk(1, 0, 3)), opening),
+        Step((Chunk(1, 3, 1), Chunk(0, 40, 1))),
+    ):
+        n = step.n_tokens
+        q, k, v = (ops.from_host(random(n, heads * 32, seed=n + heads + i)) for i, heads in enumerate((6, 2, 2)))
+        angles = random(n, 16, seed=n)
+        rope = Rope(RopeKind.NEOX, 32, ops.from_host(np.cos(angles)), ops.from_host(np.sin(angles)))
+        attended = own.rotated_attention(q, k, v, rope, 4, cache.begin(Layers(4, 5), step), rule)
+        results.append(ops.from_host(host(ops, attended).copy()))
+    cache.close()
+    return results
+
+
 CHECKS: Mapping[str, Callable[[Pair], Figures | None]] = {
     "from_host and to_host": check_border,
     "vector": check_vector,
@@ -277,4 +343,5 @@ CHECKS: Mapping[str, Callable[[Pair], Figures | None]] = {
     "mixture of one": lambda pair: check_mixture(pair, ROUTINGS[2]),
     "mixture of ties": check_mixture_ties,
     "add": check_add,
+    "fused operations": check_fused,
 }
