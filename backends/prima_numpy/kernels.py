@@ -87,10 +87,9 @@ class Kernels:
             )
         try:
             self._engine: _kernels.Engine = _kernels.Engine(threads or default_threads(), variant)
+        except ValueError as error:
+            raise ConfigError(str(error), hint="set fewer by -t or PRIMA_THREADS, or end other programs") from error
         except RuntimeError as error:
-            if f"variant '{variant}'" not in str(error):
-                message = f"{threads or default_threads()} threads cannot be started: {error}"
-                raise ConfigError(message, hint="set fewer by -t or PRIMA_THREADS, or end other programs") from error
             # The system does not grant what the CPU has.
             raise ConfigError(str(error), hint=_hint(name for name in choices if name != variant)) from error
 
