@@ -65,7 +65,7 @@ def install(name: str, folder: Path) -> Installed:
     return Installed(folder / "site", source)
 
 
-def listed(name: str, distribution: str, offers: str) -> dict[str, object]:
+def listed(name: str, distribution: str, offers: str, facts: str = "") -> dict[str, object]:
     """What `prima plugins --json` should say."""
     row = {"name": name, "distribution": distribution, "version": "0.1.0", "state": "ok", "offers": [offers]}
-    return {**row, "fault": "", "hint": ""}
+    return {**row, "facts": facts, "fault": "", "hint": ""}

@@ -23,7 +23,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_is_listed_among_the_plugins(installed: Installed) -> None:
-    assert installed.plugin("float64") == listed("float64", "prima-example-backend", "backend float64")
+    assert installed.plugin("float64") == listed(
+        "float64", "prima-example-backend", "backend float64", "needs nothing but numpy"
+    )
 
 
 def test_it_says_what_the_exact_twin_says(installed: Installed, model: Path) -> None:
@@ -54,4 +56,4 @@ def test_it_passes_the_kit_from_the_command_line(installed: Installed) -> None:
     few = ("--family", "llama", "--family", "gemma2", "--family", "mixtral")
     report = installed.checks("backend", "float64", "--type", "F32", "--type", "Q8_0", "--type", "Q4_K", *few)
     assert report.startswith("backend float64 on float64:cpu: ")
-    assert report.endswith(", 3 not offered, 0 failed")  # Q4_K as a matrix and in a model, KV in Q8_0
+    assert report.endswith(", 4 not offered, 0 failed")  # Q4_K as a matrix and in a model, KV in Q8_0, fused operations
