@@ -21,7 +21,8 @@ from typing import Self
 from prima_core.arch.families import open_model
 from prima_core.errors import PrimaError
 from prima_core.model.names import TOKEN_EMBD
-from prima_numpy.kernels import VARIANT_VARIABLE, Kernels
+from prima_numpy.kernels import Kernels
+from prima_numpy.variants import VARIANT_VARIABLE
 
 READING_S = 1.5
 

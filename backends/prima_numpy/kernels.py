@@ -7,18 +7,17 @@ bits, and a row's result does not depend on the other rows of a call. Calls rele
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prima_core.errors import ConfigError
 from prima_core.model.rope import RopeKind
 from prima_numpy.native_module import native_fault
 from prima_numpy.threads import default_threads
+from prima_numpy.variants import asked_variant, open_engine
 
 if TYPE_CHECKING:
     from prima_core.arch.ops import AttentionRule
@@ -36,12 +35,6 @@ The caches are both float16 or both float32, [n_kv_heads, capacity, head_dim], o
 capacity, head_dim / 32 * 34]."""
 
 MAX_THREADS = 1024
-VARIANT_VARIABLE = "PRIMA_CPU"
-ALL_VARIANTS = (
-    *("portable", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "amx"),
-    *("neon", "neon_dotprod", "neon_i8mm"),
-)
-"""What there is on some CPU; `Kernels.variants()` are those of this one."""
 
 
 def load_kernels(threads: int = 0, variant: str | None = None) -> Kernels | None:
@@ -52,13 +45,7 @@ def load_kernels(threads: int = 0, variant: str | None = None) -> Kernels | None
     """
     if native_fault():
         return None
-    return Kernels(threads, variant or os.environ.get(VARIANT_VARIABLE) or "auto")
-
-
-def summary() -> str:
-    """What `load_kernels()` would give, in a line. Raises ConfigError as it does."""
-    kernels = Kernels(1, os.environ.get(VARIANT_VARIABLE) or "auto")
-    return f"native, {kernels.variant}, {default_threads()} threads; can run: {' '.join(kernels.variants())}"
+    return Kernels(threads, variant or asked_variant())
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +64,7 @@ class Kernels:
     """
 
     def __init__(self, threads: int = 0, variant: str = "auto") -> None:
-        from prima_numpy import _kernels
-
-        choices = ("auto", *_kernels.variants())
-        if variant not in choices:
-            lacking = f"CPU variant {variant!r} needs instructions that this CPU, its system or this build lacks"
-            raise ConfigError(
-                lacking if variant in ALL_VARIANTS else f"there is no CPU variant {variant!r}", hint=_hint(choices)
-            )
-        try:
-            self._engine: _kernels.Engine = _kernels.Engine(threads or default_threads(), variant)
-        except ValueError as error:
-            raise ConfigError(str(error), hint="set fewer by -t or PRIMA_THREADS, or end other programs") from error
-        except RuntimeError as error:
-            # The system does not grant what the CPU has.
-            raise ConfigError(str(error), hint=_hint(name for name in choices if name != variant)) from error
+        self._engine = open_engine(threads or default_threads(), variant)
 
     @staticmethod
     def variants() -> tuple[str, ...]:
@@ -264,10 +237,6 @@ class Kernels:
         The time it takes says how fast memory is for these threads; the result is a checksum without meaning.
         """
         return self._engine.read(data)
-
-
-def _hint(choices: Iterable[str]) -> str:
-    return f"leave {VARIANT_VARIABLE} unset for the best, or set it to one of: {', '.join(choices)}"
 
 
 def _stack(weight: Weight, out: Float32s) -> tuple[int, NDArray[np.uint8], int, int, int, Float32s]:

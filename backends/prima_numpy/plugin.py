@@ -21,7 +21,7 @@ def _probe() -> Probe:
     fault = native_fault()
     if fault:
         return Probe(usable=True, reason=fault, hint="install a C++ compiler, then prima-llm again")
-    from prima_numpy.kernels import summary
+    from prima_numpy.variants import summary
 
     try:
         return Probe(usable=True, reason=summary())

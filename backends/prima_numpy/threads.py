@@ -19,13 +19,13 @@ def default_threads() -> int:
 
 
 def _usable_cores() -> int:
-    import psutil  # not at the top: the reference in numpy is used where it is not installed
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()  # Linux only
+    if allowed and (described := n_cores(allowed, CPUS)):
+        return described
+    import psutil  # where it is needed: a probe imports little
 
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    if not hasattr(os, "sched_getaffinity"):  # Linux only
-        return physical
-    allowed = os.sched_getaffinity(0)
-    return n_cores(allowed, CPUS) or min(physical, len(allowed))
+    return min(physical, len(allowed)) if allowed else physical
 
 
 def n_cores(cpus: Collection[int], root: Path) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from prima_numpy.kernels import ALL_VARIANTS, Kernels
+from prima_numpy.kernels import Kernels
+from prima_numpy.variants import ALL_VARIANTS
 from tests.commands.conftest import Prima
 
 LACKING = next(name for name in ALL_VARIANTS if name not in Kernels.variants())

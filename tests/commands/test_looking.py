@@ -16,8 +16,9 @@ from prima_core.node.coordinate import model_facts
 from prima_core.plan.plan import plan_from_json
 from prima_core.plan.problem import ModelFacts, NodeFacts, Problem, problem_to_json
 from prima_core.testing.tinyvocab import tiny_vocab
-from prima_numpy.kernels import ALL_VARIANTS, Kernels
+from prima_numpy.kernels import Kernels
 from prima_numpy.threads import default_threads
+from prima_numpy.variants import ALL_VARIANTS
 from tests.commands.conftest import Prima
 from tests.node.fakegpu import add_fake_gpu
 from tests.site import Site

@@ -15,7 +15,8 @@ from prima_core.model.weights import Model
 from prima_core.testing.driving import Visit, chunked, joined, logits_of_all, opened, step_of
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 from prima_numpy.backend import DEVICE, NumpyBackend
-from prima_numpy.kernels import VARIANT_VARIABLE, Kernels
+from prima_numpy.kernels import Kernels
+from prima_numpy.variants import VARIANT_VARIABLE
 from tests.truth.cases import CASES, PROMPT_IDS
 
 FloatArray = NDArray[np.float32]

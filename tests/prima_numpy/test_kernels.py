@@ -15,9 +15,10 @@ from prima_core.errors import ConfigError
 from prima_core.interfaces import Weight
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_numpy import _kernels
-from prima_numpy.kernels import ALL_VARIANTS, Kernels, KvCache, load_kernels
+from prima_numpy.kernels import Kernels, KvCache, load_kernels
 from prima_numpy.native_module import native_fault
 from prima_numpy.threads import default_threads
+from prima_numpy.variants import ALL_VARIANTS
 from tests.prima_numpy.blocks import QUANTISED, random_rows, random_weight
 
 Float32s = NDArray[np.float32]
@@ -264,16 +265,6 @@ def test_every_variant_of_the_native_module_is_a_known_name() -> None:
     assert set(Kernels.variants()) <= set(ALL_VARIANTS)
 
 
-def test_threads_that_the_system_does_not_give_are_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(threads: int, variant: str) -> None:
-        raise ValueError(f"threads: the system does not start {threads}: Resource temporarily unavailable")
-
-    monkeypatch.setattr(_kernels, "Engine", refuse)
-    with pytest.raises(ConfigError, match="does not start 7: Resource") as caught:
-        Kernels(7, "portable")
-    assert "-t" in caught.value.hint
-
-
 def test_a_variant_that_the_system_does_not_grant_is_refused_with_the_others_to_choose_from(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -297,16 +288,18 @@ def test_an_engine_needs_a_sane_number_of_threads(threads: int) -> None:
 def test_threads_that_the_system_does_not_start_are_refused() -> None:
     script = (
         "import resource\n"
+        "from prima_core.errors import ConfigError\n"
         "from prima_numpy.kernels import Kernels\n"
         "in_use = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (in_use + (1 << 28), -1))  # some stacks more\n"
         "try:\n"
         "    Kernels(1000)\n"
-        "except ValueError as error:\n"
-        "    print(error)\n"
+        "except ConfigError as error:\n"
+        "    print(error.message, error.hint)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("threads: the system does not start 1000")
+    assert "-t" in done.stdout
 
 
 def test_threads_default_to_what_this_process_may_use() -> None:
