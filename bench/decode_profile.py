@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -19,6 +20,7 @@ from prima_core.commands.generate import events
 from prima_core.commands.setup import serving_head
 from prima_core.config import SETTINGS
 from prima_core.engine.request import GREEDY, Piece, Request
+from prima_core.errors import PrimaError
 from prima_core.node.head import Head
 from prima_core.plugins import Registry
 from prima_numpy import _kernels
@@ -64,8 +66,11 @@ def main() -> None:
     spent = Spent()
     for name in operations():
         spent.watch(_kernels.Engine, name)
-    with closing(Registry.load(os.environ)) as registry, serving_head(options.model, settings, registry) as head:
-        times = [decode(head, options.prompt, options.gen, spent.clear) for _ in range(2)]  # the first warms up
+    try:
+        with closing(Registry.load(os.environ)) as registry, serving_head(options.model, settings, registry) as head:
+            times = [decode(head, options.prompt, options.gen, spent.clear) for _ in range(2)]  # the first warms up
+    except PrimaError as error:
+        sys.exit(f"{error.message}\n  hint: {error.hint}" if error.hint else error.message)
     show(spent, times[-1], options.gen - 1)
 
 

@@ -113,12 +113,6 @@ class Kernels:
         """
         return self.products((self.matrix(weight, bias),), x, outs=None if out is None else (out,))[0]
 
-    def linear_many(
-        self, weights: Sequence[Weight], x: Float32s, biases: Sequence[Float32s | None] | None = None
-    ) -> tuple[Float32s, ...]:
-        """`linear` of one x by several weights (q, k, v; gate, up): x is rounded once, the pool is woken once."""
-        return self.products([*map(self.matrix, weights, biases if biases is not None else [None] * len(weights))], x)
-
     def products(
         self,
         matrices: Sequence[Matrix],
@@ -127,7 +121,10 @@ class Kernels:
         eps: float = 0.0,
         outs: tuple[Float32s, ...] | None = None,
     ) -> tuple[Float32s, ...]:
-        """`linear` of one x by each matrix; with a `gain` [cols] of `rms_norm(x, gain, eps)`."""
+        """`linear` of one x by each matrix (q, k, v; gate, up): x is rounded once, the pool is woken once.
+
+        With a `gain` [cols] of `rms_norm(x, gain, eps)`.
+        """
         if outs is None:
             outs = tuple([np.empty((len(x), matrix.rows), np.float32) for matrix in matrices])
         self._engine.linear(tuple([matrix.held for matrix in matrices]), x, outs, gain, eps)

@@ -101,7 +101,8 @@ def test_several_weights_at_once_give_what_they_give_alone(variant: str) -> None
     kernels, x = Kernels(2, variant), random_rows(3, 512)
     weights = [random_weight(type, 10 + 64 * i, 512, seed=i) for i, type in enumerate(GGUFType)]
     biases = [None if i % 2 else random_rows(1, weight.shape[0])[0] for i, weight in enumerate(weights)]
-    for weight, bias, y in zip(weights, biases, kernels.linear_many(weights, x, biases), strict=True):
+    products = kernels.products([*map(kernels.matrix, weights, biases)], x)
+    for weight, bias, y in zip(weights, biases, products, strict=True):
         np.testing.assert_array_equal(y, kernels.linear(weight, x, bias))
         np.testing.assert_array_equal(y, linear_int8(weight, x, bias))
 

@@ -34,7 +34,6 @@ struct Matrix {
 // A matrix that was checked once, as Python holds it; it keeps its arrays alive.
 struct Held {
     Matrix matrix;
-    int type;
     In data;
     nb::object bias;
 };
@@ -72,7 +71,7 @@ T field(nb::handle value, const char* name, const char* kind) {
 void hold(Held* self, const Engine& engine, int type, In data, int64_t rows, int64_t cols, nb::object bias) {
     Matrix m = matrix(engine, type, data, rows, cols);
     if (!bias.is_none()) m.product.bias = input(field<In>(bias, "bias", "an array"), "bias", {rows});
-    new (self) Held{m, type, std::move(data), std::move(bias)};
+    new (self) Held{m, std::move(data), std::move(bias)};
 }
 
 // A matrix as a product of x [n, cols] to `out`, by the engine's own kernels: it may have been checked by another one,
@@ -82,7 +81,7 @@ Product product_of(const Engine& engine, const Held& held, const Out& out, int64
         refuse("x: " + std::to_string(cols) + " columns where " + std::to_string(held.matrix.cols) + " are expected");
     }
     Product product = held.matrix.product;
-    product.kernels = engine.kernels(held.type);
+    product.kernels = engine.kernels(held.matrix.type);
     product.out = output(out, "out", {n, product.rows});
     return product;
 }
@@ -101,8 +100,8 @@ void matrix_rows(Engine& engine, const Held& held, const In& ids, const Out& out
     if (n != 0) std::memcpy(checked.data(), ids.data(), checked.size() * sizeof(int64_t));
     for (const int64_t id : checked) {
         if (id >= 0 && id < held.matrix.product.rows) continue;
-        throw nb::index_error(("ids: " + std::to_string(id) + " of " + std::to_string(held.matrix.product.rows) +
-                               " rows").c_str());
+        const std::string of = std::to_string(held.matrix.product.rows);
+        throw nb::index_error(("ids: " + std::to_string(id) + " of " + of + " rows").c_str());
     }
     GilRelease release;
     engine.rows(held.matrix.type, held.matrix.product.data, cols, checked.data(), n, result);
