@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -30,6 +30,12 @@ class MemoryStore:
 
     def shared(self) -> Mapping[str, Weight]:
         return self.ends
+
+    def is_streamed(self, name: str) -> bool:
+        return False
+
+    def blocks(self, name: str) -> Iterator[Weight]:
+        yield self.ends[name]
 
     def close(self) -> None: ...
 

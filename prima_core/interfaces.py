@@ -109,6 +109,9 @@ class Weight:
     type: GGUFType
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
+    require: Callable[[Sequence[int]], None] | None = None
+    """Of a stack of experts whose matrices come from disk when they are needed: brings those with these indices into
+    `data`, where they stay until the layer is released. None: all are there."""
 
     def part(self, start: int, stop: int) -> Weight:
         """Entries [start, stop) along the first axis, a view: some rows of a matrix, some matrices of a stack."""
@@ -117,12 +120,17 @@ class Weight:
 
 
 class Store(Protocol):
-    """The weights of a slice. `acquire` waits until a layer's tensors are in memory, `release` lets them go."""
+    """The weights of a slice. `acquire` waits until a layer's tensors are in memory, `release` lets them go.
+
+    Calls come from one thread. Layers are best acquired in the order of the plan's visits, again and again: that is the
+    order in which a store that streams reads ahead.
+    """
 
     def acquire(self, layer: int) -> Mapping[str, Weight]:
         """The layer's tensors by name without the `blk.N.` prefix, e.g. `attn_q.weight`.
 
-        The same mapping object as last time means the same bytes at the same place.
+        The same mapping object as last time means the same bytes at the same place; views of another mapping are valid
+        until the layer is released. Raises ModelError when the file cannot be read.
         """
         ...
 
@@ -138,6 +146,15 @@ class Store(Protocol):
 
     def shared(self) -> Mapping[str, Weight]:
         """Tensors outside the layers by full name: `token_embd.weight`, `output_norm.weight`, ..."""
+        ...
+
+    def is_streamed(self, name: str) -> bool:
+        """Whether a tensor, by its full name, is not kept in memory between passes."""
+        ...
+
+    def blocks(self, name: str) -> Iterator[Weight]:
+        """A tensor of `shared` as runs of its rows in order, each valid until the next is asked for: a streamed one may
+        be larger than the memory that it passes through. One that stays is a single run."""
         ...
 
     def close(self) -> None: ...

@@ -16,6 +16,7 @@ LEVELS = (
     {"errors", "config"},
     {"interfaces", "hookspecs", "events", "entrypoints"},
     {"model"},
+    {"memory"},
     {"arch"},
     {"library"},
     {"plan"},

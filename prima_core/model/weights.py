@@ -7,7 +7,7 @@ import errno
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,12 @@ class MappedStore:
 
     def shared(self) -> Mapping[str, Weight]:
         return self._shared
+
+    def is_streamed(self, name: str) -> bool:
+        return False
+
+    def blocks(self, name: str) -> Iterator[Weight]:
+        yield self._shared[name]
 
     def close(self) -> None:
         """Forget the views. Idempotent."""

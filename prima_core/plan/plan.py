@@ -41,12 +41,23 @@ class Visit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Residency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Bytes that the plan takes on a device of a node: weights as large as they are there, and room for KV."""
+    """Bytes that the plan takes on a device of a node: weights as large as they are there, and room for KV.
+
+    `streamed_bytes` of `weight_bytes` are not kept in memory but read from disk in every pass, ahead of their use, into
+    a buffer of `buffer_bytes` of the host's memory. Both are 0 where all weights stay.
+    """
 
     node: str
     device: str
     weight_bytes: int
     kv_bytes: int
+    streamed_bytes: int = 0
+    buffer_bytes: int = 0
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Weights that stay in memory."""
+        return self.weight_bytes - self.streamed_bytes
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,7 +95,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def bytes_on(self, node: str, device: str) -> int:
         """What a completed plan takes on a device."""
         needs = (need for need in self.residency if (need.node, need.device) == (node, device))
-        return sum(need.weight_bytes + need.kv_bytes for need in needs)
+        return sum(need.pinned_bytes + need.buffer_bytes + need.kv_bytes for need in needs)
 
     def successors(self, node: str) -> tuple[str, ...]:
         """Nodes, other than itself, that `node` sends activations to."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prima_core.interfaces import Slice, Store, Weight
 from prima_core.model.spec import ModelSpec
@@ -49,6 +49,12 @@ class LoadingStore:
         ends, self._ends = self._ends, []
         self._read(ends)
         return self._store.shared()
+
+    def is_streamed(self, name: str) -> bool:
+        return self._store.is_streamed(name)
+
+    def blocks(self, name: str) -> Iterator[Weight]:
+        return self._store.blocks(name)
 
     def close(self) -> None:
         self._store.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,12 @@ class ArrayStore:
 
     def shared(self) -> Mapping[str, Weight]:
         return self.shared_weights
+
+    def is_streamed(self, name: str) -> bool:
+        return False
+
+    def blocks(self, name: str) -> Iterator[Weight]:
+        yield self.shared_weights[name]
 
     def close(self) -> None: ...
 

@@ -1,0 +1,76 @@
+"""What the operating systems do differently with memory and files: available memory, reads past the page cache, pages.
+
+Sizes are in bytes. `host()` gives the one that this process runs on; nothing else of prima asks which it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """`available_bytes`: what this process and others may still take without swapping, in the tightest of the machine
+    and the groups that limit this process; clean pages of files, a mapped model's too, count as available."""
+
+    total_bytes: int
+    available_bytes: int
+
+
+class DirectFile(Protocol):
+    """A file that is read past the page cache where the system can do that; otherwise what was read is dropped from the
+    cache. From any thread, without the GIL while the disk works."""
+
+    @property
+    def alignment(self) -> int:
+        """Offsets, lengths and addresses of reads are multiples of this."""
+        ...
+
+    def read(self, into: memoryview, offset: int) -> int:
+        """Fill `into` from `offset`; how many bytes were there, less than asked for only at the end of the file.
+
+        Raises OSError as the system says it.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class System(Protocol):
+    def memory(self) -> Memory: ...
+
+    def pressure(self) -> float | None:
+        """Share of the last ten seconds in which some process waited for memory, where the system tells it."""
+        ...
+
+    def open_direct(self, path: Path) -> DirectFile:
+        """Raises OSError."""
+        ...
+
+    def buffer(self, n_bytes: int) -> memoryview:
+        """Writable memory at an address that direct reads take; its pages come when they are first written. It goes
+        with its last view."""
+        ...
+
+    def release(self, part: memoryview) -> None:
+        """Give the whole pages of a part of such a buffer back; its contents are lost."""
+        ...
+
+    def populate(self, data: NDArray[np.uint8]) -> None:
+        """Bring the pages of a view into a map into memory, without the GIL. Raises OSError: behind the end of the
+        file, or a disk that fails."""
+        ...
+
+    def drop(self, data: NDArray[np.uint8], path: Path, offset: int) -> None:
+        """Take the whole pages of a view of a map of the file out of this process and out of the page cache."""
+        ...
+
+    def resident_bytes(self, data: NDArray[np.uint8]) -> int | None:
+        """How much of a view is in memory; None where the system does not tell (or tells it wrongly)."""
+        ...
