@@ -15,7 +15,7 @@ Tell = Callable[[int, int], None]  # bytes done and of all
 class LoadingStore:
     """`store`, which the caller closes, with each layer populated at its first `acquire` and the ends at `shared`.
 
-    A backend that copies weights so gives each layer back before the next is read. `tell` may raise to end the load.
+    Weights that are streamed are left out: they come when a step needs them. A backend that copies weights so gives each layer back before the next is read. `tell` may raise to end the load.
     """
 
     def __init__(self, store: Store, model: ModelSpec, parts: Sequence[Slice], tell: Tell) -> None:
@@ -25,15 +25,15 @@ class LoadingStore:
         self._done = 0
         self._layers = {layer for part in parts for layers in part.layers for layer in layers}
         ends = {name for part in parts for name in end_tensors(model, part)}
-        self._ends = [weight for name, weight in store.shared().items() if name in ends]
-        views = [weight for layer in self._layers for weight in store.views(layer).values()]
+        self._ends = self._kept(weight for name, weight in store.shared().items() if name in ends)
+        views = self._kept(weight for layer in self._layers for weight in store.views(layer).values())
         self._total = sum(weight.data.nbytes for weight in (*self._ends, *views))
 
     def acquire(self, layer: int) -> Mapping[str, Weight]:
         weights = self._store.acquire(layer)
         if layer in self._layers:  # not read yet
             self._layers.discard(layer)
-            self._read(weights.values())
+            self._read(self._kept(weights.values()))
         return weights
 
     def release(self, layer: int) -> None:
@@ -58,6 +58,9 @@ class LoadingStore:
 
     def close(self) -> None:
         self._store.close()
+
+    def _kept(self, weights: Iterable[Weight]) -> list[Weight]:
+        return [weight for weight in weights if not self._store.is_streamed(weight.name)]
 
     def _read(self, weights: Iterable[Weight]) -> None:
         start = time.perf_counter()
