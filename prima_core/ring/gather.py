@@ -17,16 +17,12 @@ from prima_core.model.spec import ModelSpec
 
 FloatArray = NDArray[np.float32]
 
-MAX_SCRATCH_BYTES = 96 * 1024 * 1024
-"""Of a gather's activations. What one reading of the weights costs is worth hundreds of rows even on slow machines, and
-a node has little memory left where it streams."""
 
-
-def longest_gather(model: ModelSpec) -> int:
-    """Rows whose activations in a block, in f32 (the residual and its norm, both halves of the feed-forward part), take
-    at most MAX_SCRATCH_BYTES."""
+def row_bytes(model: ModelSpec) -> int:
+    """What a row's activations take in a block, in f32: the residual and its norm, both halves of the feed-forward
+    part. So many times goes into `Plan.gather_bytes`."""
     d_ff = model.d_ff if model.experts is None else model.experts.d_ff * model.experts.n_used
-    return max(1, MAX_SCRATCH_BYTES // (4 * (2 * model.d_model + 2 * d_ff)))
+    return 4 * (2 * model.d_model + 2 * d_ff)
 
 
 @dataclass(frozen=True, slots=True)

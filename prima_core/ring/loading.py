@@ -15,7 +15,8 @@ Tell = Callable[[int, int], None]  # bytes done and of all
 class LoadingStore:
     """`store`, which the caller closes, with each layer populated at its first `acquire` and the ends at `shared`.
 
-    Weights that are streamed are left out: they come when a step needs them. A backend that copies weights so gives each layer back before the next is read. `tell` may raise to end the load.
+    Weights that are streamed are left out: they come when a step needs them. A backend that copies weights so gives each
+    layer back before the next is read. `tell` may raise to end the load.
     """
 
     def __init__(self, store: Store, model: ModelSpec, parts: Sequence[Slice], tell: Tell) -> None:

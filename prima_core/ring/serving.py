@@ -13,7 +13,7 @@ from prima_core.interfaces import Backend, Device, Layers, SendLink, Shard, Slic
 from prima_core.model.weights import Model, end_tensors
 from prima_core.plan.plan import Plan
 from prima_core.ring import wire
-from prima_core.ring.gather import longest_gather
+from prima_core.ring.gather import row_bytes
 from prima_core.ring.loading import LoadingStore, Tell
 from prima_core.ring.reports import Assignment
 from prima_core.ring.times import Reader
@@ -104,7 +104,7 @@ def open_serving(name: str, assignment: Assignment, means: Means, tell: Tell, ex
         links,
         wire.FrameLimits(assignment.epoch, model.spec.d_model, len(plan.visits), plan.kv_tokens),
         next((index for index, visit in enumerate(plan.visits) if visit.node == name), None),
-        longest_gather(model.spec) if holding.streamed_bytes else 0,
+        plan.gather_bytes // row_bytes(model.spec) if holding.buffer_bytes else 0,
         loading.disk_s,
         exits,
     )

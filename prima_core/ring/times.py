@@ -106,7 +106,7 @@ class Meter:
         now = None if source.reader is None else source.reader.stats()
         return NodeTimes(
             time.perf_counter() - self._start,
-            self.compute_s,
+            max(0.0, self.compute_s),  # clocks of some systems are coarse
             self.wait_s,
             self.disk_s,
             self.send_s + self.decode_s,

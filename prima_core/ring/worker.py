@@ -177,6 +177,13 @@ class Worker:
         self._waiting = deque(left)
         return taken
 
+    def _next_job(self) -> _Job:
+        start = time.perf_counter()
+        job = self._jobs.get()
+        if self._was_awaited(job):
+            self.meter.wait_s += time.perf_counter() - start
+        return job
+
     def _was_awaited(self, job: _Job) -> bool:
         """Whether a request was running while there was nothing to do here: see `NodeTimes.wait_s`."""
         serving = self._serving
@@ -269,8 +276,8 @@ def _step_of(job: _Job) -> Step:
     return job.frame.step if isinstance(job, _Arrived) else Step(())
 
 
-def _place(job: _Job) -> object:
+def _place(job: _Job) -> tuple[object, ...] | None:
     """Equal of what could be done together."""
     if isinstance(job, _Launch):
-        return job.epoch
+        return ("launch", job.epoch)
     return (id(job.serving), job.frame.visit) if isinstance(job, _Arrived) else None
