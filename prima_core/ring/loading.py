@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from prima_core.interfaces import Slice, Store, Weight
 from prima_core.model.spec import ModelSpec
 from prima_core.model.weights import end_tensors, populate
+from prima_core.ring.times import Reader
 
 Tell = Callable[[int, int], None]  # bytes done and of all
+
+
+class NodeStore(Store, Reader, Protocol):
+    """A store that may read ahead, from `start` on, and ends its threads in `close`: `memory.store.StreamingStore`."""
+
+    def pinned_ends(self) -> Sequence[Weight]:
+        """What is kept of the tensors outside the layers, which may be the first rows of one."""
+        ...
+
+    def start(self) -> None: ...
 
 
 class LoadingStore:
     """`store`, which the caller closes, with each layer populated at its first `acquire` and the ends at `shared`.
 
-    Weights that are streamed are left out: they come when a step needs them. A backend that copies weights so gives each
-    layer back before the next is read. `tell` may raise to end the load.
+    Weights that are streamed are left out: they come when a step needs them. A backend that copies weights so gives
+    each layer back before the next is read. `tell` may raise to end the load.
     """
 
-    def __init__(self, store: Store, model: ModelSpec, parts: Sequence[Slice], tell: Tell) -> None:
+    def __init__(self, store: NodeStore, model: ModelSpec, parts: Sequence[Slice], tell: Tell) -> None:
         self.disk_s = 0.0
         self._store = store
         self._tell = tell
         self._done = 0
         self._layers = {layer for part in parts for layers in part.layers for layer in layers}
-        ends = {name for part in parts for name in end_tensors(model, part)}
-        self._ends = self._kept(weight for name, weight in store.shared().items() if name in ends)
+        kept = {weight.name: weight for weight in store.pinned_ends()}
+        others = {name for part in parts for name in end_tensors(model, part)} - kept.keys()  # of devices of their own
+        self._ends = [*kept.values(), *self._kept(store.shared()[name] for name in others)]
         views = self._kept(weight for layer in self._layers for weight in store.views(layer).values())
         self._total = sum(weight.data.nbytes for weight in (*self._ends, *views))
 

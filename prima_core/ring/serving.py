@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from prima_core.engine.scheduler import Wanted
 from prima_core.errors import DeviceMemoryError
@@ -14,15 +13,8 @@ from prima_core.model.weights import Model, end_tensors
 from prima_core.plan.plan import Plan
 from prima_core.ring import wire
 from prima_core.ring.gather import row_bytes
-from prima_core.ring.loading import LoadingStore, Tell
+from prima_core.ring.loading import LoadingStore, NodeStore, Tell
 from prima_core.ring.reports import Assignment
-from prima_core.ring.times import Reader
-
-
-class NodeStore(Store, Reader, Protocol):
-    """A store that may read ahead, from `start` on. `close` ends its threads."""
-
-    def start(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

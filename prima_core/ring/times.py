@@ -24,7 +24,8 @@ class NodeTimes:
     `disk_s`: bringing weights into memory when a part of the model is loaded.
     `link_s`: encoding and decoding frames, and handing them to the transport; not their time on the wire.
     `n_steps`, `n_tokens`: what went through this node's layers, a step once also where it visits the node again.
-    `sent_bytes`: frames to other nodes. `read_bytes`: weights read from disk since they were loaded.
+    `sent_bytes`: frames to other nodes. `read_bytes`: weights read from disk since they were loaded, in `reading_s`
+    seconds in which at least one read was under way.
 
     No sums, but what is so now: `pinned_bytes` of weights stay in memory, `streamed_bytes` are read in every pass,
     through a buffer of `buffer_bytes`.
@@ -40,6 +41,7 @@ class NodeTimes:
     sent_bytes: Count = 0
     stall_s: Seconds = 0.0
     read_bytes: Count = 0
+    reading_s: Seconds = 0.0
     pinned_bytes: Count = 0
     streamed_bytes: Count = 0
     buffer_bytes: Count = 0
@@ -50,6 +52,8 @@ class Reads(Protocol):
 
     @property
     def read_bytes(self) -> int: ...
+    @property
+    def reading_s(self) -> float: ...
     @property
     def stall_s(self) -> float: ...
     @property
@@ -72,7 +76,17 @@ class _Source:
 
     reader: Reader | None = None
     read_bytes: int = 0
+    reading_s: float = 0.0
     stall_s: float = 0.0
+
+    def sums(self) -> _Source:
+        """With what is read from now, and without a reader."""
+        if self.reader is None:
+            return self
+        now = self.reader.stats()
+        return _Source(
+            None, self.read_bytes + now.read_bytes, self.reading_s + now.reading_s, self.stall_s + now.stall_s
+        )
 
 
 class Meter:
@@ -94,16 +108,12 @@ class Meter:
 
     def read_from(self, reader: Reader | None) -> None:
         """Another store is in use from now on, or none; that before it has still to be there."""
-        source = self._source
-        if source.reader is not None:
-            last = source.reader.stats()
-            source = _Source(None, source.read_bytes + last.read_bytes, source.stall_s + last.stall_s)
-        self._source = replace(source, reader=reader)  # at once: others read it meanwhile
+        self._source = replace(self._source.sums(), reader=reader)  # at once: others read it meanwhile
 
     def times(self) -> NodeTimes:
         """From any thread; the sums may be of moments a step apart."""
         source = self._source
-        now = None if source.reader is None else source.reader.stats()
+        sums, now = source.sums(), None if source.reader is None else source.reader.stats()
         return NodeTimes(
             time.perf_counter() - self._start,
             max(0.0, self.compute_s),  # clocks of some systems are coarse
@@ -113,8 +123,9 @@ class Meter:
             self.n_steps,
             self.n_tokens,
             self.sent_bytes,
-            source.stall_s + (now.stall_s if now else 0),
-            source.read_bytes + (now.read_bytes if now else 0),
+            sums.stall_s,
+            sums.read_bytes,
+            sums.reading_s,
             now.pinned_bytes if now else 0,
             now.streamed_bytes if now else 0,
             now.buffer_bytes if now else 0,

@@ -52,7 +52,7 @@ class FakeStore(ArrayStore):
         self.holding = holding
         self.has_started = self.is_closed = False
         self.read_bytes = 0
-        self.stall_s = 0.0
+        self.stall_s = self.reading_s = 0.0
         self.stall: Callable[[], float] = lambda: 0.0  # does as if an `acquire` waited so many seconds
 
     @property
@@ -71,7 +71,11 @@ class FakeStore(ArrayStore):
         return self
 
     def start(self) -> None:
+        assert not self.held
         self.has_started = True
+
+    def pinned_ends(self) -> Sequence[Weight]:
+        return [] if self.holding.streamed_bytes else [self.shared_weights[name] for name in self.holding.ends]
 
     def is_streamed(self, name: str) -> bool:
         return bool(self.holding.streamed_bytes)
@@ -155,6 +159,7 @@ class CountingBackend:
         self.used.append(device)
         for layer in (layer for layers in part.layers for layer in layers):
             store.acquire(layer)  # as a backend does, which brings it into memory
+            store.release(layer)
         store.shared()
         return CountingShard(self, part, store)
 
