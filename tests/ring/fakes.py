@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prima_core.engine.engine import StepResult
 from prima_core.engine.request import GREEDY, Sampled
 from prima_core.engine.scheduler import PlannedStep, Wanted
-from prima_core.errors import LinkTimeout
+from prima_core.errors import FrameError, LinkTimeout
 from prima_core.interfaces import Buffer, Chunk, Device, KvOp, KvType, Layers, Shard, Slice, Step, Store, Weight
 from prima_core.model.spec import ModelSpec
 from prima_core.plan.plan import Plan, Residency, Visit
@@ -108,6 +108,9 @@ class CountingShard:
     def run(self, layers: Layers, activation: NDArray[np.float32], step: Step) -> NDArray[np.float32]:
         assert layers in self._part.layers
         self._node.called("run", layers, step)
+        self._node.before_run()
+        if self._node.refuses in [chunk.sequence for chunk in step.chunks]:
+            raise FrameError(f"sequence {self._node.refuses} is not open")
         out = activation.copy()
         for layer in layers:
             self._store.acquire(layer)
@@ -135,6 +138,8 @@ class CountingBackend:
         self.parts: list[Slice] = []  # loaded
         self.used: list[str] = []  # the device of each
         self.breaks: dict[str, Exception] = {}  # by the call that shall raise it, once
+        self.before_run: Callable[[], None] = lambda: None
+        self.refuses: int | None = None  # a sequence that is not open
         self.change_logits: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda logits: logits
 
     def called(self, call: str, *step: object) -> None:
