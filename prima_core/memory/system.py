@@ -71,6 +71,13 @@ class System(Protocol):
         """Take the whole pages of a view of a map of the file out of this process and out of the page cache."""
         ...
 
-    def resident_bytes(self, data: NDArray[np.uint8]) -> int | None:
-        """How much of a view is in memory; None where the system does not tell (or tells it wrongly)."""
+    def resident_bytes(self, data: NDArray[np.uint8], path: Path) -> int | None:
+        """How much of a view of a map of the file is in memory; None where the system does not tell the truth."""
         ...
+
+
+def host() -> System:
+    """This machine's."""
+    from prima_core.memory.linux import Linux
+
+    return Linux()
