@@ -23,10 +23,9 @@ assert sys.platform != "win32"  # for mypy: nothing of this is there
 
 MADV_POPULATE_READ = 22  # since 5.14
 O_DIRECT = getattr(os, "O_DIRECT", 0)  # 0: another system, or a build without it
-RWF_NOWAIT = getattr(os, "RWF_NOWAIT", 8)
 FADV_RANDOM, FADV_DONTNEED = 1, 4  # s390 has others, and no prima
 SAFE_ALIGNMENT = 4096
-_POPULATE_BYTES = 4 * 1024 * 1024
+_PIECE_BYTES = 4 * 1024 * 1024
 _CAP_FOWNER = 3
 
 
@@ -52,8 +51,8 @@ class Linux:
         self._pages.advise(*posix.whole_pages(posix.address(part), len(part)), posix.MADV_DONTNEED)
 
     def populate(self, data: NDArray[np.uint8]) -> None:
-        for start in range(0, len(data), _POPULATE_BYTES):
-            piece = data[start : start + _POPULATE_BYTES]
+        for start in range(0, len(data), _PIECE_BYTES):
+            piece = data[start : start + _PIECE_BYTES]
             begin, end = posix.enclosing_pages(posix.address(piece), len(piece))
             if not posix.check_populated(self._pages.advise(begin, end, MADV_POPULATE_READ)):
                 self._pages.touch(data[start:])
@@ -114,28 +113,16 @@ class _DirectFile:
 
 
 def _read_and_drop(fd: int, into: memoryview, offset: int) -> int:
-    """Read through the page cache and leave it as it was: what had to come from the disk goes again."""
+    """Read through the page cache and take what was read out of it. Pages that someone has mapped stay in any case; to
+    spare unmapped ones that were there before was tried: the kernel's reading ahead makes them look alike."""
     done = 0
     while done < len(into):
-        n_bytes = _read_cached(fd, into[done:], offset + done)
-        if n_bytes is None:
-            piece = into[done : done + _POPULATE_BYTES]
-            n_bytes = os.preadv(fd, [piece], offset + done)
-            _advise_file(fd, *posix.whole_pages(offset + done, n_bytes), FADV_DONTNEED)
+        n_bytes = os.preadv(fd, [into[done : done + _PIECE_BYTES]], offset + done)
         if n_bytes == 0:
             break
+        _advise_file(fd, *posix.whole_pages(offset + done, n_bytes), FADV_DONTNEED)
         done += n_bytes
     return done
-
-
-def _read_cached(fd: int, into: memoryview, offset: int) -> int | None:
-    """Read what is in the cache already; None: nothing, or the file system does not tell."""
-    try:
-        return os.preadv(fd, [into], offset, RWF_NOWAIT)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
-            return None
-        raise
 
 
 def _drop_cached(path: Path, begin: int, end: int) -> None:
