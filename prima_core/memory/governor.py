@@ -49,10 +49,10 @@ def reserve_bytes(memory: Memory) -> int:
             return min(max(1000 * _MB, total // 10), 4 * _GB, total // 4)
 
 
-def room_bytes(memory: Memory) -> int:
-    """What a node that starts now may take for weights, KV and buffer, so that the reserve is left to others."""
-    taken = memory.mapped_bytes + PROCESS_BYTES + reserve_bytes(memory)
-    return max(0, memory.available_bytes - taken)
+def room_bytes(memory: Memory, n_nodes: int = 1) -> int:
+    """What each of `n_nodes` that start now may take for weights, KV and buffer, so that others have the reserve."""
+    room = memory.available_bytes - memory.mapped_bytes - reserve_bytes(memory)
+    return max(0, room // n_nodes - PROCESS_BYTES)
 
 
 # ---------------------------------------------------------------- the decision
@@ -214,9 +214,9 @@ class Governor:
             log.info(text, sight.left_bytes / _GB, wanted / _GB, (planned - wanted) / _GB)
         elif before < wanted == planned:
             log.info("others have memory again: %.2f GB of weights stay in it, as planned", planned / _GB)
-        was_short, self._is_short = self._is_short, sight.lacking_bytes > 0 and not sight.pinned_bytes
+        was_short, self._is_short = self._is_short, sight.lacking_bytes > 0 and not before
         if self._is_short and not was_short:
-            text = "others still lack %.2f GB, and no weights are left in memory: end a program, or this node"
+            text = "others still lack %.2f GB, and no more weights can leave memory: end a program, or this node"
             log.warning(text, sight.lacking_bytes / _GB)
 
     def _main(self) -> None:
