@@ -27,8 +27,8 @@ POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """What the user chose for a node. `memory_bytes` None: what is available now, but for a reserve that is left to other
-    programs, split over `n_sharing`."""
+    """What the user chose for a node. `memory_bytes` None: what is available now, but for a reserve that others are
+    left, split over `n_sharing`."""
 
     backend: str = "auto"
     threads: int = 0
