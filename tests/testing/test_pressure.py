@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from prima_core.testing.pressure import ROOT, Hog, memory_group, why_no_groups
@@ -39,6 +41,7 @@ def test_a_hog_that_needs_more_than_the_limit_is_killed() -> None:
 @needs_groups
 def test_a_group_goes_with_its_processes() -> None:
     with memory_group(60 * MB) as group:
-        process = group.popen(["sleep", "1000"])
+        process = group.popen(["sh", "-c", "echo started; exec sleep 1000"], stdout=subprocess.PIPE)
+        process.stdout.readline()  # type: ignore[union-attr]
     assert process.wait(10) == -9
     assert list(ROOT.glob(group.folder.name)) == []
