@@ -42,6 +42,8 @@ def test_a_hog_that_needs_more_than_the_limit_is_killed() -> None:
 def test_a_group_goes_with_its_processes() -> None:
     with memory_group(60 * MB) as group:
         process = group.popen(["sh", "-c", "echo started; exec sleep 1000"], stdout=subprocess.PIPE)
-        process.stdout.readline()  # type: ignore[union-attr]
-    assert process.wait(10) == -9
+        assert process.stdout is not None
+        process.stdout.readline()
+    process.communicate(timeout=10)
+    assert process.returncode == -9
     assert list(ROOT.glob(group.folder.name)) == []
