@@ -39,7 +39,7 @@ class Inventory:
         system: System,
     ) -> None:
         self._file, self._system, self._ends = file, system, tuple(ends)
-        self.mapped = MappedStore(file, spec)
+        self.mapped = MappedStore(file, spec, system)
         layers = (self.mapped.views(layer).values() for layer in range(spec.n_layers))
         self._weights = {weight.name: weight for weight in itertools.chain(self.mapped.shared().values(), *layers)}
         self.holding = holding(file.tensors, visits, ends)

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from prima_core.engine.scheduler import Wanted
 from prima_core.errors import DeviceMemoryError
 from prima_core.interfaces import Backend, Device, Layers, SendLink, Shard, Slice, Store
+from prima_core.memory.governor import Governor
+from prima_core.memory.store import StreamingStore
+from prima_core.memory.system import System
 from prima_core.model.weights import Model, end_tensors
 from prima_core.plan.plan import Plan
 from prima_core.ring import wire
@@ -27,7 +30,13 @@ class Holding:
     buffer_bytes: int
 
 
-OpenStore = Callable[[Model, Holding], NodeStore]
+OpenStore = Callable[[Model, Holding, System], NodeStore]
+
+
+def open_store(model: Model, holding: Holding, system: System) -> NodeStore:
+    """The store of a node, whether it streams or not: one that does not may have to begin when memory gets short."""
+    sizes = holding.streamed_bytes, holding.buffer_bytes
+    return StreamingStore(model.file, model.spec, holding.visits, holding.ends, *sizes, system)
 
 
 @dataclass(slots=True)
@@ -67,11 +76,12 @@ class Means:
     backend: Backend
     open_store: OpenStore
     dial: Callable[[str], SendLink]
+    system: System
 
 
 def open_serving(name: str, assignment: Assignment, means: Means, tell: Tell, exits: ExitStack) -> Serving:
     """Load the part of node `name`. What is opened is closed by `exits`, also that of a load that fails: links, then
-    shards, then the store with its threads; the model stays the caller's.
+    the governor, shards, and the store with its threads; the model stays the caller's.
 
     Raises PrimaError kinds, DeviceMemoryError with the device; whatever `tell` raises.
     """
@@ -79,11 +89,14 @@ def open_serving(name: str, assignment: Assignment, means: Means, tell: Tell, ex
     first_device = devices[0].id
     slices = slices_of(plan, name, first_device)
     holding = holding_of(plan, name, model, devices)
-    store = means.open_store(model, holding)
+    store = means.open_store(model, holding, means.system)
     exits.callback(store.close)
-    loading = LoadingStore(store, model.spec, tuple(slices.values()), tell)
+    loading = LoadingStore(store, model.spec, tuple(slices.values()), tell, means.system)
     shards = _load_shards(means.backend, model, slices, loading, exits)
     store.start()
+    governor = Governor(store, means.system, store.pinned_bytes)
+    governor.start()
+    exits.callback(governor.close)
     links: dict[str, SendLink] = {}
     for node in plan.successors(name):
         links[node] = means.dial(assignment.addresses[node])

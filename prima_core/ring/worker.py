@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from prima_core.engine.scheduler import PlannedStep
 from prima_core.errors import ClusterError, DeviceMemoryError, FrameError, PrimaError
 from prima_core.interfaces import Backend, Device, SendLink, Step
+from prima_core.memory.system import System
 from prima_core.ring import wire
 from prima_core.ring.carry import Carrier
 from prima_core.ring.gather import Gather
 from prima_core.ring.reports import Assignment, LoadFailed, Loading, Ready, Report
-from prima_core.ring.serving import Means, OpenStore, Serving, open_serving
+from prima_core.ring.serving import Means, OpenStore, Serving, open_serving, open_store
 from prima_core.ring.times import Meter
 from prima_core.ring.wire import Epoch, StaleEpoch
 
@@ -67,15 +68,17 @@ class Worker:
         self,
         name: str,
         open_backend: Callable[[], Backend],
-        open_store: OpenStore,
         dial: Callable[[str], SendLink],
         report: Callable[[Report], None],
+        system: System,
+        open_store: OpenStore = open_store,
     ) -> None:
         self.name = name
         self._open_backend = open_backend
-        self._open_store = open_store
         self._dial = dial
         self._report = report
+        self._system = system
+        self._open_store = open_store
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()  # a third faster than Queue; `_put` bounds it
         self._waiting: deque[_Job] = deque()  # taken out of it already, the owner thread's
         self._ordered: Epoch | None = None  # what was ordered last, which the thread may not have read yet
@@ -215,7 +218,7 @@ class Worker:
 
     def _load(self, backend: Backend, assignment: Assignment) -> None:
         epoch = assignment.epoch
-        means = Means(backend, self._open_store, self._dial)
+        means = Means(backend, self._open_store, self._dial, self._system)
         try:
             with ExitStack() as exits:
                 serving = open_serving(self.name, assignment, means, self._tell_loading(epoch), exits)

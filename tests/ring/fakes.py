@@ -16,6 +16,7 @@ from prima_core.engine.request import GREEDY, Sampled
 from prima_core.engine.scheduler import PlannedStep, Wanted
 from prima_core.errors import FrameError, LinkTimeout
 from prima_core.interfaces import Buffer, Chunk, Device, KvOp, KvType, Layers, Shard, Slice, Step, Store, Weight
+from prima_core.memory.system import System, host
 from prima_core.model.spec import ModelSpec
 from prima_core.plan.plan import Plan, Residency, Visit
 from prima_core.ring.gather import row_bytes
@@ -69,6 +70,12 @@ class FakeStore(ArrayStore):
 
     def stats(self) -> Reads:
         return self
+
+    def resize(self, pinned_bytes: int) -> None:
+        """The governor of a test's node may want it."""
+
+    def lost_bytes(self) -> int | None:
+        return None
 
     def start(self) -> None:
         assert not self.held
@@ -207,16 +214,17 @@ class Ring:
         self.numbers = 0
 
     def _worker(self, name: str) -> Worker:
-        def open_store(model: Model, holding: Holding) -> FakeStore:
+        def open_store(model: Model, holding: Holding, system: System) -> FakeStore:
             self.stores[name] = FakeStore(cast("SmallModel", model), holding)
             return self.stores[name]
 
         worker = Worker(
             name,
             lambda: self.backends[name],
-            open_store,
             lambda address: CallLink(self, address),
             lambda report: self.reports.put((name, report)),
+            host(),
+            open_store,
         )
         worker.start()
         return worker

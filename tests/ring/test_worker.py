@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from prima_core.engine.engine import StepResult
 from prima_core.errors import ClusterError, DeviceMemoryError, LinkBroken, ModelError
 from prima_core.interfaces import Backend, Chunk, Device, KvKind, KvOp, KvType, Layers, SendLink, Slice, Step
+from prima_core.memory.system import host
 from prima_core.plan.plan import Plan, Split, Visit
 from prima_core.ring import carry, wire, worker
 from prima_core.ring.reports import Assignment, LoadFailed, Loading, Ready, Report, Unreachable
@@ -452,7 +453,7 @@ def alone(backend: Callable[[], Backend], report: Callable[[Report], None] = lam
     def dial(address: str) -> SendLink:
         raise LinkBroken(address)
 
-    return Worker("alone", backend, lambda model, holding: FakeStore(SMALL, holding), dial, report)
+    return Worker("alone", backend, dial, report, host(), lambda model, holding, system: FakeStore(SMALL, holding))
 
 
 def test_a_backend_that_does_not_open_is_told_to_who_starts_the_node() -> None:
