@@ -6,10 +6,8 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -18,12 +16,11 @@ import pytest
 from prima_core.errors import ClusterError
 from prima_core.memory.system import DirectFile, host
 from prima_core.model.weights import Model
-from prima_core.node import join
 from prima_core.node.driver import State
 from prima_core.plan.plan import plan_to_json
 from prima_core.ring.wire import WirePolicy
 from prima_core.testing.cluster import DEADLINE_S, until
-from tests.node.cluster import Cluster, worker_process, worker_thread
+from tests.node.cluster import Cluster, has_ended, left_behind, prima_serve, worker_process, worker_thread
 from tests.node.conftest import N_LAYERS, PROMPTS, Tokens
 from tests.node.streaming import streaming_plan
 
@@ -144,3 +141,18 @@ def test_a_head_lives_on_when_all_of_a_workers_file_goes(cluster: Start, llama: 
         assert "node 'w'" in str(running.error())
         until("waiting", lambda: head.status.state is State.WAITING)
         assert "'w'" in str(head.ask(PROMPT, 5).error())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_ends_nodes_that_stream_and_leaves_nothing_behind(
+    llama: Model, temporary_folder: Path, tmp_path: Path
+) -> None:
+    visits = [("head", 0, 2), ("head.2", 2, 4), ("head", 4, 6), ("head.2", 6, N_LAYERS)]
+    plan = tmp_path / "plan.json"
+    plan.write_bytes(plan_to_json(streaming_plan(llama, visits, {"head": 1.0, "head.2": 1.0}, rows=50)))
+    with prima_serve(str(llama.path), "--nodes", "2", "--name", "head", "--plan", str(plan)) as head:
+        family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
+        head.send_signal(signal.SIGINT)
+        head.wait(DEADLINE_S)
+        assert all(has_ended(process) for process in family)
+    assert left_behind(temporary_folder) == []
