@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from prima_core.errors import PlanError
 from prima_core.plan.costs import PassCost, missing_rate, pass_cost
+from prima_core.plan.forecast import Forecast, NodeForecast
 from prima_core.plan.overlap import Reader, pass_s, reading_s
 from prima_core.plan.plan import Plan
 from prima_core.plan.problem import Problem
@@ -14,35 +13,6 @@ from prima_core.plan.stream import n_turns
 
 CHUNK_TOKENS = 128
 PROMPT_TOKENS = 512
-
-
-class NodeForecast(msgspec.Struct, frozen=True):
-    """Of a node, for each pass: seconds of computing, of waiting for its disk, and of the links to it; bytes from disk.
-    And what it holds."""
-
-    node: str
-    compute_s: float
-    stall_s: float
-    link_s: float
-    read_bytes: int
-    pinned_bytes: int
-    buffer_bytes: int
-    kv_bytes: int
-
-
-class Forecast(msgspec.Struct, frozen=True):
-    """`token_s`: time per token (of each sequence; `width` are computed together), as the visits were simulated;
-    `bound_s`: the same by formulas for perfectly even visits and reading. `prompt_s`: until the first token of a prompt
-    of `n_prompt` tokens; None: rates of prefill are not known. `limit`: what most of the time goes to.
-    """
-
-    token_s: float
-    bound_s: float
-    prompt_s: float | None
-    n_prompt: int
-    width: int
-    limit: str
-    nodes: tuple[NodeForecast, ...]
 
 
 def predict(

@@ -6,7 +6,7 @@ buffers of least time where all rates are known.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -15,7 +15,7 @@ from prima_core.plan.costs import PassCost, missing_rate, pass_cost, routed_shar
 from prima_core.plan.overlap import Reader, best_buffers
 from prima_core.plan.plan import Plan, Residency
 from prima_core.plan.problem import NodeFacts, Problem
-from prima_core.plan.stream import GATHER_BYTES, GATHER_SHARE, Overload, overload_of, streaming_device
+from prima_core.plan.stream import Overload, gather_bytes, overload_of, streaming_device
 
 
 def residency_of(plan: Plan, problem: Problem, kv_tokens: int) -> tuple[tuple[Residency, ...], int]:
@@ -35,11 +35,6 @@ def residency_of(plan: Plan, problem: Problem, kv_tokens: int) -> tuple[tuple[Re
             raise left
     residency = tuple(need for own in needs.values() for need in own)
     return residency, gather if any(need.buffer_bytes for need in residency) else 0
-
-
-def gather_bytes(problem: Problem, names: Iterable[str]) -> int:
-    """Activations of a prompt that each of these nodes, which stream, may collect."""
-    return min([GATHER_BYTES, *(problem.node(name).memory_bytes // GATHER_SHARE for name in names)])
 
 
 def _needs(plan: Plan, problem: Problem, name: str, kv_tokens: int) -> list[Residency]:

@@ -7,7 +7,7 @@ that it gathers, and reads X + B bytes in every pass, X being what its memory la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from prima_core.plan.plan import Plan, Residency
@@ -101,6 +101,11 @@ class Overload:
 def streaming_device(node: NodeFacts) -> DeviceFacts | None:
     """The device whose weights may be streamed: the last that shares the host's memory, which is its CPU."""
     return next((device for device in reversed(node.places) if device.shares_host), None)
+
+
+def gather_bytes(problem: Problem, names: Iterable[str]) -> int:
+    """Activations of a prompt that each of these nodes, which stream, may collect."""
+    return min([GATHER_BYTES, *(problem.node(name).memory_bytes // GATHER_SHARE for name in names)])
 
 
 def overload_of(
