@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from prima_core.errors import PlanError
 from prima_core.plan.costs import LayerCost, PassCost
+from prima_core.plan.plan import Plan
+from prima_core.plan.problem import Problem
 
 _MOST_PASSES = 128
 _COUNTED = 64
@@ -37,6 +39,13 @@ class Simulated:
     pass_s: float
     stall_s: Mapping[str, float]
     read_bytes: Mapping[str, float]
+
+
+def disks_of(plan: Plan, problem: Problem) -> dict[str, Disk]:
+    """Of a completed plan's nodes that stream."""
+    sizes = {name: sum(need.buffer_bytes for need in plan.residency if need.node == name) for name in plan.nodes}
+    nodes = {name: problem.node(name) for name, size in sizes.items() if size}
+    return {name: Disk(node.disk_bytes_s, sizes[name], node.disk) for name, node in nodes.items()}
 
 
 def simulate(cost: PassCost, disks: Mapping[str, Disk]) -> Simulated:

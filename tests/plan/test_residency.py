@@ -9,7 +9,6 @@ import pytest
 
 from prima_core.errors import PlanError
 from prima_core.plan.check import complete
-from prima_core.plan.overlap import Reader, pass_s
 from prima_core.plan.plan import Plan, Residency, Split, Visit, plan_from_json, plan_to_json
 from prima_core.plan.predict import predict
 from prima_core.plan.problem import DeviceFacts, LinkFacts, ModelFacts, NodeFacts, Problem
@@ -123,18 +122,22 @@ def test_without_rates_buffers_of_several_visits_are_guessed_and_no_time_is_fore
         predict(once, problem)
 
 
-def test_with_rates_the_buffer_is_the_best_one() -> None:
+@pytest.mark.parametrize("n_rounds", [2, 4, 8])
+def test_with_rates_the_buffer_is_about_the_best_one(n_rounds: int) -> None:
     problem = problem_of(5000, 1000, disk_bytes_s=2e9)
-    plan = complete(rounds(4, "ab"), problem)
-    need = need_of(plan, "b")
-    forecast = predict(plan, problem)
+    plan = complete(rounds(n_rounds, "ab"), problem)
+    need, token_s = need_of(plan, "b"), predict(plan, problem).token_s
     over = need.streamed_bytes - need.buffer_bytes
-    busy_s = (3200 + 500) * MB / 10e9
-    least = 2 * need.streamed_bytes // 16 + 30 * MB
-    assert need.buffer_bytes >= least
-    for size in range(least, 2 * need.buffer_bytes, need.buffer_bytes // 20):
-        other = Reader(over, 4, 1600 * MB / 10e9, 2e9)
-        assert pass_s([other], [size], busy_s) >= forecast.bound_s - 1e-6
+    tried = 0
+    for size in range(need.buffer_bytes // 2, 3 * need.buffer_bytes, need.buffer_bytes // 10):
+        other = msgspec.structs.replace(need, streamed_bytes=over + size, buffer_bytes=size)
+        try:
+            done = complete(msgspec.structs.replace(plan, residency=(other,)), problem)
+        except PlanError:  # not even a layer fits
+            continue
+        tried += 1
+        assert predict(done, problem).token_s >= 0.98 * token_s
+    assert tried > 15
 
 
 def test_a_device_with_its_own_memory_keeps_its_layers_while_the_cpu_streams() -> None:
