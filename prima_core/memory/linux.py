@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
+if sys.platform == "win32":
+    raise ImportError("there is nothing of this in Windows")
+
 import ctypes
 import errno
 import fcntl
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prima_core.memory.system import DirectFile
-
-assert sys.platform != "win32"  # for mypy: nothing of this is there
 
 MADV_POPULATE_READ = 22  # since 5.14
 O_DIRECT = getattr(os, "O_DIRECT", 0)  # 0: another system, or a build without it
@@ -58,8 +60,11 @@ class Linux:
                 self._pages.touch(data[start:])
                 return
 
-    def drop(self, data: NDArray[np.uint8], path: Path, offset: int) -> None:
+    def forget(self, data: NDArray[np.uint8]) -> None:
         self._pages.advise(*posix.whole_pages(posix.address(data), len(data)), posix.MADV_DONTNEED)
+
+    def drop(self, data: NDArray[np.uint8], path: Path, offset: int) -> None:
+        self.forget(data)
         begin, end = posix.whole_pages(offset, len(data))
         if begin < end:
             _drop_cached(path, begin, end)

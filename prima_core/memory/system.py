@@ -5,6 +5,7 @@ Sizes are in bytes. `host()` gives the one that this process runs on; nothing el
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -84,6 +85,11 @@ class System(Protocol):
         file, or a disk that fails."""
         ...
 
+    def forget(self, data: NDArray[np.uint8]) -> None:
+        """Take the whole pages of a view into a map out of this process; they stay readable, and cached while nobody
+        needs the room. Where the system has no such call nothing happens."""
+        ...
+
     def drop(self, data: NDArray[np.uint8], path: Path, offset: int) -> None:
         """Take the whole pages of a view of a map of the file out of this process and out of the page cache."""
         ...
@@ -95,6 +101,8 @@ class System(Protocol):
 
 def host() -> System:
     """This machine's."""
+    if sys.platform == "win32":
+        raise NotImplementedError
     from prima_core.memory.linux import Linux
 
     return Linux()

@@ -77,7 +77,7 @@ class Node:
         self._options = options
         self._dialer = dialer
         self._listen_address = data_address
-        self.worker = Worker(name, self._open_backend, dialer.dial, report)
+        self.worker = Worker(name, self._open_backend, dialer.dial, report, host())
         self._stopping = threading.Event()
         self._exits = ExitStack()
 

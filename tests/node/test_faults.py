@@ -285,7 +285,7 @@ def test_a_worker_that_no_frame_reaches_is_left_out(
     cluster: Start, one_node: Tokens, llama: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A firewall, say, that lets the control plane through."""
-    monkeypatch.setattr("prima_core.ring.worker.UNREACHABLE_AFTER_S", 0.2)
+    monkeypatch.setattr("prima_core.ring.carry.UNREACHABLE_AFTER_S", 0.2)
     addresses: list[str] = []
 
     def advertise(bound: str) -> str:
