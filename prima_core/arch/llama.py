@@ -37,7 +37,9 @@ class LlamaBlock(Generic[A, W, K]):
         self, ops: Ops[A, W, K], binder: Binder[A, W], model: ModelSpec, layer: int, weights: Mapping[str, Weight]
     ) -> None:
         self.attention = Attention(ops, binder, model, layer, weights)
-        self.feed_forward = Mixture(ops, binder, model, weights) if model.experts else SwiGlu(ops, binder, model, weights)
+        self.feed_forward = (
+            Mixture(ops, binder, model, weights) if model.experts else SwiGlu(ops, binder, model, weights)
+        )
 
     def __call__(self, x: A, rope: Rope[A], kv: K) -> A:
         return self.feed_forward.added(self.attention.added(x, rope, kv))
