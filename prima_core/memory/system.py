@@ -6,6 +6,7 @@ Sizes are in bytes. `host()` gives the one that this process runs on; nothing el
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,13 +15,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+class MemoryKind(StrEnum):
+    """Whose memory it is. A GROUP of processes with a limit is there to be filled; a PHONE ends programs before its
+    memory is full."""
+
+    MACHINE = "machine"
+    GROUP = "group"
+    PHONE = "phone"
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """`available_bytes`: what this process and others may still take without swapping, in the tightest of the machine
-    and the groups that limit this process; clean pages of files, a mapped model's too, count as available."""
+    and the groups that limit this process, whose `kind` is told; clean pages of files, a mapped model's too, count as
+    available.
+
+    `mapped_bytes`: pages of files that are mapped into some process there: available as they are called, somebody uses
+    them, another node perhaps. 0 where the system does not tell.
+    """
 
     total_bytes: int
     available_bytes: int
+    mapped_bytes: int = 0
+    kind: MemoryKind = MemoryKind.MACHINE
 
 
 class DirectFile(Protocol):
@@ -71,6 +88,13 @@ class System(Protocol):
         """Take the whole pages of a view of a map of the file out of this process and out of the page cache."""
         ...
 
-    def resident_bytes(self, data: NDArray[np.uint8]) -> int | None:
-        """How much of a view is in memory; None where the system does not tell (or tells it wrongly)."""
+    def resident_bytes(self, data: NDArray[np.uint8], path: Path) -> int | None:
+        """How much of a view of a map of the file is in memory; None where the system does not tell the truth."""
         ...
+
+
+def host() -> System:
+    """This machine's."""
+    from prima_core.memory.linux import Linux
+
+    return Linux()
