@@ -70,10 +70,13 @@ class GroupScales:
 
 @dataclass(frozen=True, slots=True)
 class PackedMatrix:
-    """MLX's groups of 32, of the rows of all matrices of a stack one after the other: as they are, and not in the shape
-    of a stack, they can be written to in place. Where sixteen codes share a scale there are two sets of scales: x is taken apart into its
-    even and its odd sixteens, and each half is multiplied with the same codes by its own set. That is exact, at the
-    price of reading the codes twice."""
+    """MLX's groups of 32. A stack has the rows of all its matrices, one after the other: only as they are, not in
+    another shape, can arrays be written to in place.
+
+    Where sixteen codes share a scale there are two sets of scales: x is taken apart into its even and its odd sixteens,
+    and each half is multiplied with the same codes by its own set. That is exact, at the price of reading the codes
+    twice.
+    """
 
     packing: Packing
     outputs: int

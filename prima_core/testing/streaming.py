@@ -13,8 +13,8 @@ GARBAGE = 0xFF  # NaN in floats, nonsense in blocks
 
 
 class PoisonedStore:
-    """`store`, with what `streams` says of a name streamed: each `acquire` gives another mapping, whose streamed tensors
-    lie in a buffer of their own, and `release` fills that with garbage. `blocks` passes runs of rows through one buffer.
+    """`store`, with the tensors streamed of whose names `streams` says so: each `acquire` gives another mapping, in
+    which they lie in buffers of their own, and `release` fills these with garbage, as `blocks` does with each run.
 
     `streams` may be set anew between calls, as a store does that gives way to other programs. `held`: layers that are
     acquired now; `acquired` and `given_back`: all so far, by number and by name.
