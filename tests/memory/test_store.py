@@ -1,18 +1,8 @@
 from __future__ import annotations
 
-import errno
 import threading
 
-import numpy as np
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from prima_core.errors import ModelError, PlanError
-from prima_core.interfaces import Layers
-from prima_core.memory import reader, residency
-from prima_core.memory.system import host
-from tests.memory.fakes import N_LAYERS, FakeSystem, assert_layer, big_enough, ends_of, streaming
+from tests.memory.fakes import N_LAYERS, FakeSystem, assert_layer, big_enough, streaming
 
 LAYER_BYTES = 4 * 65536 + 3 * 81920
 HALF = N_LAYERS * LAYER_BYTES // 2
