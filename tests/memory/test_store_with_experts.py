@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -139,7 +140,8 @@ def test_experts_leave_the_page_cache_alone_and_those_that_went_take_no_memory(t
         mapped = model.file.view(name).data
         expected = mapped.reshape(N_EXPERTS, -1).copy()
         system.drop(mapped, model.path, model.file.tensors[name].offset)
-        if system.resident_bytes(mapped, model.path) != 0:
+        edges = system.resident_bytes(mapped, model.path)  # pages that it shares with other tensors
+        if edges is None or edges > 2 * mmap.PAGESIZE:
             pytest.skip("a file stays in memory here, or the system does not tell")
         experts_bytes = holding(model.file.tensors, VISITS, ends_of(model)).expert_bytes
         with streaming(experts_bytes, 4 * EXPERT_BYTES, system, model, VISITS) as store:
@@ -150,5 +152,5 @@ def test_experts_leave_the_page_cache_alone_and_those_that_went_take_no_memory(t
                 for group in weight.require(np.array([expert])):
                     np.testing.assert_array_equal(one({"": weight}, "", expert), expected[group[0]])
             assert 0 < (system.resident_bytes(weight.data, model.path) or 0) <= 4 * EXPERT_BYTES // 3
-            assert system.resident_bytes(mapped, model.path) == 0
+            assert system.resident_bytes(mapped, model.path) == edges
             store.release(0)
