@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 
 from prima_core.errors import ModelError
 from prima_core.interfaces import Require, Weight
+from prima_core.memory.reader import PIECE_BYTES
 from prima_core.memory.system import DirectFile, System
 from prima_core.model.header import TensorInfo
-
-_PIECE_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Fill `into` from `offset` of a file; `n_needed` of these bytes must be there. `what` is said where it fails."""
+    """Fill `into` from `offset` of a file; `n_needed` of these bytes must be there. `what` it is, for errors."""
 
     file: DirectFile
     path: Path
@@ -34,16 +33,16 @@ class Read:
         try:
             n_read = self.file.read(self.into, self.offset)
         except OSError as error:
-            raise ModelError(
-                f"{self.path} cannot be read: {error.strerror or error}",
-                field=self.what,
-                hint="look at the disk (on Linux: dmesg); if it is well, fetch the file again",
-            ) from error
+            raise self._fault(error.strerror or str(error)) from error
         if n_read < self.n_needed:
-            missing = self.n_needed - n_read
-            raise ModelError(
-                f"{self.path} ends {missing} bytes before it does", field=self.what, hint="fetch the file again"
-            )
+            raise self._fault("the file ends before its weights: was it truncated?")
+
+    def _fault(self, why: str) -> ModelError:
+        return ModelError(
+            f"{self.path} cannot be read at byte {self.offset} ({self.what}): {why}",
+            field="file",
+            hint="check the disk, or put the whole file back, and start again",
+        )
 
 
 class Stack:
@@ -79,8 +78,8 @@ class Stack:
         """What brings an expert into its place."""
         end = self._begin(expert + 1)
         start, stop = _down(self._begin(expert), self._file.alignment), _up(end, self._file.alignment)
-        for offset in range(start, stop, _PIECE_BYTES):
-            length = min(_PIECE_BYTES, stop - offset)
+        for offset in range(start, stop, PIECE_BYTES):
+            length = min(PIECE_BYTES, stop - offset)
             into = self._memory[offset - self._origin :][:length]
             what = f"{self.info.name}, expert {expert}"
             yield Read(self._file, self._path, into, offset, min(length, end - offset), what)

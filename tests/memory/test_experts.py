@@ -1,3 +1,4 @@
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,15 +9,16 @@ from numpy.typing import NDArray
 
 from prima_core.errors import ModelError
 from prima_core.interfaces import Weight
-from prima_core.memory.experts import Experts, expert_stacks
+from prima_core.memory.experts import Experts
 from prima_core.memory.residents import Indices
 from prima_core.memory.system import System
 from prima_core.model.gguf import GGUFFile
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
-from tests.memory.fake_system import ALIGNMENT, FakeSystem
+from tests.memory.fakes import ALIGNMENT, FakeSystem
 
 N_LAYERS, N_EXPERTS, N_USED = 2, 12, 2
 NAMES = ["ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight"]
+STACKS = {layer: [f"blk.{layer}.{name}" for name in NAMES] for layer in range(N_LAYERS)}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def one(file: GGUFFile, n: int = 1) -> int:
 
 @contextmanager
 def opened(file: GGUFFile, system: System, budget_bytes: int) -> Iterator[Experts]:
-    experts = Experts(file, range(N_LAYERS), N_USED, budget_bytes, system)
+    experts = Experts(file, STACKS, N_USED, budget_bytes, system)
     try:
         yield experts
     finally:
@@ -74,10 +76,6 @@ def matrix(stack: Weight, expert: int) -> NDArray[np.uint8]:
 
 
 # ---------------------------------------------------------------- bytes
-
-
-def test_stacks_are_those_of_experts(file: GGUFFile) -> None:
-    assert [info.name for info in expert_stacks(file, 1)] == [f"blk.1.{name}" for name in NAMES]
 
 
 def test_weights_look_as_in_the_map_and_stay_the_same(file: GGUFFile, system: FakeSystem) -> None:
@@ -109,25 +107,25 @@ def test_every_group_is_as_in_the_file_whatever_the_budget(file: GGUFFile, n_in_
 
 
 def test_a_token_reads_its_experts_and_no_others(file: GGUFFile, system: FakeSystem) -> None:
-    sizes = [info.n_bytes // N_EXPERTS for info in expert_stacks(file, 0)]
+    sizes = [file.tensors[name].n_bytes // N_EXPERTS for name in STACKS[0]]
     with opened(file, system, one(file, 4)) as experts:
         require(experts, 0, [3, 8])
         needed = 2 * sum(sizes)
-        assert needed <= system.read_bytes <= needed + 2 * len(sizes) * 2 * ALIGNMENT
-        assert experts.stats().read_bytes == system.read_bytes
+        read = sum(length for _, length in system.reads)
+        assert needed <= read <= needed + 2 * len(sizes) * 2 * ALIGNMENT
+        assert experts.stats().read_bytes == read
 
 
 def test_what_is_in_memory_is_not_read_again(file: GGUFFile, system: FakeSystem) -> None:
     with opened(file, system, one(file, 4)) as experts:
         require(experts, 0, [3, 8])
         require(experts, 1, [0, 1])
-        n_reads = system.n_reads
+        n_reads = len(system.reads)
         for _ in range(5):
             require(experts, 0, [8, 3])
             require(experts, 1, [0, 1])
-        assert system.n_reads == n_reads
+        assert len(system.reads) == n_reads
         assert (experts.stats().hits, experts.stats().misses) == (20, 4)
-        assert experts.stats().hit_rate == 20 / 24
 
 
 def test_those_in_memory_come_first(file: GGUFFile, system: FakeSystem) -> None:
@@ -158,14 +156,14 @@ def test_frequent_experts_stay_while_rare_ones_pass(file: GGUFFile, system: Fake
         for _ in range(8):
             require(experts, 0, [1, 2])
             require(experts, 1, [3, 4])
-        n_reads = system.n_reads
+        n_reads = len(system.reads)
         for rare in range(5, N_EXPERTS):
             require(experts, 0, [1, rare])
             require(experts, 1, [3, rare])
-        n_rare = system.n_reads - n_reads
+        n_rare = len(system.reads) - n_reads
         require(experts, 0, [1, 2])
         require(experts, 1, [3, 4])
-        assert system.n_reads - n_reads == n_rare
+        assert len(system.reads) - n_reads == n_rare
 
 
 def test_habits_of_long_ago_are_forgotten(file: GGUFFile, system: FakeSystem) -> None:
@@ -184,7 +182,7 @@ def test_a_smaller_budget_holds_at_once_and_a_larger_one_fills_again(file: GGUFF
         require(experts, 0, [0, 1, 2, 3, 4, 5])
         experts.resize(one(file, 2))
         assert experts.n_bytes <= one(file, 2)
-        assert system.released_bytes > 0
+        assert system.released
         experts.resize(one(file, 6))
         require(experts, 0, [0, 1, 2, 3, 4, 5])
         assert experts.n_bytes > one(file, 5)
@@ -199,36 +197,33 @@ def test_what_is_in_use_outlives_a_smaller_budget(file: GGUFFile, system: FakeSy
         assert experts.n_bytes == 0
 
 
-def test_fill_reads_what_there_is_room_for_before_anything_is_asked_for(file: GGUFFile, system: FakeSystem) -> None:
-    told: list[int] = []
-    with opened(file, system, one(file, 2 * 4)) as experts:
-        experts.fill(told.append)
-        assert sum(told) == experts.n_bytes <= one(file, 8)
-        assert experts.stats() == type(experts.stats())()
-        require(experts, 0, [0, 1, 2, 3])
-        require(experts, 1, [0, 1, 2, 3])
-        assert experts.stats().misses == 0
-
-
 # ---------------------------------------------------------------- bad days
 
 
 def test_a_read_error_names_file_tensor_and_expert_and_the_next_step_works(file: GGUFFile, system: FakeSystem) -> None:
     with opened(file, system, one(file, 4)) as experts:
         require(experts, 0, [3])
-        system.fails_after = 4
-        with pytest.raises(ModelError, match=r"blk\.0\.ffn_.*_exps\.weight, expert [57].*moe\.gguf.*Input/output"):
+        left = iter(range(4))
+
+        def fault(offset: int) -> None:
+            if next(left, None) is None:
+                raise OSError(errno.EIO, "Input/output error")
+
+        system.fault = fault
+        with pytest.raises(
+            ModelError, match=r"moe\.gguf cannot be .*\(blk\.0\.ffn_.*_exps\.weight, expert [57]\): Input"
+        ):
             require(experts, 0, [3, 5, 7])
-        system.fails_after = None
+        system.fault = lambda offset: None
         for group in groups(experts, 0, [3, 5, 7]):
             assert is_right(file, experts, 0, group)
 
 
 def test_a_file_that_became_shorter_is_told(file: GGUFFile, system: FakeSystem) -> None:
-    system.cut_bytes = file.size - file.tensors["blk.1.ffn_up_exps.weight"].offset
+    system.end = file.tensors["blk.1.ffn_up_exps.weight"].offset
     with opened(file, system, one(file, 4)) as experts:
         require(experts, 0, [3])
-        with pytest.raises(ModelError, match=r"blk\.1\.ffn_.*expert 3.* ends .* bytes before"):
+        with pytest.raises(ModelError, match=r"blk\.1\.ffn_.*expert 3.*truncated"):
             require(experts, 1, [3])
 
 
@@ -246,8 +241,8 @@ def test_a_file_that_cannot_be_opened_is_named(file: GGUFFile, system: FakeSyste
         raise FileNotFoundError(2, "No such file or directory", str(path))
 
     system.open_direct = gone  # type: ignore[method-assign, assignment]  # a fake of a fake
-    with pytest.raises(ModelError, match=r"moe\.gguf cannot be opened: No such file"):
-        Experts(file, range(N_LAYERS), N_USED, 0, system)
+    with pytest.raises(ModelError, match=r"moe\.gguf cannot be read: No such file"):
+        Experts(file, STACKS, N_USED, 0, system)
 
 
 def test_close_ends_threads_and_files(file: GGUFFile, system: FakeSystem) -> None:
