@@ -83,7 +83,11 @@ class Group:
                     f"cannot make the control group {hierarchy.root / self.name}: {error.strerror}",
                     hint="in a container run it with --privileged and the host's cgroup namespace",
                 ) from error
-        for controller in V1_NAMES if limits is not None else ():
+        if limits is not None:
+            self._limit(limits)
+
+    def _limit(self, limits: Limits) -> None:
+        for controller in V1_NAMES:
             for file, text in _SETTINGS[controller, self._is_v2(controller)](limits, self._device):
                 self._write(controller, file, text)
 

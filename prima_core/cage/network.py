@@ -1,11 +1,12 @@
-"""The emulated network: a namespace for each node, joined by a switch in a namespace of its own. Linux, by `ip` and `tc`.
+"""The emulated network: a namespace for each node, joined by a switch in one of its own. Linux, by `ip` and `tc`.
 
 Nothing of the machine's own network is touched or seen. A node's frames go
 
     eth0 (node) - port (hub) [- relay - line (hub)] - plug (hub) - switch
 
-with `tc tbf` limiting the rate towards the switch and towards the node. The relay, a process, is there only where the
-link has a delay; it hands frames on unread, so every protocol goes through it, and no address changes for it.
+Where no link has a delay, `tc tbf` limits the rate at eth0 and at the port. Where one has, every link has a relay, a
+process that delays frames and limits their rate: it hands them on unread, so every protocol goes through it and no
+address changes for it. (It would not keep up behind tbf, which cuts the kernel's segments of 64 KB into 1500 bytes.)
 """
 
 from __future__ import annotations
@@ -53,32 +54,32 @@ def build(names: Names, nodes: Sequence[tuple[str, Limits]]) -> None:
         if done.returncode:
             raise ConfigError(
                 f"`{' '.join(command)}` failed: {done.stderr.strip()}",
-                hint="the kernel has to have network namespaces, veth, bridges and tbf; a container has to be privileged",
+                hint="it needs network namespaces, veth, bridges and tbf of the kernel, and a container privileges",
             )
 
 
 def building(names: Names, nodes: Sequence[tuple[str, Limits]]) -> Iterator[Command]:
     """The commands that make the network, in order."""
-    hub = names.hub
+    hub, relayed = names.hub, bool(relay_links(nodes))
     yield ["ip", "netns", "add", hub]
     yield from _in(hub, "link add switch type bridge", "link set switch up")
     for rank, (name, limits) in enumerate(nodes):
-        yield from _node(hub, names.node(name), rank, limits)
+        node, port = names.node(name), f"port{rank}"
+        yield from _node(hub, node, rank)
+        if relayed:
+            yield from _in(hub, f"link add line{rank} type veth peer name plug{rank}", f"link set line{rank} up")
+        plug = f"plug{rank}" if relayed else port
+        yield from _in(hub, f"link set {plug} master switch", f"link set {plug} up")
+        if limits.link_bits_s is not None and not relayed:
+            yield _bucket(hub, port, limits.link_bits_s)
+            yield _bucket(node, "eth0", limits.link_bits_s)
 
 
-def _node(hub: str, node: str, rank: int, limits: Limits) -> Iterator[Command]:
-    port, plug, line = f"port{rank}", f"plug{rank}", f"line{rank}"
+def _node(hub: str, node: str, rank: int) -> Iterator[Command]:
+    port = f"port{rank}"
     yield ["ip", "netns", "add", node]
     yield from _in(hub, f"link add {port} type veth peer name eth0 netns {node}", f"link set {port} up")
     yield from _in(node, f"addr add {address(rank)}/24 dev eth0", "link set eth0 up", "link set lo up")
-    if limits.delay_s:
-        yield from _in(hub, f"link add {line} type veth peer name {plug}", f"link set {line} up")
-    else:
-        plug = port
-    yield from _in(hub, f"link set {plug} master switch", f"link set {plug} up")
-    if limits.link_bits_s is not None:
-        yield _bucket(hub, port, limits.link_bits_s)
-        yield _bucket(*((hub, line) if limits.delay_s else (node, "eth0")), limits.link_bits_s)
 
 
 def _in(namespace: str, *changes: str) -> Iterator[Command]:
@@ -94,9 +95,12 @@ def _bucket(namespace: str, device: str, bits_s: int) -> Command:
     return ["tc", "-n", namespace, "qdisc", "replace", "dev", device, "root", *settings.split()]
 
 
-def delays(nodes: Sequence[tuple[str, Limits]]) -> list[str]:
-    """What the relay is told: a link each, its ends in the hub and its delay in seconds."""
-    return [f"port{rank}:line{rank}:{limits.delay_s}" for rank, (_, limits) in enumerate(nodes) if limits.delay_s]
+def relay_links(nodes: Sequence[tuple[str, Limits]]) -> list[str]:
+    """What the relay is told; nothing where no link has a delay."""
+    if not any(limits.delay_s for _, limits in nodes):
+        return []
+    links = enumerate(limits for _, limits in nodes)
+    return [f"port{rank}:line{rank}:{limits.delay_s}:{limits.link_bits_s or 0}" for rank, limits in links]
 
 
 def remove_namespaces(prefix: str) -> None:
