@@ -24,6 +24,7 @@ LEVELS = (
     {"engine"},
     {"ring"},
     {"node"},
+    {"cage"},
     {"serve"},
     {"commands"},
     {"cli", "__main__"},

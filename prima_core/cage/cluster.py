@@ -15,7 +15,9 @@ from prima_core.cage.amounts import CORES, DISK_RATE, LINK_RATE, SIZE, Kind, par
 from prima_core.errors import ConfigError
 
 MAX_NODES = 64
-PLACEHOLDERS = ("model", "name", "rank", "world", "address", "head", "next", "peers", "threads", "memory")
+PLACEHOLDERS = frozenset(
+    ("model", "name", "rank", "world", "address", "head", "next", "peers", "threads", "memory", "prompt", "gen")
+)
 PLACEHOLDER = re.compile(r"\{([a-z]+)\}")
 
 Name = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,30}\Z")]  # of a namespace and a control group too
@@ -47,7 +49,7 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         _check_pattern("ready", self.ready)
         unknown = [name for part in self.command for name in PLACEHOLDER.findall(part) if name not in PLACEHOLDERS]
         if unknown:
-            raise ValueError(f"command: {{{unknown[0]}}} is not known, there are {', '.join(PLACEHOLDERS)}")
+            raise ValueError(f"command: {{{unknown[0]}}} is not known, there are {', '.join(sorted(PLACEHOLDERS))}")
         if self.command and self.options:
             raise ValueError("options are prima's: with a command of your own write them there")
 
@@ -62,7 +64,6 @@ class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     begin: Text = ""
     tokens_per_s: Text = ""
     ms_per_token: Text = ""
-    tokens: Annotated[int, Meta(ge=1)] | None = None
 
     def __post_init__(self) -> None:
         _check_pattern("begin", self.begin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,8 +98,16 @@ class Place:
         return tuple(address for rank, address in enumerate(self.addresses) if rank != self.rank)
 
 
-def filled(command: Sequence[str], node: Node, place: Place, limits: Limits, model: Path) -> list[str]:
-    """A command with its placeholders filled in."""
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Tokens of the prompt, and tokens to generate."""
+
+    n_prompt: int
+    n_gen: int
+
+
+def filled(node: Node, place: Place, limits: Limits, model: Path, work: Workload) -> list[str]:
+    """The node's own command with its placeholders filled in."""
     values: Mapping[str, object] = {
         "model": model,
         "name": node.name,
@@ -111,5 +119,7 @@ def filled(command: Sequence[str], node: Node, place: Place, limits: Limits, mod
         "peers": ",".join(place.peers),
         "threads": node.threads,
         "memory": limits.budget_bytes,
+        "prompt": work.n_prompt,
+        "gen": work.n_gen,
     }
-    return [PLACEHOLDER.sub(lambda match: str(values[match[1]]), part) for part in command]
+    return [PLACEHOLDER.sub(lambda match: str(values[match[1]]), part) for part in node.command]
