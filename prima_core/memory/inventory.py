@@ -1,0 +1,207 @@
+"""What a node has of a model: which weights stay in memory, which are streamed, and where in the files these lie."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prima_core.errors import ModelError
+from prima_core.interfaces import Layers, Weight
+from prima_core.memory.reader import Unit
+from prima_core.memory.residency import Streamed, holding, resized
+from prima_core.model.gguf import GGUFFile
+from prima_core.model.names import TOKEN_EMBD
+from prima_core.model.spec import ModelSpec
+from prima_core.model.weights import MappedStore
+
+if TYPE_CHECKING:
+    from prima_core.memory.system import System
+
+
+class Inventory:
+    """The layers of `visits`, in this order, and `ends`, of which `streamed_bytes` are not kept (see `residency`).
+
+    `stations`: what is streamed of each layer in their order, then of each block of the output matrix: `ReadAhead`
+    looks at them when their turn comes, so they may change at any time; `version` tells that they did.
+    """
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        spec: ModelSpec,
+        visits: Sequence[Layers],
+        ends: Sequence[str],
+        streamed_bytes: int,
+        system: System,
+    ) -> None:
+        self._file, self._system, self._ends = file, system, tuple(ends)
+        self.mapped = MappedStore(file, spec, system)
+        layers = (self.mapped.views(layer).values() for layer in range(spec.n_layers))
+        self._weights = {weight.name: weight for weight in itertools.chain(self.mapped.shared().values(), *layers)}
+        self.holding = holding(file.tensors, visits, ends)
+        self._station_of = {layer: index for index, layer in enumerate(self.holding.layers)}
+        self.stations: list[tuple[Unit, ...]] = [()] * (len(self._station_of) + len(self.holding.blocks))
+        self.version = 0
+        self._given_back: set[str] = set()  # a device has a copy of its own, which counts as kept
+        self._is_closed = False
+        self._resizing = threading.Lock()
+        self._set(resized(self.holding, Streamed(), streamed_bytes))
+
+    @property
+    def pinned_bytes(self) -> int:
+        return self.holding.total_bytes - self.streamed_bytes
+
+    def station_of(self, layer: int) -> int | None:
+        """None for a layer of another device, which has a memory of its own."""
+        return self._station_of.get(layer)
+
+    def station_of_block(self, index: int) -> int:
+        return len(self._station_of) + index
+
+    def streamed_of(self, layer: int) -> frozenset[str]:
+        """Full names."""
+        return self.streamed.layers.get(layer, frozenset())
+
+    def all_stations(self) -> list[tuple[Unit, ...]]:
+        """What `stations` are when all is streamed that can be."""
+        blocks = [(self._block(index),) for index in range(len(self.holding.blocks))]
+        return [*(self._units(sizes) for sizes in self.holding.layers.values()), *blocks]
+
+    def kept_ends(self) -> list[Weight]:
+        return self._kept_ends(self.streamed)
+
+    def lost_bytes(self) -> int | None:
+        """Of what is kept, how much is not in memory any more; None where the system does not tell."""
+        lost = 0
+        for weight in self._kept():
+            if weight.name in self._given_back:
+                continue
+            resident = self._system.resident_bytes(weight.data, self._path(weight.name))
+            if resident is None:
+                return None
+            lost += len(weight.data) - resident
+        return lost
+
+    def close(self) -> None:
+        """Ends a `resize` at its next tensor. Idempotent."""
+        self._is_closed = True
+        with self._resizing:
+            self.mapped.close()
+            self._weights = {}
+
+    # ------------------------------------------------------------ pages
+
+    def give_back(self, weights: Iterable[Weight]) -> None:
+        """From now on only a device's copy of them counts: pages are not missed here."""
+        for name in [weight.name for weight in weights]:
+            self._given_back.add(name)
+            self._system.forget(self._weights[name].data)
+
+    def drop(self, name: str) -> None:
+        info = self._file.tensors[name]
+        self._drop(Unit(name, info.part, info.offset, info.n_bytes))
+
+    def drop_streamed(self) -> None:
+        for unit in itertools.chain.from_iterable(self.stations):
+            self._drop(unit)
+
+    def resize(self, pinned_bytes: int) -> None:
+        """See `StreamingStore.resize`."""
+        with self._resizing:
+            if not self._is_closed:
+                wanted = resized(self.holding, self.streamed, self.holding.total_bytes - pinned_bytes)
+                self._demote(wanted)
+                self._promote(wanted)
+
+    def _demote(self, wanted: Streamed) -> None:
+        now, before = self.streamed, {unit for units in self.stations for unit in units}
+        layers = {layer: names | wanted.layers[layer] for layer, names in now.layers.items()}
+        self._set(Streamed(layers, max(now.n_blocks, wanted.n_blocks), now.table or wanted.table))
+        for unit in itertools.chain.from_iterable(self.stations):
+            if unit not in before:
+                self._drop(unit)
+        if wanted.table and not now.table:
+            self.drop(TOKEN_EMBD)
+
+    def _promote(self, wanted: Streamed) -> None:
+        """Layer by layer; what the system took of what stays comes back too."""
+        for layer, names in wanted.layers.items():
+            if not self._populate(self._kept_of(layer, wanted)):
+                return
+            self._set(replace(self.streamed, layers={**self.streamed.layers, layer: names}))
+        if self._populate(self._kept_ends(wanted)):
+            self._set(wanted)
+
+    def _populate(self, weights: Iterable[Weight]) -> bool:
+        """False once this is closed."""
+        for weight in weights:
+            if self._is_closed:
+                return False
+            if weight.name in self._given_back:
+                continue
+            try:
+                self._system.populate(weight.data)
+            except OSError as error:
+                raise unreadable(self._path(weight.name), error) from error
+        return True
+
+    def _drop(self, unit: Unit) -> None:
+        info, weight = self._file.tensors[unit.name], self._weights.get(unit.name)
+        if weight is not None:  # not closed
+            data = weight.data[unit.offset - info.offset :][: unit.n_bytes]
+            self._system.drop(data, self._path(unit.name), unit.offset)
+
+    def _path(self, name: str) -> Path:
+        return self._file.parts[self._file.tensors[name].part].path
+
+    # ------------------------------------------------------------ what is streamed
+
+    def _set(self, streamed: Streamed) -> None:
+        self.streamed = streamed
+        self.streamed_bytes = self.holding.streamed_bytes(streamed)
+        for layer, index in self._station_of.items():
+            names = streamed.layers[layer]
+            self.stations[index] = self._units(name for name in self.holding.layers[layer] if name in names)
+        n_kept = len(self.holding.blocks) - streamed.n_blocks
+        for index in range(len(self.holding.blocks)):
+            self.stations[self.station_of_block(index)] = () if index < n_kept else (self._block(index),)
+        self.version += 1
+
+    def _units(self, names: Iterable[str]) -> tuple[Unit, ...]:
+        infos = (self._file.tensors[name] for name in names)
+        return tuple(Unit(info.name, info.part, info.offset, info.n_bytes) for info in infos)
+
+    def _block(self, index: int) -> Unit:
+        info, sizes = self._file.tensors[self.holding.output], self.holding.blocks
+        return Unit(info.name, info.part, info.offset + sum(sizes[:index]), sizes[index])
+
+    # ------------------------------------------------------------ what is kept
+
+    def _kept(self) -> Iterator[Weight]:
+        streamed = self.streamed
+        for layer in self._station_of:
+            yield from self._kept_of(layer, streamed)
+        yield from self._kept_ends(streamed)
+
+    def _kept_of(self, layer: int, streamed: Streamed) -> list[Weight]:
+        return [weight for weight in self.mapped.views(layer).values() if weight.name not in streamed.layers[layer]]
+
+    def _kept_ends(self, streamed: Streamed) -> list[Weight]:
+        """Of the output matrix perhaps its first rows only."""
+        left_out = {self.holding.output, TOKEN_EMBD if streamed.table else ""}
+        kept = [self._weights[name] for name in self._ends if name not in left_out]
+        n_kept = (len(self.holding.blocks) - streamed.n_blocks) * self.holding.block_rows
+        if n_kept:
+            output = self._weights[self.holding.output]
+            kept.append(output.part(0, min(n_kept, output.shape[0])))
+        return kept
+
+
+def unreadable(path: Path, error: OSError) -> ModelError:
+    return ModelError(
+        f"{path} cannot be read: {error.strerror or error}", field="file", hint="is the disk sound, the file whole?"
+    )

@@ -1,0 +1,189 @@
+"""Linux, and Android, which is one."""
+
+from __future__ import annotations
+
+import sys
+
+if sys.platform == "win32":
+    raise ImportError("there is nothing of this in Windows")
+
+import ctypes
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prima_core.memory import posix
+from prima_core.memory.system import Memory
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from prima_core.memory.system import DirectFile
+
+MADV_HUGEPAGE = 14
+MADV_POPULATE_READ = 22  # since 5.14
+O_DIRECT = getattr(os, "O_DIRECT", 0)  # 0: another system, or a build without it
+FADV_RANDOM, FADV_DONTNEED = 1, 4  # s390 has others, and no prima
+SAFE_ALIGNMENT = 4096
+_PIECE_BYTES = 4 * 1024 * 1024
+_CAP_FOWNER = 3
+
+
+class Linux:
+    def __init__(self, proc: Path = Path("/proc")) -> None:
+        self._proc = proc
+        self._pages = posix.Pages()
+
+    def memory(self) -> Memory:
+        facts = _key_values((self._proc / "meminfo").read_text())
+        return Memory(facts["MemTotal"] * 1024, facts["MemAvailable"] * 1024)
+
+    def pressure(self) -> float | None:
+        return None
+
+    def open_direct(self, path: Path) -> DirectFile:
+        return _DirectFile(path)
+
+    def buffer(self, n_bytes: int, *, is_filled: bool = False) -> memoryview:
+        buffer = posix.anonymous(n_bytes)
+        if is_filled:  # a system without large pages refuses, and gives small ones
+            self._pages.advise(*posix.whole_pages(posix.address(buffer), n_bytes), MADV_HUGEPAGE)
+        return buffer
+
+    def release(self, part: memoryview) -> None:
+        self._pages.advise(*posix.whole_pages(posix.address(part), len(part)), posix.MADV_DONTNEED)
+
+    def populate(self, data: NDArray[np.uint8]) -> None:
+        for start in range(0, len(data), _PIECE_BYTES):
+            piece = data[start : start + _PIECE_BYTES]
+            begin, end = posix.enclosing_pages(posix.address(piece), len(piece))
+            if not posix.check_populated(self._pages.advise(begin, end, MADV_POPULATE_READ)):
+                self._pages.touch(data[start:])
+                return
+
+    def forget(self, data: NDArray[np.uint8]) -> None:
+        self._pages.advise(*posix.whole_pages(posix.address(data), len(data)), posix.MADV_DONTNEED)
+
+    def drop(self, data: NDArray[np.uint8], path: Path, offset: int) -> None:
+        self.forget(data)
+        begin, end = posix.whole_pages(offset, len(data))
+        if begin < end:
+            _drop_cached(path, begin, end)
+
+    def resident_bytes(self, data: NDArray[np.uint8], path: Path) -> int | None:
+        found = self._pages.resident_bytes(data)
+        # To those who may not write a file mincore answers that all of it is there: any other answer is true.
+        return found if found < len(data) or self._may_know(path) else None
+
+    def _may_know(self, path: Path) -> bool:
+        """The kernel's rule (mm/mincore.c): the owner, who has CAP_FOWNER, who may write."""
+        status = (self._proc / "self" / "status").read_text()
+        is_mighty = int(status.partition("CapEff:")[2].split()[0], 16) >> _CAP_FOWNER & 1
+        try:
+            return bool(is_mighty) or path.stat().st_uid == os.geteuid() or os.access(path, os.W_OK, effective_ids=True)
+        except OSError:  # it has gone since it was mapped
+            return False
+
+
+class _DirectFile:
+    def __init__(self, path: Path) -> None:
+        self._is_direct = True
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | O_DIRECT)
+            self.alignment = _alignment(self._fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.alignment = SAFE_ALIGNMENT
+            self._go_through_the_cache()
+
+    def read(self, into: memoryview, offset: int) -> int:
+        posix.check_aligned(into, offset, self.alignment)
+        if self._is_direct:
+            try:
+                return posix.read_at(self._fd, into, offset, self.alignment)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # some file systems say only now that they cannot
+                    raise
+                self._go_through_the_cache()
+        return _read_and_drop(self._fd, into, offset)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _go_through_the_cache(self) -> None:
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~O_DIRECT)
+        _advise_file(self._fd, 0, 0, FADV_RANDOM)  # nothing behind what is read: it would stay
+        self._is_direct = False
+
+
+def _read_and_drop(fd: int, into: memoryview, offset: int) -> int:
+    """Read through the page cache and take what was read out of it. Pages that someone has mapped stay in any case; to
+    spare unmapped ones that were there before was tried: the kernel's reading ahead makes them look alike."""
+    done = 0
+    while done < len(into):
+        n_bytes = os.preadv(fd, [into[done : done + _PIECE_BYTES]], offset + done)
+        if n_bytes == 0:
+            break
+        _advise_file(fd, *posix.whole_pages(offset + done, n_bytes), FADV_DONTNEED)
+        done += n_bytes
+    return done
+
+
+def _drop_cached(path: Path, begin: int, end: int) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # the file has gone: so will its pages
+        return
+    try:
+        _advise_file(fd, begin, end, FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def _advise_file(fd: int, begin: int, end: int, advice: int) -> None:
+    if sys.platform == "linux":
+        os.posix_fadvise(fd, begin, max(0, end - begin), advice)
+
+
+# ---------------------------------------------------------------- what a file wants of direct reads
+
+
+class _Statx(ctypes.Structure):
+    """The head of struct statx (linux/stat.h) up to what is asked here."""
+
+    _fields_ = (
+        ("mask", ctypes.c_uint32),
+        ("before", ctypes.c_uint8 * 148),
+        ("memory_alignment", ctypes.c_uint32),
+        ("offset_alignment", ctypes.c_uint32),
+        ("after", ctypes.c_uint8 * 96),
+    )
+
+
+_AT_EMPTY_PATH = 0x1000
+_STATX_DIOALIGN = 0x2000  # since 6.1
+
+
+def _alignment(fd: int) -> int:
+    """What direct reads of a file want, at least a page of any disk. Raises OSError (EINVAL) where there are none."""
+    answer = _Statx()
+    try:
+        statx = ctypes.CDLL(None).statx
+    except AttributeError:  # an old C library
+        return SAFE_ALIGNMENT
+    if statx(fd, b"", _AT_EMPTY_PATH, _STATX_DIOALIGN, ctypes.byref(answer)) or not answer.mask & _STATX_DIOALIGN:
+        return SAFE_ALIGNMENT
+    if not answer.offset_alignment:
+        raise OSError(errno.EINVAL, "the file system has no direct reads")
+    return int(max(SAFE_ALIGNMENT, answer.memory_alignment, answer.offset_alignment))
+
+
+def _key_values(text: str) -> dict[str, int]:
+    """Of lines `Name: 123 kB`."""
+    words = (line.replace(":", " ").split() for line in text.splitlines())
+    return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()}

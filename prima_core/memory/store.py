@@ -1,0 +1,299 @@
+"""Weights that do not all fit: some stay in memory, the others are read ahead of use, round after round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from prima_core.errors import PlanError
+from prima_core.interfaces import Layers, Weight
+from prima_core.memory.inventory import Inventory, unreadable
+from prima_core.memory.reader import ReadAhead, ReadCounts, Turn, least_buffer
+from prima_core.model.gguf import GGUFFile
+from prima_core.model.names import TOKEN_EMBD, split_layer
+from prima_core.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from prima_core.memory.system import DirectFile, System
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Sums since the start, and what is held now. From `read_bytes`/`reading_s` follows the rate of the disk.
+
+    `read_bytes`: read past the page cache, in `reading_s` seconds in which at least one read was under way.
+    `stall_s`: who computes waited for weights. `seeks`: other weights were asked for than came next, so that
+    `vain_bytes` were read for nothing. `missed_bytes`: streamed weights that were used through the map all the same,
+    because there was no room for them in the buffer or they had been demoted a moment before.
+    `streamed_bytes`: not kept in memory, whether read in each pass or looked up (a table of embeddings).
+    """
+
+    read_bytes: int = 0
+    reading_s: float = 0.0
+    stall_s: float = 0.0
+    seeks: int = 0
+    vain_bytes: int = 0
+    missed_bytes: int = 0
+    pinned_bytes: int = 0
+    streamed_bytes: int = 0
+    buffer_bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Held:
+    """A layer in use. `buffered`: names of the tensors that were given from the buffer."""
+
+    weights: Mapping[str, Weight]
+    turn: Turn | None = None
+    buffered: frozenset[str] = frozenset()
+    count: int = 1
+
+
+class StreamingStore:
+    """`interfaces.Store` of a node that is visited for `visits`, in this order, in every pass, and holds `ends`.
+
+    At least `streamed_bytes` of these weights, or all that can be, are not kept in memory; of them the layers' tensors
+    and the output matrix pass through a buffer of `buffer_bytes`. Until `start`, and whenever the buffer does not have
+    what is asked for, a view into the map is given: right, but slow. With nothing streamed there is neither a thread
+    nor a buffer. Raises PlanError when the buffer is too small, ModelError when the file cannot be opened.
+    """
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        spec: ModelSpec,
+        visits: Sequence[Layers],
+        ends: Sequence[str],
+        streamed_bytes: int,
+        buffer_bytes: int,
+        system: System,
+    ) -> None:
+        self._file, self._system = file, system
+        self._inventory = Inventory(file, spec, visits, ends, streamed_bytes, system)
+        self._shown = dict(self._inventory.streamed.layers)
+        self._buffer_bytes = buffer_bytes
+        self._counts = ReadCounts()
+        self._missed_bytes = 0
+        self._held: dict[int, _Held] = {}
+        self._files: list[DirectFile] = []
+        self._reader: ReadAhead | None = None
+        self._is_started = False
+        self._fitted_version = 0
+        try:
+            self._check_buffer()
+        except BaseException:
+            self.close()
+            raise
+
+    # ------------------------------------------------------------ `interfaces.Store`, of the thread that computes
+
+    def acquire(self, layer: int) -> Mapping[str, Weight]:
+        """As `interfaces.Store` says. Raises ModelError, which names file and place, when a streamed tensor cannot be
+        read; the next call tries again."""
+        held = self._held.get(layer)
+        if held is None:
+            held = self._held[layer] = self._bring(layer)
+        else:
+            held.count += 1
+        return held.weights
+
+    def release(self, layer: int) -> None:
+        held = self._held[layer]
+        held.count -= 1
+        if held.count:
+            return
+        del self._held[layer]
+        if self._reader is not None and held.turn is not None:
+            self._reader.free(held.turn)
+        for name in self._inventory.streamed_of(layer) - held.buffered:
+            self._inventory.drop(name)  # it was used through the map
+
+    def views(self, layer: int) -> Mapping[str, Weight]:
+        return self._inventory.mapped.views(layer)
+
+    def give_back(self, weights: Iterable[Weight]) -> None:
+        self._inventory.give_back(weights)
+
+    def shared(self) -> Mapping[str, Weight]:
+        return self._inventory.mapped.shared()
+
+    def is_streamed(self, name: str) -> bool:
+        """Of a layer's tensor: as the layer was acquired last. It changes in `acquire` only."""
+        place = split_layer(name)
+        if place is not None:
+            return name in self._shown.get(place[0], ())
+        streamed = self._inventory.streamed
+        return (
+            streamed.n_blocks > 0 if name == self._inventory.holding.output else name == TOKEN_EMBD and streamed.table
+        )
+
+    def blocks(self, name: str) -> Iterator[Weight]:
+        """As `interfaces.Store` says: of the same number of rows each, but for the last. Raises ModelError as
+        `acquire` does."""
+        holding, whole = self._inventory.holding, self._inventory.mapped.shared()[name]
+        if name != holding.output or not self.is_streamed(name):
+            yield whole
+            return
+        self._fit_reader()
+        start = 0
+        for index in range(len(holding.blocks)):
+            stop = min(start + holding.block_rows, whole.shape[0])
+            yield from self._block(self._inventory.station_of_block(index), whole.part(start, stop))
+            start = stop
+
+    def close(self) -> None:
+        """End the readers and forget the views. Idempotent."""
+        self._is_started = False
+        self._close_reader()
+        files, self._files = self._files, []
+        for file in files:
+            file.close()
+        self._inventory.close()
+
+    # ------------------------------------------------------------ loading
+
+    def pinned_ends(self) -> list[Weight]:
+        """What is kept of the tensors outside the layers; of an output matrix perhaps its first rows only."""
+        return self._inventory.kept_ends()
+
+    def start(self) -> None:
+        """Begin to read ahead: once what stays is in memory. Pages of streamed tensors that came along with it (the
+        system reads on behind what it is asked for) go again."""
+        self._is_started = True
+        self._inventory.drop_streamed()
+        self._fit_reader()
+
+    # ------------------------------------------------------------ of any thread
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Of the weights of `visits` and `ends`, what is to stay in memory."""
+        return self._inventory.pinned_bytes
+
+    def lost_bytes(self) -> int | None:
+        """Of what is to stay, how much is not in memory any more; None where the system does not tell."""
+        return self._inventory.lost_bytes()
+
+    def resize(self, pinned_bytes: int) -> None:
+        """Keep at most so much, and as much of it as whole tensors allow, each layer the same share; what is small is
+        kept in any case.
+
+        What is given up is dropped at once. What is taken back, and what the system took of the rest, is read here, in
+        the caller's thread: choose steps by how long that may take. Raises ModelError when it cannot be read; the
+        layers before it are as they were asked for then. A layer's next turn in the buffer is the first that knows.
+        Should a layer's share outgrow the buffer, that grows, once, to what holds any layer as a whole: what does not
+        fit would be read through the page cache page by page, far slower, and push out what stays.
+        """
+        self._inventory.resize(pinned_bytes)
+
+    def stats(self) -> StoreStats:
+        counts, inventory = self._counts, self._inventory
+        return StoreStats(
+            counts.read_bytes,
+            counts.reading_s,
+            counts.stall_s,
+            counts.seeks,
+            counts.vain_bytes,
+            self._missed_bytes,
+            inventory.pinned_bytes,
+            inventory.streamed_bytes,
+            self._buffer_bytes if self._reader is not None else 0,
+        )
+
+    # ------------------------------------------------------------ what is acquired
+
+    def _bring(self, layer: int) -> _Held:
+        whole, station = self._inventory.mapped.acquire(layer), self._inventory.station_of(layer)
+        if station is None:
+            return _Held(whole)
+        self._fit_reader()
+        turn = None if self._reader is None else self._reader.take(station)
+        names = self._shown[layer] = self._inventory.streamed_of(layer)
+        data = self._buffered(turn, names)
+        if self._reader is not None:
+            self._missed_bytes += sum(self._inventory.holding.layers[layer][name] for name in names - data.keys())
+        if not data:
+            return _Held(whole, turn)
+        weights = {
+            short: replace(weight, data=data[weight.name]) if weight.name in data else weight
+            for short, weight in whole.items()
+        }
+        return _Held(weights, turn, frozenset(data))
+
+    def _buffered(self, turn: Turn | None, names: frozenset[str]) -> dict[str, NDArray[np.uint8]]:
+        """What a turn has of these: others were taken back into memory since it was read."""
+        if self._reader is None or turn is None:
+            return {}
+        return {
+            unit.name: self._reader.view(turn, index) for index, unit in enumerate(turn.units) if unit.name in names
+        }
+
+    def _block(self, station: int, block: Weight) -> Iterator[Weight]:
+        turn = None if self._reader is None else self._reader.take(station)
+        if self._reader is None or turn is None:
+            yield block
+            return
+        try:
+            if turn.units:
+                yield replace(block, data=self._reader.view(turn, 0))
+            else:
+                self._missed_bytes += len(block.data) if self._inventory.stations[station] else 0
+                yield block
+        finally:
+            self._reader.free(turn)
+
+    # ------------------------------------------------------------ the readers
+
+    def _fit_reader(self) -> None:
+        """Have one where something is streamed, with a buffer that is large enough; not while a layer is in use."""
+        version = self._inventory.version
+        if version == self._fitted_version or self._held or not self._is_started:
+            return
+        if not any(self._inventory.stations):
+            self._close_reader()
+        elif self._least_buffer() > self._buffer_bytes:
+            self._close_reader()
+            self._buffer_bytes = least_buffer(self._inventory.all_stations(), self._alignment())
+            self._open_reader()
+        elif self._reader is None:
+            self._open_reader()
+        self._fitted_version = version
+
+    def _open_reader(self) -> None:
+        buffer = self._system.buffer(self._buffer_bytes, is_filled=True)
+        paths = [part.path for part in self._file.parts]
+        self._reader = ReadAhead(self._inventory.stations, self._open_files(), paths, buffer, self._counts)
+
+    def _close_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
+
+    def _check_buffer(self) -> None:
+        least = self._least_buffer() if any(self._inventory.stations) else 0
+        if least > self._buffer_bytes:
+            raise PlanError(
+                f"weights are streamed through a buffer of {self._buffer_bytes:,} bytes, but a layer's need {least:,}",
+                hint=f"give this node a buffer of at least {least:,} bytes; with twice as much the disk need not wait",
+            )
+
+    def _least_buffer(self) -> int:
+        return least_buffer(self._inventory.stations, self._alignment())
+
+    def _alignment(self) -> int:
+        return max(file.alignment for file in self._open_files())
+
+    def _open_files(self) -> list[DirectFile]:
+        """Raises ModelError when they are not there any more, or not those that are mapped."""
+        if not self._files:
+            for part in self._file.parts:
+                try:
+                    self._files.append(self._system.open_direct(part.path))
+                except OSError as error:
+                    raise unreadable(part.path, error) from error
+            self._file.check_unchanged()
+        return self._files
