@@ -165,6 +165,15 @@ def test_a_device_with_its_own_memory_keeps_its_layers_while_the_cpu_streams() -
         complete(Plan(32, "a", (Visit("a", 0, 32, (Split("gpu", 0, 12), Split("cpu", 12, 32))),)), problem)
 
 
+def test_ends_too_large_for_every_device_lie_where_they_can_be_streamed() -> None:
+    devices = (DeviceFacts("gpu", 300 * MB, shares_host=False), DeviceFacts("cpu", 10_000 * MB))
+    nodes = (NodeFacts("a", 400 * MB, devices), NodeFacts("b", 9000 * MB))
+    problem = msgspec.structs.replace(problem_of(0), nodes=nodes)
+    plan = complete(Plan(32, "a", (Visit("b", 0, 32),)), problem)
+    assert plan.end_device == "cpu"
+    assert need_of(plan, "a").streamed_bytes > 100 * MB
+
+
 def test_a_node_without_a_device_of_the_hosts_memory_cannot_stream() -> None:
     gpu = DeviceFacts("gpu", 1200 * MB, shares_host=False)
     problem = msgspec.structs.replace(problem_of(0), nodes=(NodeFacts("a", 1500 * MB, (gpu,)),))
