@@ -125,10 +125,15 @@ class Planning:
         return complete(plan, problem)
 
 
-def room_of(plan: Plan, chunk_tokens: int | None, longest_chunk: int) -> Room:
+def room_of(plan: Plan, chunk_tokens: int | None, longest_chunk: int, row_bytes: int) -> Room:
     """The engine's room. `chunk_tokens` None: more where a GPU computes, which unpacks its matrices for each chunk. On
-    a CPU longer ones gain less, and hold others up; where nodes take turns, short ones keep all of them busy."""
+    a CPU longer ones gain less, and hold others up; where nodes take turns, short ones keep all of them busy. Where
+    weights come from disk, as many as the plan gathers for one reading of them, each of `row_bytes`."""
+    gathered = (
+        min(GPU_CHUNK, plan.gather_bytes // row_bytes) if any(need.buffer_bytes for need in plan.residency) else 0
+    )
     on_gpu = any(not is_cpu(need.device) for need in plan.residency)
     is_alone = len({visit.node for visit in plan.visits}) == 1
-    chunk = chunk_tokens or (GPU_CHUNK if on_gpu else LONE_CPU_CHUNK if is_alone else CPU_CHUNK)
+    usual = GPU_CHUNK if on_gpu else LONE_CPU_CHUNK if is_alone else CPU_CHUNK
+    chunk = chunk_tokens or max(usual, gathered)
     return Room(plan.kv_tokens, min(chunk, longest_chunk), MAX_SEQUENCES)

@@ -39,6 +39,7 @@ from prima_core.plan.plan import Plan, plan_to_json
 from prima_core.plan.problem import DeviceFacts
 from prima_core.plugins import Registry
 from prima_core.ring import control
+from prima_core.ring.gather import row_bytes
 from prima_core.ring.membership import Listener, Membership, PeerFacts
 from prima_core.ring.reports import Assignment, LoadFailed, Loading, Ready, Report, Unreachable
 from prima_core.ring.times import NodeTimes
@@ -133,7 +134,7 @@ class Head:
             engine,
             self,
             planning,
-            lambda plan: room_of(plan, options.chunk, longest),
+            lambda plan: room_of(plan, options.chunk, longest, row_bytes(self.model.spec)),
             Epoch.first(),
             wait_for=max(options.wait, 1 + options.n_local),
             emit=self._registry.emit,

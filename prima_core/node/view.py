@@ -19,13 +19,14 @@ BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """A device of a node, and what the plan lays on it."""
+    """A device of a node, and what the plan lays on it: of `weight_bytes` are `streamed_bytes` read in every pass."""
 
     id: str
     memory_bytes: int
     weight_bytes: int
     kv_bytes: int
     layers: tuple[Layers, ...]
+    streamed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ def _device_view(member: Member, device: DeviceFacts, plan: Plan | None) -> Devi
         weight_bytes=sum(need.weight_bytes for need in needs),
         kv_bytes=sum(need.kv_bytes for need in needs),
         layers=tuple(part.layers for part in parts if part.device == device.id),
+        streamed_bytes=sum(need.streamed_bytes for need in needs),
     )
 
 

@@ -45,6 +45,13 @@ def test_a_node_with_several_devices_is_told_with_the_part_of_each() -> None:
     assert (view.memory_bytes, view.weight_bytes, view.kv_bytes) == (1500, 500, 40)
 
 
+def test_what_comes_from_disk_is_told_of_each_device() -> None:
+    plan = Plan(4, "a", VISITS, (Residency("a", "numpy:cpu", 300, 20, 120, 40), Residency("b", "numpy:cpu", 100, 10)))
+    a, b = (node_view(member, "a", Status(State.SERVING, plan=plan), TIMES) for member in (A, B))
+    assert (a.devices[0].weight_bytes, a.devices[0].streamed_bytes) == (300, 120)
+    assert b.devices[0].streamed_bytes == 0
+
+
 def test_a_node_without_a_plan_has_no_part() -> None:
     view = node_view(B, "a", Status(State.WAITING), TIMES)
     assert (view.layers, view.weight_bytes, view.kv_bytes, view.loaded) == ((), 0, 0, None)
