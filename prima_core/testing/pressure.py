@@ -158,7 +158,7 @@ class Hog:
 
 class CachedFile:
     """A file of zeros that a program has read once, before: `cached_share` of it is in memory now. It has no blocks on
-    the disk, and goes with this object."""
+    the disk, and goes with this object. Kernels that page cold files out (DAMON) take some of it in any case."""
 
     def __init__(self, path: Path, n_bytes: int, group: MemoryGroup | None = None) -> None:
         self._path, self._n_bytes = path, n_bytes
