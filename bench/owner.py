@@ -1,11 +1,12 @@
 """What a node leaves to other programs: it answers while a hog takes memory, and takes its own back afterwards.
 
-    python -m bench.owner MODEL.gguf [--limit 3GB] [--hog 1.5GB] [--file 1GB] [-t 2] [-- --memory 2.5GB ...]
-    python -m bench.owner MODEL.gguf --machine [--file 1GB]
+    python -m bench.owner MODEL.gguf [--limit 3GB] [--machine] [--hog 1.5GB] [--rate 500MB] [--file 1GB] [-t 2]
+                          [-- --memory 2.5GB ...]
 
-With --limit (default: 1.5 times the model), in a control group that the node, the hog and the cached pages of what they
-read share; that wants root. With --machine in all memory of this machine, of which the hog leaves half of the reserve
-that is for others; nothing else may need memory meanwhile. A file of --file bytes is read before the node starts; how
+With --limit in a control group of this size that the node, the hog and the cached pages of what they read share; that
+wants root. With --machine the group stands for a machine, of which a node leaves more to others. With --machine alone
+it is this machine, all of it: nothing else may need memory meanwhile. The hog takes what is left and half of what is
+pinned in a group; of a machine, what is left but for half of the reserve. A file of --file bytes is read before; how
 much of it stays cached is watched. What follows `--` goes to `prima serve`.
 
 Prints a line each second, and what matters at the end.
@@ -25,9 +26,9 @@ from pathlib import Path
 
 from bench.cpu_models import cache_folder
 from prima_core.memory.governor import reserve_bytes
-from prima_core.memory.system import host
+from prima_core.memory.system import Memory, host
 from prima_core.node.node import parse_bytes
-from prima_core.testing.pressure import CachedFile, Hog, MemoryGroup, memory_group, why_no_groups
+from prima_core.testing.pressure import GROUP_IS_MACHINE, CachedFile, Hog, MemoryGroup, memory_group, why_no_groups
 from prima_core.testing.served import Served
 
 CALM_S, HELD_S, BACK_WITHIN_S, EVERY_S = 8.0, 15.0, 90.0, 1.0
@@ -79,12 +80,13 @@ class Moment:
 
 @dataclass(slots=True)
 class Scene:
-    """Where it happens: `group` None is the machine."""
+    """Where it happens: `group` None is the machine. `reserve`: what a node leaves of a machine; 0: it is none."""
 
     node: Served
     hog: Hog
     file: CachedFile
     group: MemoryGroup | None
+    reserve: int
     moments: list[Moment] = field(default_factory=list)
     began_s: float = field(default_factory=time.monotonic)
 
@@ -115,10 +117,9 @@ class Scene:
                 return
 
     def hog_bytes(self) -> int:
-        """In a group half of what is pinned is wanted by the hog; of a machine, what leaves half of the reserve."""
         now = self.moments[-1]
         left = now.available_bytes - int(now.pinned_bytes)
-        return left + int(now.pinned_bytes) // 2 if self.group else left - reserve_bytes(host().memory()) // 2
+        return left - self.reserve // 2 if self.reserve else left + int(now.pinned_bytes) // 2
 
 
 HEADER = f"{'s':>5} {'':<10} {'pinned GB':>9} {'available GB':>12} {'file cached':>11} {'tokens/s':>8} {'read GB/s':>9}"
@@ -155,7 +156,8 @@ def tell(scene: Scene, client: Client) -> None:
     print(f"least available: {min(moment.available_bytes for moment in scene.moments) / GB:.2f} GB")
     print(f"of the file, cached at least: {min(moment.cached_share for moment in scene.moments):.1%}")
     if scene.group is not None:
-        print(f"the group: {scene.group.peak_bytes / GB:.2f} GB at most, {scene.group.n_killed} killed")
+        print(f"the group: {scene.group.peak_bytes / GB:.2f} GB at most, {scene.group.n_killed} killed,", end=" ")
+        print(f"{scene.group.number('memory.failcnt')} times full")
 
 
 def main() -> None:
@@ -164,23 +166,26 @@ def main() -> None:
     parser.add_argument("--limit", type=parse_bytes)
     parser.add_argument("--machine", action="store_true")
     parser.add_argument("--hog", type=parse_bytes)
+    parser.add_argument("--rate", type=parse_bytes, default=500 * 10**6)
     parser.add_argument("--file", type=parse_bytes, default=10**9)
     parser.add_argument("-t", "--threads", default="2")
     parser.add_argument("serve", nargs="*")
     args = parser.parse_args()
-    if not args.machine and (why := why_no_groups()):
-        sys.exit(f"{why}: take --machine")
-    limit = args.limit or args.model.stat().st_size * 3 // 2
-    serve = [str(args.model), "-t", args.threads, "--parallel", "1", "-c", "512", *args.serve]
+    if args.limit and (why := why_no_groups()):
+        sys.exit(f"{why}: only --machine without --limit works here")
+    if not args.limit and not args.machine:
+        parser.error("either --limit or --machine, or both")
     path = cache_folder() / "owner.bytes"
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as exits:
-        group = None if args.machine else exits.enter_context(memory_group(limit))
+        group = exits.enter_context(memory_group(args.limit)) if args.limit else None
+        reserve = reserve_bytes(Memory(args.limit or host().memory().total_bytes, 0)) if args.machine else 0
         file = exits.enter_context(CachedFile(path, args.file, group))
-        hog = exits.enter_context(Hog(group))
-        node = exits.enter_context(Served(serve, group))
-        client = Client(node)
-        scene = Scene(node, hog, file, group)
+        hog = exits.enter_context(Hog(group, args.rate))
+        prima = GROUP_IS_MACHINE if args.limit and args.machine else ("-m", "prima_core")
+        options = ("-t", args.threads, "--parallel", "1", "-c", "512", *args.serve)
+        scene = Scene(exits.enter_context(Served([str(args.model), *options], group, prima)), hog, file, group, reserve)
+        client = Client(scene.node)
         with client.asking():
             run(scene, args.hog)
         tell(scene, client)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from prima_core.errors import PrimaError
-from prima_core.memory.system import Memory, MemoryKind, System
+from prima_core.memory.system import Memory, MemoryKind
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +140,14 @@ def _margin(sight: Sight) -> int:
 # ---------------------------------------------------------------- the loop
 
 
+class Gauges(Protocol):
+    """What the governor needs of a `System`."""
+
+    def memory(self) -> Memory: ...
+
+    def pressure(self) -> float | None: ...
+
+
 class Pinning(Protocol):
     """What the governor needs of a store."""
 
@@ -162,7 +170,7 @@ class Governor:
     store. `planned_bytes`: what the plan pins."""
 
     def __init__(
-        self, store: Pinning, system: System, planned_bytes: int, clock: Callable[[], float] = time.monotonic
+        self, store: Pinning, system: Gauges, planned_bytes: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.planned_bytes = planned_bytes
         self._store = store

@@ -28,6 +28,22 @@ DEADLINE_S = 20.0
 _POLL_S = 0.02
 _KILL = 9
 
+_MACHINE = """
+from dataclasses import replace
+from prima_core.cli import main
+from prima_core.memory.system import MemoryKind, host
+from prima_core.node import node
+
+class Machine(type(host())):
+    def memory(self):
+        return replace(super().memory(), kind=MemoryKind.MACHINE)
+
+node.host = Machine
+main()
+"""
+GROUP_IS_MACHINE = ("-c", _MACHINE)
+"""What Python is told to run `prima` so that it takes the group around it for a machine, of which it leaves more."""
+
 
 def why_no_groups() -> str:
     """Why no memory group can be made here; "" where one can."""

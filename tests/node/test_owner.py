@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prima_core.testing.pressure import CachedFile, Hog, MemoryGroup, memory_group, why_no_groups
+from prima_core.testing.pressure import GROUP_IS_MACHINE, CachedFile, Hog, MemoryGroup, memory_group, why_no_groups
 from prima_core.testing.served import Served
 from prima_core.testing.tinymodel import TinyModel, big_shape
 
@@ -21,21 +21,6 @@ DEADLINE_S = 30.0
 SHAPE = TinyModel(n_layers=12, d_model=1024, n_heads=16, n_kv_heads=4, d_ff=4096, types="Q8_0", seed=3)
 """195 MB."""
 OPTIONS = ("--threads", "1", "--parallel", "1", "-c", "256", "--log-level", "info")
-
-GROUP_IS_MACHINE = """
-from dataclasses import replace
-from prima_core.cli import main
-from prima_core.memory.system import MemoryKind, host
-from prima_core.node import node
-
-class Machine(type(host())):
-    def memory(self):
-        return replace(super().memory(), kind=MemoryKind.MACHINE)
-
-node.host = Machine
-main()
-"""
-"""`prima` that takes the group around it for all of a machine."""
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +87,7 @@ def test_what_others_have_read_stays_cached_while_a_node_streams_shrinks_and_gro
         CachedFile(tmp_path / "read", 100 * MB, group) as file,
         CachedFile(tmp_path / "elsewhere", 100 * MB) as elsewhere,
         Hog(group) as hog,
-        Served([str(model), *OPTIONS], group, ("-c", GROUP_IS_MACHINE)) as node,
+        Served([str(model), *OPTIONS], group, GROUP_IS_MACHINE) as node,
     ):
         right, planned = node.answer("owner", 4), node.times()["pinned_bytes"]
         for taken in range(30 * MB, 361 * MB, 30 * MB):  # no faster than a node that is held up can see
