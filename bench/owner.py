@@ -7,7 +7,7 @@ With --limit in a control group of this size that the node, the hog and the cach
 wants root. With --machine the group stands for a machine, of which a node leaves more to others. With --machine alone
 it is this machine, all of it: nothing else may need memory meanwhile. The hog takes what is left and half of what is
 pinned in a group; of a machine, what is left but for half of the reserve. A file of --file bytes is read before; how
-much of it stays cached is watched. What follows `--` goes to `prima serve`.
+much of it stays cached is watched (a kernel that pages cold files out takes of it even so). What follows `--` goes to `prima serve`.
 
 Prints a line each second, and what matters at the end.
 """
@@ -146,7 +146,7 @@ def run(scene: Scene, hog_bytes: int | None) -> None:
     scene.watch("hog left", BACK_WITHIN_S, planned)
 
 
-def tell(scene: Scene, client: Client) -> None:
+def tell(scene: Scene, client: Client, taken_before: int) -> None:
     least = min(moment.pinned_bytes for moment in scene.moments)
     rates = [(b.n_steps - a.n_steps) / (b.time_s - a.time_s) for a, b in pairwise(scene.moments)]
     print(f"answers: {client.n_right} as the first, {client.n_other} others; {client.fault or 'none failed'}")
@@ -155,9 +155,18 @@ def tell(scene: Scene, client: Client) -> None:
     print(f"tokens a second: {max(rates):.2f} at best, {min(rates):.2f} at worst")
     print(f"least available: {min(moment.available_bytes for moment in scene.moments) / GB:.2f} GB")
     print(f"of the file, cached at least: {min(moment.cached_share for moment in scene.moments):.1%}")
-    if scene.group is not None:
+    if scene.group is None:
+        print(f"pages that the kernel had to take back: {taken_back() - taken_before}")
+    else:
         print(f"the group: {scene.group.peak_bytes / GB:.2f} GB at most, {scene.group.n_killed} killed,", end=" ")
         print(f"{scene.group.number('memory.failcnt')} times full")
+
+
+def taken_back() -> int:
+    """By the kernel of Linux, for want of memory, from caches and programs, since it started."""
+    file = Path("/proc/vmstat")
+    facts = dict(line.split() for line in file.read_text().splitlines()) if file.exists() else {}
+    return sum(int(facts.get(name, 0)) for name in ("pgsteal_kswapd", "pgsteal_direct"))
 
 
 def main() -> None:
@@ -185,10 +194,10 @@ def main() -> None:
         prima = GROUP_IS_MACHINE if args.limit and args.machine else ("-m", "prima_core")
         options = ("-t", args.threads, "--parallel", "1", "-c", "512", *args.serve)
         scene = Scene(exits.enter_context(Served([str(args.model), *options], group, prima)), hog, file, group, reserve)
-        client = Client(scene.node)
+        client, taken_before = Client(scene.node), taken_back()
         with client.asking():
             run(scene, args.hog)
-        tell(scene, client)
+        tell(scene, client, taken_before)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from random import Random
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -28,9 +27,6 @@ from prima_core.memory.governor import (
     room_bytes,
 )
 from prima_core.memory.system import Memory, MemoryKind
-
-if TYPE_CHECKING:
-    pass
 
 MB, GB = 10**6, 10**9
 PLANNED = 8 * GB
