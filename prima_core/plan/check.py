@@ -37,6 +37,7 @@ def complete(plan: Plan, problem: Problem) -> Plan:
         context=problem.model.context_length,
         end_device=problem.end_device.id,
         gather_bytes=gather_bytes,
+        forecast=None,
     )
 
 

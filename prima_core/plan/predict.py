@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from prima_core.errors import PlanError
 from prima_core.plan.costs import PassCost, missing_rate, pass_cost
+from prima_core.plan.forecast import Forecast, NodeForecast
 from prima_core.plan.overlap import Reader, pass_s, reading_s
 from prima_core.plan.plan import Plan
 from prima_core.plan.problem import Problem
-from prima_core.plan.simulate import Disk, Simulated, simulate
+from prima_core.plan.simulate import Disk, Simulated, disks_of, simulate
 from prima_core.plan.stream import n_turns
 
 CHUNK_TOKENS = 128
 PROMPT_TOKENS = 512
-
-
-class NodeForecast(msgspec.Struct, frozen=True):
-    """Of a node, for each pass: seconds of computing, of waiting for its disk, and of the links to it; bytes from disk.
-    And what it holds."""
-
-    node: str
-    compute_s: float
-    stall_s: float
-    link_s: float
-    read_bytes: int
-    pinned_bytes: int
-    buffer_bytes: int
-    kv_bytes: int
-
-
-class Forecast(msgspec.Struct, frozen=True):
-    """`token_s`: time per token (of each sequence; `width` are computed together), as the visits were simulated;
-    `bound_s`: the same by formulas for perfectly even visits and reading. `prompt_s`: until the first token of a prompt
-    of `n_prompt` tokens; None: rates of prefill are not known. `limit`: what most of the time goes to.
-    """
-
-    token_s: float
-    bound_s: float
-    prompt_s: float | None
-    n_prompt: int
-    width: int
-    limit: str
-    nodes: tuple[NodeForecast, ...]
 
 
 def predict(
@@ -58,7 +28,7 @@ def predict(
     if missing:
         raise PlanError(f"no forecast: {missing} is not known", hint="state it in the problem")
     cost = pass_cost(plan, problem, width)
-    simulated = simulate(cost, _disks(plan, problem))
+    simulated = simulate(cost, disks_of(plan, problem))
     readers, buffers = _readers(plan, problem, cost)
     return Forecast(
         token_s=simulated.pass_s,
@@ -99,20 +69,11 @@ def _limit(cost: PassCost, simulated: Simulated, reading: float) -> str:
     return max(shares, key=lambda what: shares[what])
 
 
-def _disks(plan: Plan, problem: Problem) -> dict[str, Disk]:
-    disks = {}
-    for name in plan.nodes:
-        node, size = problem.node(name), sum(need.buffer_bytes for need in plan.residency if need.node == name)
-        if size:
-            disks[name] = Disk(node.disk_bytes_s, size, node.disk)
-    return disks
-
-
 def _readers(plan: Plan, problem: Problem, cost: PassCost) -> tuple[list[Reader], list[float]]:
     """For the formulas, with their buffers."""
     readers: list[Reader] = []
     buffers: list[float] = []
-    for name, disk in _disks(plan, problem).items():
+    for name, disk in disks_of(plan, problem).items():
         read = cost.streamed_bytes(name)
         size = min(float(disk.buffer_bytes), read)
         over = round(read - size)
@@ -122,7 +83,7 @@ def _readers(plan: Plan, problem: Problem, cost: PassCost) -> tuple[list[Reader]
 
 
 def _demanded_s(cost: PassCost, plan: Plan, problem: Problem) -> float:
-    return sum(cost.demanded_bytes(name) / disk.bytes_s for name, disk in _disks(plan, problem).items())
+    return sum(cost.demanded_bytes(name) / disk.bytes_s for name, disk in disks_of(plan, problem).items())
 
 
 def _prompt_s(plan: Plan, problem: Problem, n_prompt: int, chunk: int) -> float:
@@ -131,8 +92,8 @@ def _prompt_s(plan: Plan, problem: Problem, n_prompt: int, chunk: int) -> float:
     chunk = min(chunk, n_prompt)
     cost, n_chunks = pass_cost(plan, problem, chunk), -(-n_prompt // chunk)
     if plan.credit == 1:
-        return n_chunks * simulate(cost, _disks(plan, problem)).pass_s
-    disks = _disks(plan, problem)
+        return n_chunks * simulate(cost, disks_of(plan, problem)).pass_s
+    disks = disks_of(plan, problem)
     stages = [cost.hop_s(name) + _stage_s(name, cost, disks.get(name)) for name in plan.nodes]
     return sum(stages) + (n_chunks - 1) * max(stages)
 

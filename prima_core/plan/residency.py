@@ -15,7 +15,8 @@ from prima_core.plan.costs import PassCost, missing_rate, pass_cost, routed_shar
 from prima_core.plan.overlap import Reader, best_buffers
 from prima_core.plan.plan import Plan, Residency
 from prima_core.plan.problem import NodeFacts, Problem
-from prima_core.plan.stream import GATHER_BYTES, GATHER_SHARE, Overload, overload_of, streaming_device
+from prima_core.plan.simulate import disks_of, simulate
+from prima_core.plan.stream import Overload, gather_bytes, overload_of, streaming_device
 
 
 def residency_of(plan: Plan, problem: Problem, kv_tokens: int) -> tuple[tuple[Residency, ...], int]:
@@ -28,18 +29,13 @@ def residency_of(plan: Plan, problem: Problem, kv_tokens: int) -> tuple[tuple[Re
         if not problem.streaming or any(need.streamed_bytes for need in needs[name]):
             raise fault
     gather = plan.gather_bytes if asked else gather_bytes(problem, faults)
-    needs.update(_divided(plan, problem, {name: needs[name] for name in faults}, faults, gather))
+    needs.update(_divided(plan, problem, needs, faults, gather))
     for name, own in needs.items():
         streams = any(need.buffer_bytes for need in own)
         if (left := _fault(problem.node(name), own, gather if streams else 0)) is not None:
             raise left
     residency = tuple(need for own in needs.values() for need in own)
     return residency, gather if any(need.buffer_bytes for need in residency) else 0
-
-
-def gather_bytes(problem: Problem, names: Iterable[str]) -> int:
-    """Activations of a prompt that each of these nodes, which stream, may collect."""
-    return min([GATHER_BYTES, *(problem.node(name).memory_bytes // GATHER_SHARE for name in names)])
 
 
 def _needs(plan: Plan, problem: Problem, name: str, kv_tokens: int) -> list[Residency]:
@@ -110,11 +106,33 @@ def _divided(
     faults: Mapping[str, PlanError],
     gather: int,
 ) -> dict[str, list[Residency]]:
-    """The needs of these nodes, whose weights do not all fit, with what is streamed."""
-    loads = {name: _overload(plan, problem, own, faults[name], gather) for name, own in needs.items()}
-    reading = [load for load in loads.values() if load.over_bytes]
-    wanted = dict(zip((load.node for load in reading), _wanted_buffers(plan, problem, reading), strict=True))
-    return {name: _streaming(needs[name], load, wanted.get(name, 0)) for name, load in loads.items()}
+    """The needs of the nodes at fault, whose weights do not all fit, with what is streamed."""
+    loads = {name: _overload(plan, problem, needs[name], fault, gather) for name, fault in faults.items()}
+    reading = {name: load for name, load in loads.items() if load.over_bytes}
+    if not _are_rates_known(plan, problem, reading):
+        return _streaming(needs, loads, {name: load.guessed_buffer() for name, load in reading.items()})
+    wanted = dict(zip(reading, _best_buffers(plan, problem, list(reading.values())), strict=True))
+    divided = [_streaming(needs, loads, {name: int(size * n) for name, size in wanted.items()}) for n in _TRIES]
+    if all(load.n_visits == 1 for load in reading.values()):
+        return divided[0]
+    times = [_pass_s(plan, problem, {**needs, **own}) for own in divided]
+    return next(own for own, time_s in zip(divided, times, strict=True) if time_s <= _AS_GOOD * min(times))
+
+
+_TRIES = (1.0, 1.2, 1.4, 1.7, 2.0)
+"""How many times the buffers of the formulas are simulated: with few layers in a visit, larger ones can be better."""
+_AS_GOOD = 1.005
+"""What is about as fast and reads less is better."""
+
+
+def _pass_s(plan: Plan, problem: Problem, needs: Mapping[str, Sequence[Residency]]) -> float:
+    whole = msgspec.structs.replace(plan, residency=tuple(need for own in needs.values() for need in own))
+    return simulate(pass_cost(whole, problem), disks_of(whole, problem)).pass_s
+
+
+def _are_rates_known(plan: Plan, problem: Problem, names: Iterable[str]) -> bool:
+    missing = missing_rate(msgspec.structs.replace(plan, residency=()), problem)
+    return not missing and all(problem.node(name).disk_bytes_s for name in names)
 
 
 def _overload(plan: Plan, problem: Problem, needs: Sequence[Residency], fault: PlanError, gather: int) -> Overload:
@@ -135,12 +153,8 @@ def _overload(plan: Plan, problem: Problem, needs: Sequence[Residency], fault: P
     return load
 
 
-def _wanted_buffers(plan: Plan, problem: Problem, loads: Sequence[Overload]) -> list[int]:
-    """The best where all rates are known, else a guess."""
-    whole = msgspec.structs.replace(plan, residency=())
-    if missing_rate(whole, problem) or not all(problem.node(load.node).disk_bytes_s for load in loads):
-        return [load.guessed_buffer() for load in loads]
-    cost = pass_cost(whole, problem)
+def _best_buffers(plan: Plan, problem: Problem, loads: Sequence[Overload]) -> list[int]:
+    cost = pass_cost(msgspec.structs.replace(plan, residency=()), problem)
     readers = [_reader(load, problem.node(load.node), cost) for load in loads]
     demanded_s = [
         load.experts_over_bytes * routed_share(problem, 1) / reader.bytes_s
@@ -161,14 +175,20 @@ def _reader(load: Overload, node: NodeFacts, cost: PassCost) -> Reader:
     )
 
 
-def _streaming(needs: Sequence[Residency], load: Overload, wanted: int) -> list[Residency]:
+def _streaming(
+    needs: Mapping[str, Sequence[Residency]], loads: Mapping[str, Overload], wanted: Mapping[str, int]
+) -> dict[str, list[Residency]]:
+    """The needs of the overloaded nodes, with buffers as wanted as far as they can be."""
+    return {
+        name: [_need_streaming(need, load, wanted.get(name, 0)) for need in needs[name]] for name, load in loads.items()
+    }
+
+
+def _need_streaming(need: Residency, load: Overload, wanted: int) -> Residency:
+    if need.device != load.device:
+        return need
     size = min(max(wanted, load.smallest_buffer()), load.room_bytes) if load.over_bytes else 0
-    return [
-        msgspec.structs.replace(need, streamed_bytes=load.streamed_bytes(size), buffer_bytes=size)
-        if need.device == load.device
-        else need
-        for need in needs
-    ]
+    return msgspec.structs.replace(need, streamed_bytes=load.streamed_bytes(size), buffer_bytes=size)
 
 
 # ---------------------------------------------------------------- memory

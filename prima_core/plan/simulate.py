@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 
 from prima_core.errors import PlanError
 from prima_core.plan.costs import LayerCost, PassCost
+from prima_core.plan.plan import Plan
+from prima_core.plan.problem import Problem
 
-_MOST_PASSES = 64
-_COUNTED = 16
+_MOST_PASSES = 128
+_COUNTED = 64
 """Passes whose mean counts where they do not become all the same."""
-_SAME = 1e-9
+_SAME = 1e-7
 _EPSILON_BYTES = 1e-3
 
 
@@ -39,15 +41,29 @@ class Simulated:
     read_bytes: Mapping[str, float]
 
 
+def disks_of(plan: Plan, problem: Problem) -> dict[str, Disk]:
+    """Of a completed plan's nodes that stream."""
+    sizes = {name: sum(need.buffer_bytes for need in plan.residency if need.node == name) for name in plan.nodes}
+    nodes = {name: problem.node(name) for name, size in sizes.items() if size}
+    return {name: Disk(node.disk_bytes_s, sizes[name], node.disk) for name, node in nodes.items()}
+
+
 def simulate(cost: PassCost, disks: Mapping[str, Disk]) -> Simulated:
     """`disks`: of the nodes that stream, with buffers that a layer fits."""
     flow = _Flow({name: _Reader(disk) for name, disk in disks.items()})
+    used = {name: cost.streamed_bytes(name) + cost.demanded_bytes(name) for name in disks}
     passes = [_one_pass(cost, flow)]
     while len(passes) < _MOST_PASSES:
         passes.append(_one_pass(cost, flow))
-        if abs(passes[-1].pass_s - passes[-2].pass_s) <= _SAME * passes[-1].pass_s and len(passes) > 2:
+        if _are_near(passes[-2].pass_s, passes[-1].pass_s) and all(
+            _are_near(n_bytes, passes[-1].read_bytes[name]) for name, n_bytes in used.items()
+        ):  # at first buffers fill up, also behind the back of passes that do not take longer for it
             return passes[-1]
     return _mean(passes[-_COUNTED:])
+
+
+def _are_near(one: float, other: float) -> bool:
+    return abs(one - other) <= _SAME * max(one, other)
 
 
 def _one_pass(cost: PassCost, flow: _Flow) -> Simulated:

@@ -7,7 +7,7 @@ that it gathers, and reads X + B bytes in every pass, X being what its memory la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from prima_core.plan.plan import Plan, Residency
@@ -58,20 +58,23 @@ class Overload:
 
     def least_buffer(self, streamed_bytes: int) -> int:
         """Room for a layer in use and the next one, when so many bytes are streamed (without the table)."""
-        return max(LEAST_BUFFER_BYTES, 2 * self._in_use(streamed_bytes))
+        next_too = 2 * self._share(streamed_bytes) + self.largest_tensor_bytes
+        return max(LEAST_BUFFER_BYTES, self.tight_buffer(streamed_bytes), next_too)
 
     def tight_buffer(self, streamed_bytes: int) -> int:
-        """With less a layer does not come through."""
-        return self._in_use(streamed_bytes)
+        """With less a layer may not come through: its share in whole tensors, and what is left unused at the ring's
+        end, as a tensor lies in one piece. The output matrix comes in blocks as small as need be."""
+        share = self._share(streamed_bytes)
+        if not share:
+            return 0
+        return min(max(self.layer_bytes), share + self.largest_tensor_bytes) + self.largest_tensor_bytes
 
-    def _in_use(self, streamed_bytes: int) -> int:
-        """What a layer takes of the buffer: its share, in whole tensors, and the experts that a token is routed to. The
-        output matrix comes in blocks as small as need be."""
+    def _share(self, streamed_bytes: int) -> int:
+        """Of a layer: an even share of what is not experts, and the experts that a token is routed to."""
         if not self.layer_bytes or not streamed_bytes:
             return 0
         dense = max(0, streamed_bytes - self.expert_bytes)
-        share = -(-dense // len(self.layer_bytes)) + self.largest_tensor_bytes if dense else 0
-        return min(max(self.layer_bytes), share + self.routed_bytes)
+        return min(max(self.layer_bytes), -(-dense // len(self.layer_bytes)) + self.routed_bytes)
 
     def smallest_buffer(self) -> int:
         """The least with which X + B are streamed: a larger buffer makes more weights stream, and these want more."""
@@ -100,6 +103,11 @@ def streaming_device(node: NodeFacts) -> DeviceFacts | None:
     return next((device for device in reversed(node.places) if device.shares_host), None)
 
 
+def gather_bytes(problem: Problem, names: Iterable[str]) -> int:
+    """Activations of a prompt that each of these nodes, which stream, may collect."""
+    return min([GATHER_BYTES, *(problem.node(name).memory_bytes // GATHER_SHARE for name in names)])
+
+
 def overload_of(
     plan: Plan, problem: Problem, needs: Sequence[Residency], device: DeviceFacts, gather_bytes: int
 ) -> Overload:
@@ -107,7 +115,7 @@ def overload_of(
     node = problem.node(needs[0].node)
     layers = layers_on(plan, node, device.id)
     kv = sum(need.kv_bytes for need in needs if need.device == device.id)
-    sharing = {place.id for place in node.places if place.shares_host and place is not device}
+    sharing = {place.id for place in node.places if place.shares_host and place.id != device.id}
     taken = sum(other.weight_bytes + other.kv_bytes for other in needs if other.device in sharing)
     sizes, model = problem.weight_bytes(device), problem.model
     has_ends = node.name == problem.head and device.id == problem.end_device.id

@@ -1,4 +1,4 @@
-"""Plans larger than memory: what stays, what is streamed, through which buffer; and what a plan may say of it itself."""
+"""Plans larger than memory: what stays, what is streamed, through which buffer; and what a plan may say of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 
 from prima_core.errors import PlanError
 from prima_core.plan.check import complete
-from prima_core.plan.overlap import Reader, pass_s
 from prima_core.plan.plan import Plan, Residency, Split, Visit, plan_from_json, plan_to_json
 from prima_core.plan.predict import predict
 from prima_core.plan.problem import DeviceFacts, LinkFacts, ModelFacts, NodeFacts, Problem
@@ -17,14 +16,18 @@ from prima_core.plan.stream import GATHER_BYTES, LEAST_BUFFER_BYTES
 
 MB = 10**6
 MODEL = ModelFacts("m", (100 * MB,) * 32, 200 * MB, 300 * MB, 1000, 4096, largest_tensor_bytes=30 * MB)
-RATES = {"decode_bytes_s": 10e9, "prefill_bytes_s": 300e9}
 
 
 def problem_of(*memory_mb: int, disk_bytes_s: float = 0.0, model: ModelFacts = MODEL, **more: object) -> Problem:
     """Nodes a, b, ... of so much memory, `a` the head, 1000 KV positions: 1 MB for each layer."""
-    rates = RATES if disk_bytes_s else {}
+    decode, prefill = (10e9, 300e9) if disk_bytes_s else (0.0, 0.0)
     nodes = tuple(
-        NodeFacts("abcd"[index], size * MB, (DeviceFacts("cpu", size * MB, **rates),), disk_bytes_s)
+        NodeFacts(
+            "abcd"[index],
+            size * MB,
+            (DeviceFacts("cpu", size * MB, decode_bytes_s=decode, prefill_bytes_s=prefill),),
+            disk_bytes_s,
+        )
         for index, size in enumerate(memory_mb)
     )
     return msgspec.structs.replace(Problem(model, nodes, "a", 1000), **more)
@@ -61,8 +64,8 @@ def test_a_node_streams_what_it_lacks_and_its_buffer_and_uses_its_memory_to_the_
     assert need.streamed_bytes == over + need.buffer_bytes
     assert need.pinned_bytes + need.buffer_bytes + need.kv_bytes + plan.gather_bytes == 2500 * MB
     share = -(-need.streamed_bytes // 32)
-    assert need.buffer_bytes >= max(LEAST_BUFFER_BYTES, 2 * (share + 30 * MB)), "two layers' worth"
-    assert need.buffer_bytes <= 2.2 * (share + 30 * MB), "and not much more, as it is visited once"
+    assert need.buffer_bytes >= max(LEAST_BUFFER_BYTES, 2 * share + 30 * MB), "two layers' worth"
+    assert need.buffer_bytes <= 2.1 * (share + 30 * MB), "and not much more, as it is visited once"
     assert complete(plan, problem_of(2500)) == plan
     assert plan_from_json(plan_to_json(plan)) == plan
 
@@ -72,15 +75,15 @@ def test_little_is_gathered_where_memory_is_little() -> None:
 
 
 def test_nothing_is_streamed_where_the_problem_does_not_want_it() -> None:
-    with pytest.raises(PlanError, match="node 'a' would need 3.73 GB .* may use 2.50 GB$"):
+    with pytest.raises(PlanError, match=r"would need 3\.73 GB .* may use 2\.50 GB \(add a node"):
         complete(ALONE, problem_of(2500, streaming=False))
 
 
 def test_too_little_memory_for_a_buffer_is_an_error_that_says_how_much_would_do() -> None:
-    with pytest.raises(PlanError, match=r"as they are used it would need 0\.2\d GB") as error:
+    with pytest.raises(PlanError, match=r"as they are used it would need 0\.27 GB") as error:
         complete(ALONE, problem_of(150))
     assert "-c" in error.value.hint
-    complete(ALONE, problem_of(250))
+    complete(ALONE, problem_of(280))
 
 
 def test_of_two_nodes_only_the_one_that_is_too_small_streams() -> None:
@@ -119,16 +122,22 @@ def test_without_rates_buffers_of_several_visits_are_guessed_and_no_time_is_fore
         predict(once, problem)
 
 
-def test_with_rates_the_buffer_is_the_best_one() -> None:
-    problem = problem_of(1800, 1000, disk_bytes_s=1e9)
-    plan = complete(rounds(4, "ab"), problem)
-    need = need_of(plan, "b")
-    forecast = predict(plan, problem)
+@pytest.mark.parametrize("n_rounds", [2, 4, 8])
+def test_with_rates_the_buffer_is_about_the_best_one(n_rounds: int) -> None:
+    problem = problem_of(5000, 1000, disk_bytes_s=2e9)
+    plan = complete(rounds(n_rounds, "ab"), problem)
+    need, token_s = need_of(plan, "b"), predict(plan, problem).token_s
     over = need.streamed_bytes - need.buffer_bytes
-    busy_s = (3200 + 500) * MB / 10e9
-    for size in range(need.buffer_bytes // 2, 2 * need.buffer_bytes, need.buffer_bytes // 10):
-        other = Reader(over, 4, 1600 * MB / 10e9, 1e9)
-        assert pass_s([other], [size], busy_s) >= forecast.bound_s - 1e-6
+    tried = 0
+    for size in range(need.buffer_bytes // 2, 3 * need.buffer_bytes, need.buffer_bytes // 10):
+        other = msgspec.structs.replace(need, streamed_bytes=over + size, buffer_bytes=size)
+        try:
+            done = complete(msgspec.structs.replace(plan, residency=(other,)), problem)
+        except PlanError:  # not even a layer fits
+            continue
+        tried += 1
+        assert predict(done, problem).token_s >= 0.98 * token_s
+    assert tried > 15
 
 
 def test_a_device_with_its_own_memory_keeps_its_layers_while_the_cpu_streams() -> None:
@@ -187,7 +196,7 @@ def test_a_solver_that_says_it_says_also_what_is_gathered() -> None:
     asking = msgspec.structs.replace(saying(1600, 200), gather_bytes=100 * MB)
     assert complete(asking, problem_of(2500)).gather_bytes == 100 * MB
     too_much = msgspec.structs.replace(asking, gather_bytes=200 * MB)
-    with pytest.raises(PlanError, match="would need 2.33 GB .*buffer 0.20.* may use 2.30 GB"):
+    with pytest.raises(PlanError, match=r"would need 2\.33 GB .*buffer 0\.20.* may use 2\.30 GB"):
         complete(too_much, problem_of(2500))
 
 
@@ -196,7 +205,7 @@ def test_a_solver_that_says_it_says_also_what_is_gathered() -> None:
     [
         (saying(3701, 200), "would stream 3701000000 bytes of 3700000000"),
         (saying(1600, -1), "through a buffer of -1000000"),
-        (saying(1600, 79), r"through a buffer of 79000000 .*a buffer of 80000000 bytes at least"),
+        (saying(1600, 109), r"through a buffer of 109000000 .*a buffer of 110000000 bytes at least"),
         (saying(1400, 200), r"would need 2\.53 GB .*let it stream 32000000 bytes more"),
         (saying(1600, 200, node="b"), "streams weights on 'cpu' of node 'b', which has none in it"),
         (saying(1600, 200, device="gpu"), "streams weights on 'gpu' of node 'a', which has none in it"),
@@ -225,7 +234,7 @@ def test_a_forecast_adds_up() -> None:
     assert forecast.token_s == pytest.approx(parts)
     assert [node.link_s for node in forecast.nodes] == pytest.approx([0.002, 0.006])
     assert forecast.bound_s <= forecast.token_s
-    assert forecast.token_s < 1.15 * forecast.bound_s
+    assert forecast.token_s < 1.2 * forecast.bound_s
     assert "the disk of" in forecast.limit
     for node in forecast.nodes:
         need = need_of(plan, node.node)
@@ -288,7 +297,7 @@ def test_forecasts_of_random_plans_keep_their_bounds() -> None:
         memory = [chance.randint(900, 4000) for _ in names]
         plan, times = rounds(n_rounds, names), []
         for extra in (0, 400):
-            problem = problem_of(*(size + extra for size in memory), disk_bytes_s=chance.uniform(0.5, 0.5) * 2e9)
+            problem = problem_of(*(size + extra for size in memory), disk_bytes_s=1e9)
             done = complete(plan, problem)
             forecast = predict(done, problem)
             times.append(forecast.token_s)
