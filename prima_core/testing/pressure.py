@@ -1,4 +1,4 @@
-"""Other programs on a node's machine: a hog that takes memory, and a control group in which it and a node share some.
+"""Other programs on a node's machine: a hog that takes memory, a file that was read, a group that shares some memory.
 
     with memory_group(2 * 10**9) as group, Hog(group) as hog:
         node = group.popen([sys.executable, "-m", "prima_core", "serve", ...])
@@ -10,7 +10,6 @@ Groups are those of Linux, version 1, and want root: `why_no_groups` says what l
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,9 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+import numpy as np
+
+from prima_core.memory.system import host
+
 ROOT = Path("/sys/fs/cgroup/memory")
 DEADLINE_S = 20.0
 _POLL_S = 0.02
+_KILL = 9
 
 
 def why_no_groups() -> str:
@@ -72,7 +76,7 @@ class MemoryGroup:
         while True:
             for process in (self.folder / "cgroup.procs").read_text().split():
                 with suppress(ProcessLookupError):
-                    os.kill(int(process), signal.SIGKILL)
+                    os.kill(int(process), _KILL)
             try:
                 self.folder.rmdir()
                 return
@@ -144,6 +148,36 @@ class Hog:
     def _pipe(self, pipe: IO[bytes] | None) -> IO[bytes]:
         assert pipe is not None
         return pipe
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class CachedFile:
+    """A file of zeros that a program has read once, before: `cached_share` of it is in memory now. It has no blocks on
+    the disk, and goes with this object."""
+
+    def __init__(self, path: Path, n_bytes: int, group: MemoryGroup | None = None) -> None:
+        self._path, self._n_bytes = path, n_bytes
+        with path.open("wb") as file:
+            file.truncate(n_bytes)
+        popen = subprocess.Popen if group is None else group.popen
+        reader: subprocess.Popen[bytes] = popen(["cat", str(path)], stdout=subprocess.DEVNULL)
+        reader.wait(DEADLINE_S)
+        self._map = np.memmap(path, np.uint8, "r")
+
+    def cached_share(self) -> float:
+        """Raises OSError where the system does not tell."""
+        resident = host().resident_bytes(self._map, self._path)
+        if resident is None:
+            raise OSError("this system does not tell which pages of a file are in memory")
+        return resident / self._n_bytes
+
+    def close(self) -> None:
+        self._path.unlink()
 
     def __enter__(self) -> Self:
         return self

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from prima_core.testing.pressure import ROOT, Hog, memory_group, why_no_groups
+from prima_core.testing.pressure import ROOT, CachedFile, Hog, memory_group, why_no_groups
 
 MB = 10**6
 
@@ -47,3 +50,14 @@ def test_a_group_goes_with_its_processes() -> None:
     process.communicate(timeout=10)
     assert process.returncode == -9
     assert list(ROOT.glob(group.folder.name)) == []
+
+
+def test_of_a_file_that_was_read_all_is_cached_until_it_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "read"
+    with CachedFile(path, 8 << 20) as file:
+        assert file.cached_share() == 1.0
+        if sys.platform == "linux":
+            with path.open("rb") as opened:
+                os.posix_fadvise(opened.fileno(), 0, 4 << 20, os.POSIX_FADV_DONTNEED)
+        assert file.cached_share() == 0.5
+    assert not path.exists()
