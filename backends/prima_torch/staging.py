@@ -19,27 +19,32 @@ class Staging:
     """
 
     def __init__(self, device: torch.device) -> None:
-        is_gpu = device.type == "cuda"
         self._device = device
-        self._staged = [torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=is_gpu) for _ in range(2)]
-        self._fetched = [torch.cuda.Event() for _ in range(2)] if is_gpu else None  # type: ignore[no-untyped-call]  # torch has no types for it
-        self._landed = torch.empty(PIECE_BYTES, dtype=torch.uint8, device=device)
+        self._fetched: list[torch.cuda.Event] = []
+        if device.type == "cuda":
+            self._fetched = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]  # torch has none
+        self._allocate(PIECE_BYTES)
 
     def pieces(self, rows: NDArray[np.uint8]) -> Iterator[tuple[int, torch.Tensor]]:
         """The first of some rows [n, bytes], and their bytes on the device. Its work with them must be queued before
-        the next are asked for. Raises ValueError for rows that are longer than a piece."""
-        step = PIECE_BYTES // rows.shape[1]
-        if not step:
-            raise ValueError(f"a row of {rows.shape[1]} bytes is longer than a piece of {PIECE_BYTES}")
+        the next are asked for."""
+        if rows.shape[1] > len(self._landed):
+            self._allocate(rows.shape[1])
+        step = len(self._landed) // rows.shape[1]
         for i, start in enumerate(range(0, len(rows), step)):
             yield start, self._carried(i % 2, rows[start : start + step])
 
+    def _allocate(self, n_bytes: int) -> None:
+        is_gpu = self._device.type == "cuda"
+        self._staged = [torch.empty(n_bytes, dtype=torch.uint8, pin_memory=is_gpu) for _ in range(2)]
+        self._landed = torch.empty(n_bytes, dtype=torch.uint8, device=self._device)
+
     def _carried(self, i: int, rows: NDArray[np.uint8]) -> torch.Tensor:
-        if self._fetched is not None:
+        if self._fetched:
             self._fetched[i].synchronize()
         self._staged[i].numpy()[: rows.size].reshape(rows.shape)[...] = rows
         landed = self._landed[: rows.size]
         landed.copy_(self._staged[i][: rows.size], non_blocking=True)
-        if self._fetched is not None:
+        if self._fetched:
             self._fetched[i].record(torch.cuda.current_stream(self._device))
         return landed

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from typing import Generic, Protocol, TypeVar
+
+import numpy as np
 
 from prima_core.arch.family import Block
 from prima_core.arch.ops import A, K, Ops, W
@@ -169,8 +172,7 @@ class _Copies(Generic[A, W]):
             held.pop(index, None)
             return self._slot(weight, bias)
         if index not in held:
-            _require_all(weight)
-            held[index] = self._ops.matrix(weight, bias)
+            held[index] = self._ops.matrix(_complete(weight), bias)
             self.uploaded.update(w.name for w in (weight, bias) if w is not None)
         return held[index]
 
@@ -178,10 +180,15 @@ class _Copies(Generic[A, W]):
         index = next(self._used.setdefault(kind(weight), count()))
         if self._is_first:  # nothing is computed with it now: room for one layer is enough
             return self._slots.keep(weight, bias, index)
-        _require_all(weight)
-        return self._slots.fill(weight, bias, index)
+        return self._slots.fill(_complete(weight), bias, index)
 
 
-def _require_all(weight: Weight) -> None:
-    if weight.require is not None:
-        weight.require(range(weight.shape[0]))
+def _complete(weight: Weight) -> Weight:
+    """A stack of experts with all of them, in memory of its own: on the device nothing asks for those that are chosen.
+    That costs what the router saves, so plans stream stacks elsewhere first."""
+    if weight.require is None:
+        return weight
+    experts, data = weight.data.reshape(weight.shape[0], -1), np.empty_like(weight.data)
+    for group in weight.require(np.arange(weight.shape[0])):
+        data.reshape(experts.shape)[group] = experts[group]
+    return replace(weight, data=data, require=None)

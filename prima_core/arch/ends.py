@@ -1,7 +1,7 @@
 """The matrices outside of the layers, the token embeddings and the output, where a part of a model has them.
 
-The larger one of them is a tenth of a small model, so a store may stream it: then the rows of tokens are read out of the
-map one by one, and the output goes by in blocks of rows.
+Of a small model they are a fifth, so a store may stream them: then the rows of tokens are read out of the map one by
+one, and the output goes by in runs of rows.
 """
 
 from __future__ import annotations

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from prima_core.arch.blocks import Bind, Blocks, BlocksInPlace, CopiedBlocks
 from prima_core.arch.ends import Ends
 from prima_core.arch.families import family
-from prima_core.arch.family import Block
 from prima_core.arch.ops import A, K, Ops, W
 from prima_core.arch.rope import Rope, rope_angles, rope_factors, rope_frequencies
 from prima_core.errors import FrameError, PlanError
-from prima_core.interfaces import Layers, Slice, Step, Store, Weight
+from prima_core.interfaces import Layers, Slice, Step, Store
 from prima_core.model.rope import RopeSpec
 from prima_core.model.spec import ModelSpec
 

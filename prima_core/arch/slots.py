@@ -1,7 +1,7 @@
 """Streamed matrices on a device: all layers' of a type and shape take turns in the same room there.
 
-A tensor that its store streams comes to the host anew in every pass. Where ops copy, it goes on to a slot on the device,
-which the same tensor of the next layer takes when it is used. So the device holds what stays, and of what is streamed
+A tensor that its store streams comes to the host anew in every pass. Where ops copy, it goes on to a slot on the
+device, which the next layer's tensor like it takes after it. So the device holds what stays, and of what is streamed
 no more than one layer at a time; and no memory is allocated in a pass.
 """
 
