@@ -97,6 +97,8 @@ class Step:
 
 # ---------------------------------------------------------------- weights
 
+Require = Callable[["NDArray[np.intp]"], Iterator["NDArray[np.intp]"]]
+
 
 @dataclass(frozen=True, slots=True)
 class Weight:
@@ -109,14 +111,24 @@ class Weight:
     type: GGUFType
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
-    require: Callable[[Sequence[int]], None] | None = None
-    """Of a stack of experts whose matrices come from disk when they are needed: brings those with these indices into
-    `data`, where they stay until the layer is released. None: all are there."""
+    require: Require | None = None
+    """Of a stack of experts whose matrices come from disk when they are needed; None: all are there.
+
+    `require(chosen)` gives the experts that were chosen, as often as tokens chose them, in groups, each expert once:
+    the matrices of a group are in `data` of all stacks of the layer until the next group is asked for, or no group is
+    any more (one call serves gate, up and down). What other experts have there means nothing. Raises ModelError when
+    the file cannot be read.
+    """
 
     def part(self, start: int, stop: int) -> Weight:
         """Entries [start, stop) along the first axis, a view: some rows of a matrix, some matrices of a stack."""
         size = len(self.data) // self.shape[0]
-        return replace(self, shape=(stop - start, *self.shape[1:]), data=self.data[start * size : stop * size])
+        data, require = self.data[start * size : stop * size], self.require and _shifted(self.require, start)
+        return replace(self, shape=(stop - start, *self.shape[1:]), data=data, require=require)
+
+
+def _shifted(require: Require, start: int) -> Require:
+    return lambda chosen: (group - start for group in require(chosen + start))
 
 
 class Store(Protocol):

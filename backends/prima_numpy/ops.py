@@ -118,14 +118,15 @@ class ReferenceOps:
         self, x: FloatArray, scores: FloatArray, gate: Matrix, up: Matrix, down: Matrix, rule: RoutingRule
     ) -> FloatArray:
         chosen, shares = route(scores, rule)
-        out = np.zeros_like(x)
-        for row, (experts, weights) in enumerate(zip(chosen, shares, strict=True)):
-            own = x[row : row + 1]
-            for expert, weight in zip(experts, weights, strict=True):
+        answers = np.empty((*chosen.shape, x.shape[1]), np.float32)
+        for group in needed(gate.weight, chosen):
+            for expert in group:
                 parts = [_expert(stack, int(expert)) for stack in (gate, up, down)]
-                hidden = self.swiglu(self.linear(own, parts[0]), self.linear(own, parts[1]))
-                out[row] += weight * self.linear(hidden, parts[2])[0]
-        return out
+                for row, rank in np.argwhere(chosen == expert):
+                    own = x[row : row + 1]
+                    hidden = self.swiglu(self.linear(own, parts[0]), self.linear(own, parts[1]))
+                    answers[row, rank] = self.linear(hidden, parts[2])[0]
+        return _mixed(answers, shares)
 
     def add(self, x: FloatArray, y: FloatArray) -> FloatArray:
         return x + y
@@ -214,19 +215,13 @@ class NativeOps(ReferenceOps):
     ) -> FloatArray:
         """Rows in the order of their experts, so that each expert's matrices are used once for all of its rows."""
         chosen, shares = route(scores, rule)
-        n_used = chosen.shape[1]
-        order = np.argsort(chosen, axis=None, kind="stable")  # of row * n_used + rank
-        counts = np.bincount(chosen.reshape(-1))
-        experts = np.flatnonzero(counts)
-        starts = np.concatenate([[0], np.cumsum(counts[experts])])
-        own = x[order // n_used]
-        gates, ups = self._kernels.linear_experts((gate.weight, up.weight), own, experts, starts)
-        [answers] = self._kernels.linear_experts((down.weight,), self.swiglu(gates, ups), experts, starts)
-        ranked = np.empty_like(answers)
-        ranked[order] = answers
-        weighted = ranked.reshape(len(x), n_used, -1) * shares[:, :, None]
-        mixed: FloatArray = weighted.sum(axis=1)  # likeliest first: along any axis but the last numpy adds in order
-        return mixed
+        answers = np.empty((chosen.size, x.shape[1]), np.float32)
+        for experts, starts, places in _runs(gate.weight, chosen):
+            own = x[places // chosen.shape[1]]
+            gates, ups = self._kernels.linear_experts((gate.weight, up.weight), own, experts, starts)
+            [answered] = self._kernels.linear_experts((down.weight,), self.swiglu(gates, ups), experts, starts)
+            answers[places] = answered
+        return _mixed(answers.reshape(*chosen.shape, -1), shares)
 
     def add(self, x: FloatArray, y: FloatArray) -> FloatArray:
         return self._kernels.add(x, y, out=y)
@@ -270,6 +265,34 @@ def route(scores: FloatArray, rule: RoutingRule) -> tuple[NDArray[np.intp], Floa
     if rule.normalize:
         shares = shares / shares.sum(axis=1, keepdims=True)
     return chosen, (shares * rule.scale).astype(np.float32)
+
+
+def needed(stack: Weight, chosen: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    """The experts that were chosen, each once, in groups that are in memory until the next is asked for."""
+    if stack.require is None:
+        yield np.flatnonzero(np.bincount(chosen.reshape(-1)))
+    else:
+        yield from stack.require(chosen.reshape(-1))
+
+
+def _runs(
+    stack: Weight, chosen: NDArray[np.intp]
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]]:
+    """For each group of `needed`: the experts, where the rows of each start, and the places (row * n_used + rank) of
+    these rows."""
+    order = np.argsort(chosen, axis=None, kind="stable")  # places in the order of their experts
+    counts = np.bincount(chosen.reshape(-1))
+    stops = np.cumsum(counts)
+    for experts in needed(stack, chosen):
+        places = np.concatenate([order[stops[expert] - counts[expert] : stops[expert]] for expert in experts])
+        yield experts, np.concatenate([[0], np.cumsum(counts[experts])]), places
+
+
+def _mixed(answers: FloatArray, shares: FloatArray) -> FloatArray:
+    """Answers [n, n_used, d_model], likeliest first, times their shares [n, n_used], added up in this order."""
+    weighted = answers * shares[:, :, None]
+    mixed: FloatArray = weighted.sum(axis=1)  # along any axis but the last numpy adds in order
+    return mixed
 
 
 def _expert(stack: Matrix, expert: int) -> Matrix:

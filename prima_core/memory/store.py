@@ -83,8 +83,11 @@ class StreamingStore:
         self._reader: ReadAhead | None = None
         self._is_started = False
         self._fitted_version = 0
-        if any(self._inventory.stations):
+        try:
             self._check_buffer()
+        except BaseException:
+            self.close()
+            raise
 
     # ------------------------------------------------------------ `interfaces.Store`, of the thread that computes
 
@@ -114,7 +117,7 @@ class StreamingStore:
 
     def give_back(self, weights: Iterable[Weight]) -> None:
         for weight in weights:
-            self._inventory.drop(weight.name)
+            self._inventory.give_back(weight.name)
 
     def shared(self) -> Mapping[str, Weight]:
         return self._inventory.mapped.shared()
@@ -272,7 +275,7 @@ class StreamingStore:
             reader.close()
 
     def _check_buffer(self) -> None:
-        least = self._least_buffer()
+        least = self._least_buffer() if any(self._inventory.stations) else 0
         if least > self._buffer_bytes:
             raise PlanError(
                 f"weights are streamed through a buffer of {self._buffer_bytes:,} bytes, but a layer's need {least:,}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from prima_core.devices import is_cpu
@@ -78,42 +79,51 @@ def _asked_context(asked: int | None, plan: Plan | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Planning:
-    """How plans are made: by `solve`, or `fixed` from a file. `parallel`: full contexts that KV should hold."""
+    """How plans are made: by `solve`, or `fixed` from a file. `parallel`: full contexts that KV should hold.
+
+    `rounds`: as in a problem.
+    """
 
     model: ModelFacts
     head: str
     parallel: int
     solve: Callable[[Problem], Plan]
     fixed: Plan | None = None
+    rounds: int = 0
 
     def __call__(self, members: tuple[Member, ...]) -> Plan:
         """The checked plan for these nodes, the head first. Raises PlanError when none fits.
 
-        Where memory does not suffice for `parallel` contexts, fewer are tried, down to one.
+        Where memory does not suffice for `parallel` contexts, fewer are tried, down to one. Only then weights are
+        streamed, as every byte that K and V take from them is read for every token.
         """
         contexts = self.parallel
-        while True:
-            try:
-                return self._plan(self.problem(members, contexts))
-            except PlanError:
-                if contexts == 1:
-                    raise
-                contexts //= 2
+        while contexts:
+            with suppress(PlanError):
+                return self._plan(self.problem(members, contexts, streaming=False))
+            contexts //= 2
+        return self._plan(self.problem(members, 1, streaming=True))
 
-    def problem(self, members: tuple[Member, ...], contexts: int) -> Problem:
+    def problem(self, members: tuple[Member, ...], contexts: int, streaming: bool) -> Problem:
         ordered = sorted(members, key=lambda member: member.name != self.head)
         nodes = tuple(member.facts for member in ordered)
-        return Problem(self.model, nodes, self.head, kv_tokens=self.model.context_length * contexts)
+        kv_tokens = self.model.context_length * contexts
+        return Problem(self.model, nodes, self.head, kv_tokens, rounds=self.rounds, streaming=streaming)
 
     def _plan(self, problem: Problem) -> Plan:
         plan = self.fixed if self.fixed is not None else self.solve(problem)
         return complete(plan, problem)
 
 
-def room_of(plan: Plan, chunk_tokens: int | None, longest_chunk: int) -> Room:
+def room_of(plan: Plan, chunk_tokens: int | None, longest_chunk: int, row_bytes: int) -> Room:
     """The engine's room. `chunk_tokens` None: more where a GPU computes, which unpacks its matrices for each chunk. On
-    a CPU longer ones gain less, and hold others up; where nodes take turns, short ones keep all of them busy."""
+    a CPU longer ones gain less, and hold others up; where nodes take turns, short ones keep all of them busy. Where
+    weights come from disk, as many as the plan gathers for one reading of them, each of `row_bytes`."""
+    gathered = (
+        min(GPU_CHUNK, plan.gather_bytes // row_bytes) if any(need.buffer_bytes for need in plan.residency) else 0
+    )
     on_gpu = any(not is_cpu(need.device) for need in plan.residency)
     is_alone = len({visit.node for visit in plan.visits}) == 1
-    chunk = chunk_tokens or (GPU_CHUNK if on_gpu else LONE_CPU_CHUNK if is_alone else CPU_CHUNK)
+    usual = GPU_CHUNK if on_gpu else LONE_CPU_CHUNK if is_alone else CPU_CHUNK
+    chunk = chunk_tokens or max(usual, gathered)
     return Room(plan.kv_tokens, min(chunk, longest_chunk), MAX_SEQUENCES)

@@ -284,8 +284,10 @@ class Driver:
                 taken = running.plan.bytes_on(name, device)
                 if device and taken:  # in any case less than that next time, so that this comes to an end
                     self._shrink(name, error, device, min(memory_bytes, taken - 1))
-                else:
+                elif name != running.plan.head or name in running.pending:
                     self._refuse(name, error)
+                # else the head's own weights could not be read in a step, whose requests hear of it: nobody could
+                # take its place, and the next step tries again
             case Unreachable(_, node, error):
                 # The head cannot be left out, nor a node to which this one has nothing to send: then it is the one that
                 # complains.

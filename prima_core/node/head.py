@@ -39,6 +39,7 @@ from prima_core.plan.plan import Plan, plan_to_json
 from prima_core.plan.problem import DeviceFacts
 from prima_core.plugins import Registry
 from prima_core.ring import control
+from prima_core.ring.gather import row_bytes
 from prima_core.ring.membership import Listener, Membership, PeerFacts
 from prima_core.ring.reports import Assignment, LoadFailed, Loading, Ready, Report, Unreachable
 from prima_core.ring.times import NodeTimes
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class HeadOptions:
     """`listen`: where nodes join; None: none can. `wait`: nodes before the first plan, with this one.
+    `rounds`: visits of every node in a pass; 0: the solver's choice.
 
     `chat_template`: the name of one of the model file's."""
 
@@ -61,6 +63,7 @@ class HeadOptions:
     wait: int = 1
     solver: str = "even"
     plan: Plan | None = None
+    rounds: int = 0
     context: int | None = None
     context_shift: bool = False
     kv_type: KvType | None = None
@@ -122,6 +125,7 @@ class Head:
             options.parallel,
             self._registry.solver(options.solver).solve,
             options.plan,
+            options.rounds,
         )
         longest = longest_chunk(self.model.spec.d_model)
         room = Room(0, 1, 0)  # nothing, until there is a plan
@@ -130,7 +134,7 @@ class Head:
             engine,
             self,
             planning,
-            lambda plan: room_of(plan, options.chunk, longest),
+            lambda plan: room_of(plan, options.chunk, longest, row_bytes(self.model.spec)),
             Epoch.first(),
             wait_for=max(options.wait, 1 + options.n_local),
             emit=self._registry.emit,

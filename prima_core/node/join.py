@@ -255,7 +255,7 @@ class WorkerNode:
                 self._tell("ready")
                 self._send(control.Ready(epoch))
             case LoadFailed(epoch, error, device, memory_bytes):
-                self._tell(f"cannot load: {error}")
+                self._tell(f"cannot take part: {error}")
                 self._send(control.Refused(epoch, control.Fault.of(error), device, memory_bytes))
             case Unreachable(epoch, node, error):
                 self._send(control.Unreachable(epoch, node, control.Fault.of(error)))

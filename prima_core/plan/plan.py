@@ -9,6 +9,7 @@ import msgspec
 
 from prima_core.errors import PlanError
 from prima_core.interfaces import KvType, Layers
+from prima_core.plan.forecast import Forecast
 
 
 class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,6 +72,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `end_device`: the head's device with the input and the output part ("": its first).
     `in_flight`: steps that may be between launch and collect (0: automatic, see `credit`).
     `gather_bytes`: activations of a prompt that a node which streams may collect, to run them together (0: none).
+    `forecast`: for who looks at it; nothing depends on it.
     """
 
     n_layers: int
@@ -84,6 +86,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     in_flight: int = 0
     solver: str = ""
     gather_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    forecast: Forecast | None = None
 
     @property
     def credit(self) -> int:

@@ -70,7 +70,7 @@ def test_a_plan_of_a_solver_is_checked() -> None:
 
 
 def test_the_engines_room_is_the_plans() -> None:
-    assert room_of(planning(parallel=2)((HEAD, B)), 33, 1000) == Room(100, 33, MAX_SEQUENCES)
+    assert room_of(planning(parallel=2)((HEAD, B)), 33, 1000, 1) == Room(100, 33, MAX_SEQUENCES)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,15 @@ def test_chunks_are_longer_where_a_gpu_computes_or_one_node(
 ) -> None:
     visits = tuple(Visit(node, i, i + 1) for i, node in enumerate(nodes))
     plan = Plan(2, "head", visits, residency=(Residency("head", device, 2, 2),), kv_tokens=5)
-    assert room_of(plan, None, longest).chunk_tokens == chunk
+    assert room_of(plan, None, longest, 1).chunk_tokens == chunk
+
+
+@pytest.mark.parametrize(("gather_bytes", "chunk"), [(0, 64), (500, 64), (3000, 300), (9000, 512)])
+def test_chunks_are_as_long_as_a_gather_where_weights_come_from_disk(gather_bytes: int, chunk: int) -> None:
+    visits, sizes = (Visit("head", 0, 1), Visit("b", 1, 2)), (2, 2, 1, 1)
+    plan = Plan(2, "head", visits, (Residency("b", "a:cpu", *sizes),), 5, gather_bytes=gather_bytes)
+    assert room_of(plan, None, 1000, 10).chunk_tokens == chunk
+    assert room_of(plan, 33, 1000, 10).chunk_tokens == 33
 
 
 def test_the_sizes_of_a_model_are_those_of_its_file(llama: Model) -> None:
