@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
+if sys.platform == "win32":
+    raise ImportError("there is nothing of this in Windows")
+
 import ctypes
 import errno
 import fcntl
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +23,7 @@ if TYPE_CHECKING:
 
     from prima_core.memory.system import DirectFile
 
-assert sys.platform != "win32"  # for mypy: nothing of this is there
-
+MADV_HUGEPAGE = 14
 MADV_POPULATE_READ = 22  # since 5.14
 O_DIRECT = getattr(os, "O_DIRECT", 0)  # 0: another system, or a build without it
 FADV_RANDOM, FADV_DONTNEED = 1, 4  # s390 has others, and no prima
@@ -44,8 +47,11 @@ class Linux:
     def open_direct(self, path: Path) -> DirectFile:
         return _DirectFile(path)
 
-    def buffer(self, n_bytes: int) -> memoryview:
-        return posix.anonymous(n_bytes)
+    def buffer(self, n_bytes: int, *, is_filled: bool = False) -> memoryview:
+        buffer = posix.anonymous(n_bytes)
+        if is_filled:  # a system without large pages refuses, and gives small ones
+            self._pages.advise(*posix.whole_pages(posix.address(buffer), n_bytes), MADV_HUGEPAGE)
+        return buffer
 
     def release(self, part: memoryview) -> None:
         self._pages.advise(*posix.whole_pages(posix.address(part), len(part)), posix.MADV_DONTNEED)
@@ -58,8 +64,11 @@ class Linux:
                 self._pages.touch(data[start:])
                 return
 
-    def drop(self, data: NDArray[np.uint8], path: Path, offset: int) -> None:
+    def forget(self, data: NDArray[np.uint8]) -> None:
         self._pages.advise(*posix.whole_pages(posix.address(data), len(data)), posix.MADV_DONTNEED)
+
+    def drop(self, data: NDArray[np.uint8], path: Path, offset: int) -> None:
+        self.forget(data)
         begin, end = posix.whole_pages(offset, len(data))
         if begin < end:
             _drop_cached(path, begin, end)

@@ -5,21 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from prima_core.errors import ModelError
 from prima_core.interfaces import Slice, Store, Weight
+from prima_core.memory.system import System
 from prima_core.model.spec import ModelSpec
-from prima_core.model.weights import end_tensors, populate
+from prima_core.model.weights import end_tensors
 
 Tell = Callable[[int, int], None]  # bytes done and of all
+
+PIECE_BYTES = 4 * 1024 * 1024
+"""Of what is read between two reports."""
 
 
 class LoadingStore:
     """`store`, which the caller closes, with each layer populated at its first `acquire` and the ends at `shared`.
 
-    A backend that copies weights so gives each layer back before the next is read. `tell` may raise to end the load.
+    A backend that copies weights so gives each layer back before the next is read. `tell` may raise to end the load;
+    ModelError where a file has become shorter than its map, or its disk fails.
     """
 
-    def __init__(self, store: Store, model: ModelSpec, parts: Sequence[Slice], tell: Tell) -> None:
+    def __init__(self, store: Store, model: ModelSpec, parts: Sequence[Slice], tell: Tell, system: System) -> None:
         self.disk_s = 0.0
+        self._system = system
         self._store = store
         self._tell = tell
         self._done = 0
@@ -61,9 +68,17 @@ class LoadingStore:
 
     def _read(self, weights: Iterable[Weight]) -> None:
         start = time.perf_counter()
-        populate(weights, self._count)
+        for weight in weights:
+            self._populate(weight)
         self.disk_s += time.perf_counter() - start
 
-    def _count(self, n_bytes: int) -> None:
-        self._done += n_bytes
-        self._tell(self._done, self._total)
+    def _populate(self, weight: Weight) -> None:
+        for begin in range(0, len(weight.data), PIECE_BYTES):
+            piece = weight.data[begin : begin + PIECE_BYTES]
+            try:
+                self._system.populate(piece)
+            except OSError as error:
+                hint = "is the file intact?"
+                raise ModelError(f"the weights cannot be read: {error.strerror}", field="file", hint=hint) from error
+            self._done += len(piece)
+            self._tell(self._done, self._total)

@@ -24,6 +24,7 @@ from prima_core.engine.sampler import sample
 from prima_core.engine.scheduler import PlannedStep, Wanted
 from prima_core.errors import ClusterError, DeviceMemoryError, FrameError, LinkError, LinkTimeout, PrimaError
 from prima_core.interfaces import Backend, Buffer, Device, Layers, SendLink, Shard, Slice, Step
+from prima_core.memory.system import host
 from prima_core.plan.plan import Plan
 from prima_core.ring import wire
 from prima_core.ring.loading import LoadingStore
@@ -374,7 +375,7 @@ class Worker:
         first_device = backend.devices()[0].id
         end_device = (plan.end_device or first_device) if plan.head == self.name else None
         slices = _slices(plan, self.name, first_device, end_device)
-        store = LoadingStore(mapped, spec, tuple(slices.values()), partial(self._tell_loading, assignment))
+        store = LoadingStore(mapped, spec, tuple(slices.values()), partial(self._tell_loading, assignment), host())
         shards: dict[str, Shard] = {}
         for device, part in slices.items():
             try:

@@ -50,12 +50,13 @@ from prima_core.arch.families import open_model
 from prima_core.interfaces import BackendOptions, Layers, Slice
 from prima_mlx.backend import MlxBackend
 from prima_mlx.quant import device_bytes
+from prima_core.memory.system import host
 from prima_core.ring.loading import LoadingStore
 
 with open_model(sys.argv[1]) as model:
     backend = MlxBackend(BackendOptions())
     part = Slice((Layers(0, model.spec.n_layers),), has_input=True, has_output=True)
-    store = LoadingStore(model.store(), model.spec, [part], lambda done, total: None)
+    store = LoadingStore(model.store(), model.spec, [part], lambda done, total: None, host())
     views = [*store.shared().values(), *(w for layer in part.layers[0] for w in store.views(layer).values())]
     store.give_back(views)
     before = psutil.Process().memory_info().rss
