@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class HeadOptions:
     """`listen`: where nodes join; None: none can. `wait`: nodes before the first plan, with this one.
+    `rounds`: visits of every node in a pass; 0: the solver's choice.
 
     `chat_template`: the name of one of the model file's."""
 
@@ -61,6 +62,7 @@ class HeadOptions:
     wait: int = 1
     solver: str = "even"
     plan: Plan | None = None
+    rounds: int = 0
     context: int | None = None
     context_shift: bool = False
     kv_type: KvType | None = None
@@ -122,6 +124,7 @@ class Head:
             options.parallel,
             self._registry.solver(options.solver).solve,
             options.plan,
+            options.rounds,
         )
         longest = longest_chunk(self.model.spec.d_model)
         room = Room(0, 1, 0)  # nothing, until there is a plan
