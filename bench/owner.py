@@ -7,7 +7,8 @@ With --limit in a control group of this size that the node, the hog and the cach
 wants root. With --machine the group stands for a machine, of which a node leaves more to others. With --machine alone
 it is this machine, all of it: nothing else may need memory meanwhile. The hog takes what is left and half of what is
 pinned in a group; of a machine, what is left but for half of the reserve. A file of --file bytes is read before; how
-much of it stays cached is watched (a kernel that pages cold files out takes of it even so). What follows `--` goes to `prima serve`.
+much of it stays cached is watched (a kernel that pages cold files out takes of it even so). What follows `--` goes to
+`prima serve`.
 
 Prints a line each second, and what matters at the end.
 """
