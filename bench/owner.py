@@ -88,6 +88,7 @@ class Scene:
     file: CachedFile
     group: MemoryGroup | None
     reserve: int
+    calm_bytes: int = 0
     moments: list[Moment] = field(default_factory=list)
     began_s: float = field(default_factory=time.monotonic)
 
@@ -139,6 +140,7 @@ def run(scene: Scene, hog_bytes: int | None) -> None:
     planned = scene.look().pinned_bytes
     print(HEADER)
     scene.watch("calm", CALM_S)
+    scene.calm_bytes = scene.moments[-1].available_bytes
     wanted = scene.hog_bytes() if hog_bytes is None else hog_bytes
     scene.hog.aim(wanted)
     scene.watch(f"hog {wanted / GB:.2f}", HELD_S)
@@ -192,12 +194,16 @@ def main() -> None:
         reserve = reserve_bytes(Memory(args.limit or host().memory().total_bytes, 0)) if args.machine else 0
         file = exits.enter_context(CachedFile(path, args.file, group))
         hog = exits.enter_context(Hog(group, args.rate))
+        hog.hold(0)
+        free = group.available_bytes if group else host().memory().available_bytes
         prima = GROUP_IS_MACHINE if args.limit and args.machine else ("-m", "prima_core")
         options = ("-t", args.threads, "--parallel", "1", "-c", "512", *args.serve)
         scene = Scene(exits.enter_context(Served([str(args.model), *options], group, prima)), hog, file, group, reserve)
         client, taken_before = Client(scene.node), taken_back()
         with client.asking():
             run(scene, args.hog)
+            total = args.limit or host().memory().total_bytes
+            print(f"memory pressure of the node before the hog: {(free - scene.calm_bytes) / total:.1%}")
         tell(scene, client, taken_before)
 
 

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
+from prima_core.memory.governor import PROCESS_BYTES
 from prima_core.testing.pressure import GROUP_IS_MACHINE, CachedFile, Hog, MemoryGroup, memory_group, why_no_groups
 from prima_core.testing.served import Served
 from prima_core.testing.tinymodel import TinyModel, big_shape
@@ -100,6 +102,14 @@ def test_what_others_have_read_stays_cached_while_a_node_streams_shrinks_and_gro
         assert group.number("memory.failcnt") == 0, "the kernel had to take pages back"
         # Some kernels page out what is cold although nobody needs the room (DAMON).
         assert file.cached_share() > 0.99 or elsewhere.cached_share() < 0.99
+
+
+def test_a_node_takes_no_more_than_its_cap_and_what_a_process_takes(model: Path) -> None:
+    with memory_group(1000 * MB) as group, Served([str(model), *OPTIONS, "--memory", "140MB"], group) as node:
+        node.answer("owner", 16)
+        assert node.times()["streamed_bytes"] > 50 * MB
+        assert group.peak_bytes <= 140 * MB + PROCESS_BYTES
+        assert psutil.Process(node.process.pid).memory_info().rss <= 140 * MB + PROCESS_BYTES
 
 
 def until(is_so: Callable[[], bool]) -> None:
