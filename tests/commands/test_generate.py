@@ -186,6 +186,11 @@ def test_bench_prints_its_figures(prima: Prima, tiny: Path) -> None:
         assert facts[name] > 0, name
     assert (facts["n_prompt"], facts["n_generated"], facts["nodes"]) == (20, 5, 1)
     assert facts["weight_gb_s"] == pytest.approx(facts["weight_bytes_per_token"] * facts["decode_tok_s"] / 1e9)
+    assert facts["peak_rss_bytes"] >= facts["rss_bytes"] > 0
+    [node] = facts["per_node"]
+    assert node["compute_s_per_token"] > 0
+    assert (node["read_bytes_per_token"], node["stall_s_per_token"], node["streamed_bytes"]) == (0, 0, 0)
+    assert node["pinned_bytes"] > tiny.stat().st_size / 2
     table = prima("bench", tiny, "--prompt", 20, "--gen", 5).out
     assert [line.split()[0] for line in table.splitlines()] == list(facts)
 
