@@ -95,10 +95,11 @@ class Inventory:
 
     # ------------------------------------------------------------ pages
 
-    def give_back(self, name: str) -> None:
-        """From now on only a device's copy counts: pages that are dropped here are not missed."""
-        self._given_back.add(name)
-        self.drop(name)
+    def give_back(self, weights: Iterable[Weight]) -> None:
+        """From now on only a device's copy of them counts: pages are not missed here."""
+        for name in [weight.name for weight in weights]:
+            self._given_back.add(name)
+            self._system.forget(self._weights[name].data)
 
     def drop(self, name: str) -> None:
         info = self._file.tensors[name]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from prima_core.memory.system import DirectFile
 
+MADV_HUGEPAGE = 14
 MADV_POPULATE_READ = 22  # since 5.14
 O_DIRECT = getattr(os, "O_DIRECT", 0)  # 0: another system, or a build without it
 FADV_RANDOM, FADV_DONTNEED = 1, 4  # s390 has others, and no prima
@@ -46,8 +47,11 @@ class Linux:
     def open_direct(self, path: Path) -> DirectFile:
         return _DirectFile(path)
 
-    def buffer(self, n_bytes: int) -> memoryview:
-        return posix.anonymous(n_bytes)
+    def buffer(self, n_bytes: int, *, is_filled: bool = False) -> memoryview:
+        buffer = posix.anonymous(n_bytes)
+        if is_filled:  # a system without large pages refuses, and gives small ones
+            self._pages.advise(*posix.whole_pages(posix.address(buffer), n_bytes), MADV_HUGEPAGE)
+        return buffer
 
     def release(self, part: memoryview) -> None:
         self._pages.advise(*posix.whole_pages(posix.address(part), len(part)), posix.MADV_DONTNEED)

@@ -83,11 +83,7 @@ def _copy_some(piece: memoryview, receive: int, send: int) -> None:
 
 
 def anonymous(n_bytes: int) -> memoryview:
-    """Private zeroed memory, given back with its last view; a page is taken when it is first written.
-
-    Huge pages were measured: reads into them are 5 to 10 % faster, but the first touch waits for the kernel to move
-    other pages together (0.5 s for 256 MB), and a part that is given back takes its neighbours' page along or stays.
-    """
+    """Private zeroed memory, given back with its last view; a page is taken when it is first written."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
     return memoryview(mmap.mmap(-1, n_bytes, flags=flags))
 

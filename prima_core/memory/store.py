@@ -116,8 +116,7 @@ class StreamingStore:
         return self._inventory.mapped.views(layer)
 
     def give_back(self, weights: Iterable[Weight]) -> None:
-        for weight in weights:
-            self._inventory.give_back(weight.name)
+        self._inventory.give_back(weights)
 
     def shared(self) -> Mapping[str, Weight]:
         return self._inventory.mapped.shared()
@@ -265,7 +264,7 @@ class StreamingStore:
         self._fitted_version = version
 
     def _open_reader(self) -> None:
-        buffer = self._system.buffer(self._buffer_bytes)
+        buffer = self._system.buffer(self._buffer_bytes, is_filled=True)
         paths = [part.path for part in self._file.parts]
         self._reader = ReadAhead(self._inventory.stations, self._open_files(), paths, buffer, self._counts)
 

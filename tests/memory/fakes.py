@@ -56,6 +56,7 @@ class FakeSystem:
     reads: list[tuple[int, int]] = field(default_factory=list)
     populated: list[int] = field(default_factory=list)
     dropped: list[tuple[int, int]] = field(default_factory=list)  # offset, bytes
+    forgotten: int = 0
     buffers: list[int] = field(default_factory=list)
     open_files: int = 0
     resident: float | None = 1.0
@@ -78,7 +79,7 @@ class FakeSystem:
         self.open_files += 1
         return FakeFile(self, path)
 
-    def buffer(self, n_bytes: int) -> memoryview:
+    def buffer(self, n_bytes: int, *, is_filled: bool = False) -> memoryview:
         self.buffers.append(n_bytes)
         return memoryview(mmap.mmap(-1, n_bytes))[:n_bytes]
 
@@ -88,6 +89,9 @@ class FakeSystem:
         if self.is_disk_broken:
             raise OSError(5, "Input/output error")
         self.populated.append(len(data))
+
+    def forget(self, data: NDArray[np.uint8]) -> None:
+        self.forgotten += len(data)
 
     def drop(self, data: NDArray[np.uint8], path: Path, offset: int) -> None:
         self.dropped.append((offset, len(data)))
@@ -152,7 +156,8 @@ def assert_layer(store: Store, layer: int) -> None:
 
 def assert_blocks(store: Store, name: str, model: Model) -> list[int]:
     """How many rows each block of the output has, which together are the file's."""
-    whole, rows = model.file.view(name), []
+    whole = model.file.view(name)
+    rows: list[int] = []
     for block in store.blocks(name):
         start = sum(rows)
         rows.append(block.shape[0])

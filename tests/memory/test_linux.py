@@ -6,6 +6,7 @@ import ctypes
 import errno
 import mmap
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -185,6 +186,24 @@ def test_a_buffer_takes_memory_when_it_is_written_and_gives_whole_pages_back() -
     assert (pages[:100] == 1).all()
     assert not pages[4096 : 8 << 20].any()
     assert (pages[8 << 20 :] == 1).all()
+
+
+def test_a_buffer_that_is_filled_has_large_pages_where_the_machine_has_them() -> None:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
+        pytest.skip("this kernel gives no large pages")
+    buffers = [SYSTEM.buffer(16 << 20, is_filled=is_filled) for is_filled in (False, True)]
+    welcome = ["hg" in flags_of(posix.address(buffer)) for buffer in buffers]
+    assert welcome == [False, True]
+
+
+def flags_of(address: int) -> list[str]:
+    """Of the mapping of this process that an address lies in."""
+    for entry in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
+        begin, end = (int(place, 16) for place in entry.split(maxsplit=1)[0].split("-"))
+        if begin <= address < end:
+            return entry.partition("VmFlags:")[2].split()
+    raise AssertionError("no such mapping")
 
 
 def rss() -> int:
