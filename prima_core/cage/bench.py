@@ -20,10 +20,13 @@ from prima_core.cage.limits import Workload
 from prima_core.cage.program import Program
 from prima_core.cage.watching import MemoryWatch
 from prima_core.errors import ClusterError
+from prima_core.node.driver import State
+from prima_core.node.view import ServerView
 from prima_core.ring.membership import HEARTBEAT_S
 from prima_core.ring.security import format_token, new_secret
 
 READY_WITHIN_S = 900.0
+STUCK_S = 3.0
 RESULT_WITHIN_S = 3600.0
 SKIPPED = 2
 """First tokens that do not count: the first is the prompt's, the second finds buffers as the prompt left them."""
@@ -121,8 +124,13 @@ class _Bench:
 
     def _wait_until_serving(self, api: Api, until_s: float) -> None:
         self._tell(f"waiting until {self._cluster.name} serves ...")
+        stuck_since_s: float | None = None
         while not api.is_ready():
             self._cage.check_alive()
+            why = stuck(api, len(self._cage.cells)) if self._is_prima else None
+            stuck_since_s = None if why is None else stuck_since_s or time.monotonic()
+            if stuck_since_s is not None and time.monotonic() - stuck_since_s > STUCK_S:
+                raise ClusterError(f"{self._cluster.name} does not serve: {why}")
             if time.monotonic() > until_s:
                 raise ClusterError(f"{api.url} does not serve within {READY_WITHIN_S:g} s")
             time.sleep(_POLL_S)
@@ -218,6 +226,15 @@ def _node_figures(cell: Cell, timed: Timed, watch: MemoryWatch) -> NodeFigures:
         pressure_beyond_plan=None if planned is None else max(0, drop_bytes - planned) / limit,
         told_per_token=dict(_per_token(name, timed)),
     )
+
+
+def stuck(api: Api, n_nodes: int) -> str | None:
+    """Why a head waits although all nodes are there: no plan fits them, and no other node will ever come."""
+    try:
+        view = msgspec.json.decode(api.get("/nodes")[1], type=ServerView)
+    except (OSError, msgspec.DecodeError):
+        return None  # not up yet
+    return view.reason if view.state is State.WAITING and len(view.nodes) == n_nodes and view.reason else None
 
 
 def planned_bytes(view: Mapping[str, Any] | None) -> int | None:

@@ -13,7 +13,9 @@ from rich.text import Text
 class NodeFigures(msgspec.Struct, frozen=True, kw_only=True):
     """One node. `limit_bytes` is what its cage holds, `budget_bytes` what of that is for the model; `peak_bytes` counts
     cached pages too, `rss_bytes` what its processes had mapped. `pressure`: the drop of the memory that was available
-    in the cage, as a share of it, and how much of that is more than the plan's `planned_bytes`. `told_per_token`: what a node of prima's says it did, as `NodeTimes` calls it."""
+    in the cage, as a share of it, and how much of that is more than the plan's `planned_bytes`. `told_per_token`: what
+    a node of prima's says it did, as `NodeTimes` calls it.
+    """
 
     name: str
     limit_bytes: int

@@ -153,6 +153,17 @@ def test_a_node_that_ends_is_told_with_its_last_lines(prima: Prima, tmp_path: Pa
     assert "no such thing" in ended.err
 
 
+@pytest.mark.usefixtures("host")
+def test_a_model_that_does_not_fit_is_told_and_not_waited_for(prima: Prima, tmp_path: Path, model: Path) -> None:  # noqa: F811
+    file = tmp_path / "small.toml"
+    file.write_text('name = "small"\n[[nodes]]\nname = "a"\nmemory = "1kB"\nbase = "200MB"\n[[nodes]]\nname = "b"\n'
+                    'memory = "1kB"\nbase = "200MB"\n')  # fmt: skip
+    ended = prima("bench", "--cluster", file, model)
+    assert ended.code == 1
+    assert "small does not serve: " in ended.err
+    assert "does not fit" in ended.err
+
+
 # ---------------------------------------------------------------- how it ends
 
 
