@@ -1,12 +1,14 @@
 """What a node leaves to other programs: it answers while a hog takes memory, and takes its own back afterwards.
 
-    python -m bench.owner MODEL.gguf [--limit 3GB] [--hog 1.5GB] [--file 1GB] [-t 2] [-- --memory 2.5GB ...]
-    python -m bench.owner MODEL.gguf --machine [--file 1GB]
+    python -m bench.owner MODEL.gguf [--limit 3GB] [--machine] [--hog 1.5GB] [--rate 500MB] [--file 1GB] [-t 2]
+                          [-- --memory 2.5GB ...]
 
-With --limit (default: 1.5 times the model), in a control group that the node, the hog and the cached pages of what they
-read share; that wants root. With --machine in all memory of this machine, of which the hog leaves half of the reserve
-that is for others; nothing else may need memory meanwhile. A file of --file bytes is read before the node starts; how
-much of it stays cached is watched. What follows `--` goes to `prima serve`.
+With --limit in a control group of this size that the node, the hog and the cached pages of what they read share; that
+wants root. With --machine the group stands for a machine, of which a node leaves more to others. With --machine alone
+it is this machine, all of it: nothing else may need memory meanwhile. The hog takes what is left and half of what is
+pinned in a group; of a machine, what is left but for half of the reserve. A file of --file bytes is read before; how
+much of it stays cached is watched (a kernel that pages cold files out takes of it even so). What follows `--` goes to
+`prima serve`.
 
 Prints a line each second, and what matters at the end.
 """
@@ -25,9 +27,9 @@ from pathlib import Path
 
 from bench.cpu_models import cache_folder
 from prima_core.memory.governor import reserve_bytes
-from prima_core.memory.system import host
+from prima_core.memory.system import Memory, host
 from prima_core.node.node import parse_bytes
-from prima_core.testing.pressure import CachedFile, Hog, MemoryGroup, memory_group, why_no_groups
+from prima_core.testing.pressure import GROUP_IS_MACHINE, CachedFile, Hog, MemoryGroup, memory_group, why_no_groups
 from prima_core.testing.served import Served
 
 CALM_S, HELD_S, BACK_WITHIN_S, EVERY_S = 8.0, 15.0, 90.0, 1.0
@@ -79,12 +81,14 @@ class Moment:
 
 @dataclass(slots=True)
 class Scene:
-    """Where it happens: `group` None is the machine."""
+    """Where it happens: `group` None is the machine. `reserve`: what a node leaves of a machine; 0: it is none."""
 
     node: Served
     hog: Hog
     file: CachedFile
     group: MemoryGroup | None
+    reserve: int
+    calm_bytes: int = 0
     moments: list[Moment] = field(default_factory=list)
     began_s: float = field(default_factory=time.monotonic)
 
@@ -115,10 +119,9 @@ class Scene:
                 return
 
     def hog_bytes(self) -> int:
-        """In a group half of what is pinned is wanted by the hog; of a machine, what leaves half of the reserve."""
         now = self.moments[-1]
         left = now.available_bytes - int(now.pinned_bytes)
-        return left + int(now.pinned_bytes) // 2 if self.group else left - reserve_bytes(host().memory()) // 2
+        return left - self.reserve // 2 if self.reserve else left + int(now.pinned_bytes) // 2
 
 
 HEADER = f"{'s':>5} {'':<10} {'pinned GB':>9} {'available GB':>12} {'file cached':>11} {'tokens/s':>8} {'read GB/s':>9}"
@@ -137,6 +140,7 @@ def run(scene: Scene, hog_bytes: int | None) -> None:
     planned = scene.look().pinned_bytes
     print(HEADER)
     scene.watch("calm", CALM_S)
+    scene.calm_bytes = scene.moments[-1].available_bytes
     wanted = scene.hog_bytes() if hog_bytes is None else hog_bytes
     scene.hog.aim(wanted)
     scene.watch(f"hog {wanted / GB:.2f}", HELD_S)
@@ -145,7 +149,7 @@ def run(scene: Scene, hog_bytes: int | None) -> None:
     scene.watch("hog left", BACK_WITHIN_S, planned)
 
 
-def tell(scene: Scene, client: Client) -> None:
+def tell(scene: Scene, client: Client, taken_before: int) -> None:
     least = min(moment.pinned_bytes for moment in scene.moments)
     rates = [(b.n_steps - a.n_steps) / (b.time_s - a.time_s) for a, b in pairwise(scene.moments)]
     print(f"answers: {client.n_right} as the first, {client.n_other} others; {client.fault or 'none failed'}")
@@ -154,8 +158,18 @@ def tell(scene: Scene, client: Client) -> None:
     print(f"tokens a second: {max(rates):.2f} at best, {min(rates):.2f} at worst")
     print(f"least available: {min(moment.available_bytes for moment in scene.moments) / GB:.2f} GB")
     print(f"of the file, cached at least: {min(moment.cached_share for moment in scene.moments):.1%}")
-    if scene.group is not None:
-        print(f"the group: {scene.group.peak_bytes / GB:.2f} GB at most, {scene.group.n_killed} killed")
+    if scene.group is None:
+        print(f"pages that the kernel had to take back: {taken_back() - taken_before}")
+    else:
+        print(f"the group: {scene.group.peak_bytes / GB:.2f} GB at most, {scene.group.n_killed} killed,", end=" ")
+        print(f"{scene.group.number('memory.failcnt')} times full")
+
+
+def taken_back() -> int:
+    """By the kernel of Linux, for want of memory, from caches and programs, since it started."""
+    file = Path("/proc/vmstat")
+    facts = dict(line.split() for line in file.read_text().splitlines()) if file.exists() else {}
+    return sum(int(facts.get(name, 0)) for name in ("pgsteal_kswapd", "pgsteal_direct"))
 
 
 def main() -> None:
@@ -164,26 +178,33 @@ def main() -> None:
     parser.add_argument("--limit", type=parse_bytes)
     parser.add_argument("--machine", action="store_true")
     parser.add_argument("--hog", type=parse_bytes)
+    parser.add_argument("--rate", type=parse_bytes, default=500 * 10**6)
     parser.add_argument("--file", type=parse_bytes, default=10**9)
     parser.add_argument("-t", "--threads", default="2")
     parser.add_argument("serve", nargs="*")
     args = parser.parse_args()
-    if not args.machine and (why := why_no_groups()):
-        sys.exit(f"{why}: take --machine")
-    limit = args.limit or args.model.stat().st_size * 3 // 2
-    serve = [str(args.model), "-t", args.threads, "--parallel", "1", "-c", "512", *args.serve]
+    if args.limit and (why := why_no_groups()):
+        sys.exit(f"{why}: only --machine without --limit works here")
+    if not args.limit and not args.machine:
+        parser.error("either --limit or --machine, or both")
     path = cache_folder() / "owner.bytes"
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as exits:
-        group = None if args.machine else exits.enter_context(memory_group(limit))
+        group = exits.enter_context(memory_group(args.limit)) if args.limit else None
+        reserve = reserve_bytes(Memory(args.limit or host().memory().total_bytes, 0)) if args.machine else 0
         file = exits.enter_context(CachedFile(path, args.file, group))
-        hog = exits.enter_context(Hog(group))
-        node = exits.enter_context(Served(serve, group))
-        client = Client(node)
-        scene = Scene(node, hog, file, group)
+        hog = exits.enter_context(Hog(group, args.rate))
+        hog.hold(0)
+        free = group.available_bytes if group else host().memory().available_bytes
+        prima = GROUP_IS_MACHINE if args.limit and args.machine else ("-m", "prima_core")
+        options = ("-t", args.threads, "--parallel", "1", "-c", "512", *args.serve)
+        scene = Scene(exits.enter_context(Served([str(args.model), *options], group, prima)), hog, file, group, reserve)
+        client, taken_before = Client(scene.node), taken_back()
         with client.asking():
             run(scene, args.hog)
-        tell(scene, client)
+            total = args.limit or host().memory().total_bytes
+            print(f"memory pressure of the node before the hog: {(free - scene.calm_bytes) / total:.1%}")
+        tell(scene, client, taken_before)
 
 
 if __name__ == "__main__":

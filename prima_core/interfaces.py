@@ -97,7 +97,8 @@ class Step:
 
 # ---------------------------------------------------------------- weights
 
-Require = Callable[["NDArray[np.intp]"], Iterator["NDArray[np.intp]"]]
+ExpertGroup = tuple["NDArray[np.intp]", "NDArray[np.intp]"]
+"""Experts, and for each of them which matrix of `Weight.data` is its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,24 +112,22 @@ class Weight:
     type: GGUFType
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
-    require: Require | None = None
-    """Of a stack of experts whose matrices come from disk when they are needed; None: all are there.
+    require: Callable[[NDArray[np.intp]], Iterator[ExpertGroup]] | None = None
+    """Of a stack of experts whose matrices come from disk when they are needed; None: all are there, in order.
 
-    `require(chosen)` gives the experts that were chosen, as often as tokens chose them, in groups, each expert once:
-    the matrices of a group are in `data` of all stacks of the layer until the next group is asked for, or no group is
-    any more (one call serves gate, up and down). What other experts have there means nothing. Raises ModelError when
-    the file cannot be read.
+    `require(chosen)` gives the experts that were chosen, as often as tokens chose them, in groups, each expert once. The
+    matrices of a group stay in the same places of all stacks of the layer (one call serves gate, up and down) until the
+    next group is asked for, or none is any more. Raises ModelError when the file cannot be read.
     """
+    places: int = 0
+    """How many matrices `data` has room for, where they come when they are needed."""
 
     def part(self, start: int, stop: int) -> Weight:
-        """Entries [start, stop) along the first axis, a view: some rows of a matrix, some matrices of a stack."""
-        size = len(self.data) // self.shape[0]
-        data, require = self.data[start * size : stop * size], self.require and _shifted(self.require, start)
-        return replace(self, shape=(stop - start, *self.shape[1:]), data=data, require=require)
-
-
-def _shifted(require: Require, start: int) -> Require:
-    return lambda chosen: (group - start for group in require(chosen + start))
+        """Entries [start, stop) along the first axis, a view: some rows of a matrix, some matrices of a stack; where
+        they come when they are needed, those of these places."""
+        size = len(self.data) // (self.places or self.shape[0])
+        data = self.data[start * size : stop * size]
+        return replace(self, shape=(stop - start, *self.shape[1:]), data=data, require=None, places=0)
 
 
 class Store(Protocol):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from prima_core.arch.fused import Gating
 from prima_core.arch.ops import AttentionRule, RoutingRule
 from prima_core.arch.rope import Rope
-from prima_core.interfaces import KvType, Slice, Weight
+from prima_core.interfaces import ExpertGroup, KvType, Slice, Weight
 from prima_core.model.rope import RopeKind
 from prima_numpy import kernels
 from prima_numpy.kernels import Kernels, KvSpan
@@ -120,8 +120,8 @@ class ReferenceOps:
         chosen, shares = route(scores, rule)
         answers = np.empty((*chosen.shape, x.shape[1]), np.float32)
         for group in needed(gate.weight, chosen):
-            for expert in group:
-                parts = [_expert(stack, int(expert)) for stack in (gate, up, down)]
+            for expert, place in zip(*group, strict=True):
+                parts = [_expert(stack, int(place)) for stack in (gate, up, down)]
                 for row, rank in np.argwhere(chosen == expert):
                     own = x[row : row + 1]
                     hidden = self.swiglu(self.linear(own, parts[0]), self.linear(own, parts[1]))
@@ -216,11 +216,11 @@ class NativeOps(ReferenceOps):
         """Rows in the order of their experts, so that each expert's matrices are used once for all of its rows."""
         chosen, shares = route(scores, rule)
         answers = np.empty((chosen.size, x.shape[1]), np.float32)
-        for experts, starts, places in _runs(gate.weight, chosen):
-            own = x[places // chosen.shape[1]]
-            gates, ups = self._kernels.linear_experts((gate.weight, up.weight), own, experts, starts)
-            [answered] = self._kernels.linear_experts((down.weight,), self.swiglu(gates, ups), experts, starts)
-            answers[places] = answered
+        for picks, places, starts in _runs(gate.weight, chosen):
+            own = x[picks // chosen.shape[1]]
+            gates, ups = self._kernels.linear_experts((gate.weight, up.weight), own, places, starts)
+            [answered] = self._kernels.linear_experts((down.weight,), self.swiglu(gates, ups), places, starts)
+            answers[picks] = answered
         return _mixed(answers.reshape(*chosen.shape, -1), shares)
 
     def add(self, x: FloatArray, y: FloatArray) -> FloatArray:
@@ -267,10 +267,11 @@ def route(scores: FloatArray, rule: RoutingRule) -> tuple[NDArray[np.intp], Floa
     return chosen, (shares * rule.scale).astype(np.float32)
 
 
-def needed(stack: Weight, chosen: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+def needed(stack: Weight, chosen: NDArray[np.intp]) -> Iterator[ExpertGroup]:
     """The experts that were chosen, each once, in groups that are in memory until the next is asked for."""
     if stack.require is None:
-        yield np.flatnonzero(np.bincount(chosen.reshape(-1)))
+        experts = np.flatnonzero(np.bincount(chosen.reshape(-1)))
+        yield experts, experts
     else:
         yield from stack.require(chosen.reshape(-1))
 
@@ -278,14 +279,14 @@ def needed(stack: Weight, chosen: NDArray[np.intp]) -> Iterator[NDArray[np.intp]
 def _runs(
     stack: Weight, chosen: NDArray[np.intp]
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]]:
-    """For each group of `needed`: the experts, where the rows of each start, and the places (row * n_used + rank) of
-    these rows."""
-    order = np.argsort(chosen, axis=None, kind="stable")  # places in the order of their experts
+    """For each group of `needed`: the picks (row * n_used + rank) of its experts, the places of their matrices, and
+    where the picks of each start."""
+    order = np.argsort(chosen, axis=None, kind="stable")  # picks in the order of their experts
     counts = np.bincount(chosen.reshape(-1))
     stops = np.cumsum(counts)
-    for experts in needed(stack, chosen):
-        places = np.concatenate([order[stops[expert] - counts[expert] : stops[expert]] for expert in experts])
-        yield experts, np.concatenate([[0], np.cumsum(counts[experts])]), places
+    for experts, places in needed(stack, chosen):
+        picks = np.concatenate([order[stops[expert] - counts[expert] : stops[expert]] for expert in experts])
+        yield picks, places, np.concatenate([[0], np.cumsum(counts[experts])])
 
 
 def _mixed(answers: FloatArray, shares: FloatArray) -> FloatArray:
@@ -295,8 +296,8 @@ def _mixed(answers: FloatArray, shares: FloatArray) -> FloatArray:
     return mixed
 
 
-def _expert(stack: Matrix, expert: int) -> Matrix:
-    part = stack.weight.part(expert, expert + 1)
+def _expert(stack: Matrix, place: int) -> Matrix:
+    part = stack.weight.part(place, place + 1)
     return Matrix(replace(part, shape=part.shape[1:]), None)
 
 

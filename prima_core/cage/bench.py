@@ -20,10 +20,13 @@ from prima_core.cage.limits import Workload
 from prima_core.cage.program import Program
 from prima_core.cage.watching import MemoryWatch
 from prima_core.errors import ClusterError
+from prima_core.node.driver import State
+from prima_core.node.view import ServerView
 from prima_core.ring.membership import HEARTBEAT_S
 from prima_core.ring.security import format_token, new_secret
 
 READY_WITHIN_S = 900.0
+STUCK_S = 3.0
 RESULT_WITHIN_S = 3600.0
 SKIPPED = 2
 """First tokens that do not count: the first is the prompt's, the second finds buffers as the prompt left them."""
@@ -37,8 +40,8 @@ COUNTED = ("n_steps", "n_tokens", "sent_bytes", "read_bytes")
 WARM_UP = (5, 4)  # token ids that no measured prompt begins with, so that nothing of it is kept for that
 _POLL_S = 0.1
 
-Times = Mapping[str, Mapping[str, float]]
-"""Of each node the sums of NodeTimes; empty for other systems."""
+Views = Mapping[str, Mapping[str, Any]]
+"""Each node's NodeView as the head tells it, as JSON: nodes of a later version tell more. Empty for other systems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Marks:
 
     at_s: float
     read_bytes: Mapping[str, int]
-    times: Times
+    views: Views
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +124,13 @@ class _Bench:
 
     def _wait_until_serving(self, api: Api, until_s: float) -> None:
         self._tell(f"waiting until {self._cluster.name} serves ...")
+        stuck_since_s: float | None = None
         while not api.is_ready():
             self._cage.check_alive()
+            why = stuck(api, len(self._cage.cells)) if self._is_prima else None
+            stuck_since_s = None if why is None else stuck_since_s or time.monotonic()
+            if stuck_since_s is not None and time.monotonic() - stuck_since_s > STUCK_S:
+                raise ClusterError(f"{self._cluster.name} does not serve: {why}")
             if time.monotonic() > until_s:
                 raise ClusterError(f"{api.url} does not serve within {READY_WITHIN_S:g} s")
             time.sleep(_POLL_S)
@@ -145,7 +153,7 @@ class _Bench:
         read, n_tokens = self._read_bytes(), n_come - n_before
         time.sleep(STALE_S if self._is_prima else 0.0)
         self._cage.check_alive()
-        end = Marks(last_s, read, node_times(api) if self._is_prima else {})
+        end = Marks(last_s, read, node_views(api) if self._is_prima else {})
         return Timed(ttft_s, (last_s - begin.at_s) / n_tokens, n_tokens, prefill, begin, end)
 
     def _counts_from(self, n_come: int, since_first_s: float) -> bool:
@@ -154,8 +162,8 @@ class _Bench:
 
     def _marks(self, api: Api | None = None, at_s: float | None = None) -> Marks:
         read = self._read_bytes()
-        times = node_times(api) if api is not None and self._is_prima else {}
-        return Marks(time.monotonic() if at_s is None else at_s, read, times)
+        views = node_views(api) if api is not None and self._is_prima else {}
+        return Marks(time.monotonic() if at_s is None else at_s, read, views)
 
     def _read_bytes(self) -> dict[str, int]:
         return {cell.node.name: cell.group.read_bytes() for cell in self._cage.cells}
@@ -193,32 +201,53 @@ def _number(text: str, pattern: str) -> float:
     return number
 
 
-def node_times(api: Api) -> Times:
-    """What prima's nodes tell of their time. Raises ClusterError."""
+def node_views(api: Api) -> Views:
+    """What prima's nodes tell of themselves. Raises ClusterError."""
     try:
         status, body = api.get("/nodes")
         view = msgspec.json.decode(body, type=dict[str, Any]) if status == 200 else {}
-        return {node["name"]: node["times"] for node in view.get("nodes", ())}
+        return {node["name"]: node for node in view.get("nodes", ())}
     except (OSError, msgspec.DecodeError, KeyError, TypeError) as error:
         raise ClusterError(f"the head does not tell how its nodes spend their time: {error}") from error
 
 
 def _node_figures(cell: Cell, timed: Timed, watch: MemoryWatch) -> NodeFigures:
-    name, extremes = cell.node.name, watch.extremes[cell.node.name]
+    name, drop_bytes = cell.node.name, watch.extremes[cell.node.name].drop_bytes
+    limit, planned = cell.limits.memory_bytes, planned_bytes(timed.end.views.get(name))
     return NodeFigures(
         name=name,
-        limit_bytes=cell.limits.memory_bytes,
+        limit_bytes=limit,
         budget_bytes=cell.limits.budget_bytes,
         read_bytes_per_token=(timed.end.read_bytes[name] - timed.begin.read_bytes[name]) / timed.n_tokens,
         peak_bytes=cell.group.peak_bytes(),
-        rss_bytes=extremes.rss_bytes,
-        pressure=extremes.drop_bytes / cell.limits.memory_bytes,
+        rss_bytes=watch.extremes[name].rss_bytes,
+        pressure=drop_bytes / limit,
+        planned_bytes=planned,
+        pressure_beyond_plan=None if planned is None else max(0, drop_bytes - planned) / limit,
         told_per_token=dict(_per_token(name, timed)),
     )
 
 
+def stuck(api: Api, n_nodes: int) -> str | None:
+    """Why a head waits although all nodes are there: no plan fits them, and no other node will ever come."""
+    try:
+        view = msgspec.json.decode(api.get("/nodes")[1], type=ServerView)
+    except (OSError, msgspec.DecodeError):
+        return None  # not up yet
+    return view.reason if view.state is State.WAITING and len(view.nodes) == n_nodes and view.reason else None
+
+
+def planned_bytes(view: Mapping[str, Any] | None) -> int | None:
+    """Memory that the plan says a node takes: weights that stay, the buffer that others are read through, KV."""
+    if view is None:
+        return None
+    streamed = sum(int(device.get("streamed_bytes", 0)) for device in view["devices"])
+    buffer = int(view["times"].get("buffer_bytes", 0))
+    return int(view["weight_bytes"]) + int(view["kv_bytes"]) + buffer - streamed
+
+
 def _per_token(name: str, timed: Timed) -> Iterator[tuple[str, float]]:
-    before, after = timed.begin.times.get(name, {}), timed.end.times.get(name, {})
+    before, after = (marks.views.get(name, {}).get("times", {}) for marks in (timed.begin, timed.end))
     for key, value in after.items():
         if key in COUNTED or (key.endswith("_s") and key != "uptime_s"):
             yield key, (value - before.get(key, 0.0)) / timed.n_tokens

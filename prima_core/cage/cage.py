@@ -104,7 +104,7 @@ class Cage:
     def _start_relay(self, links: Sequence[str]) -> None:
         group = Group(f"{self._run.names.run}.relay", self._found)
         group.create()
-        command = [sys.executable, "-m", "prima_core.cage.relay", *links]
+        command = [sys.executable, "-P", "-m", "prima_core.cage.relay", *links]
         relay = Program("relay", group, network.namespace(self._run.names.hub), command, os.environ)
         self._programs.append(relay)
         relay.wait_for("^ready$", time.monotonic() + RELAY_WITHIN_S)

@@ -147,7 +147,8 @@ def parse_cluster(text: str, source: str = "the cluster") -> Cluster:
 
 def _with_defaults(table: dict[str, Any]) -> dict[str, Any]:  # Any: TOML
     """`[defaults]` holds for every node that does not say otherwise."""
-    defaults, nodes = table.pop("defaults", {}), table.get("nodes")
+    defaults, nodes = table.get("defaults", {}), table.get("nodes")
     if not isinstance(defaults, dict) or not isinstance(nodes, list):
         return table  # its check tells
-    return {**table, "nodes": [{**defaults, **node} if isinstance(node, dict) else node for node in nodes]}
+    filled = [{**defaults, **node} if isinstance(node, dict) else node for node in nodes]
+    return {**{name: value for name, value in table.items() if name != "defaults"}, "nodes": filled}

@@ -10,7 +10,7 @@ from prima_core.cage.cage import Cell
 from prima_core.cage.limits import Workload, filled
 from prima_core.config import CLUSTER_PORT, PORT, SETTINGS, TABLE
 
-PRIMA = (sys.executable, "-m", "prima_core")
+PRIMA = (sys.executable, "-P", "-m", "prima_core")  # -P: not what lies in this folder
 PRIMA_URL = f"http://127.0.0.1:{PORT}/v1"
 FOR_NODES = ("backend", "kernels", "log_level")
 FOR_THE_HEAD = ("kv_type", "chunk", "plan", "solver", "rounds", "wire")

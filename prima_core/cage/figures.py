@@ -13,7 +13,9 @@ from rich.text import Text
 class NodeFigures(msgspec.Struct, frozen=True, kw_only=True):
     """One node. `limit_bytes` is what its cage holds, `budget_bytes` what of that is for the model; `peak_bytes` counts
     cached pages too, `rss_bytes` what its processes had mapped. `pressure`: the drop of the memory that was available
-    in the cage, as a share of it. `told_per_token`: what a node of prima's says it did, as `NodeTimes` calls it."""
+    in the cage, as a share of it, and how much of that is more than the plan's `planned_bytes`. `told_per_token`: what
+    a node of prima's says it did, as `NodeTimes` calls it.
+    """
 
     name: str
     limit_bytes: int
@@ -22,6 +24,8 @@ class NodeFigures(msgspec.Struct, frozen=True, kw_only=True):
     peak_bytes: int
     rss_bytes: int
     pressure: float
+    planned_bytes: int | None
+    pressure_beyond_plan: float | None
     told_per_token: dict[str, float]
 
 
@@ -57,7 +61,7 @@ def shown(figures: Figures) -> RenderableType:
         dict.fromkeys(name for node in figures.nodes for name in node.told_per_token if name[-2:] == "_s")
     )
     heads = (f"{name.removesuffix('_s')}/token" for name in activities)
-    table = Table("node", "limit", "peak", "RSS", "pressure", "read/token", *heads)
+    table = Table("node", "limit", "peak", "RSS", "pressure", "beyond plan", "read/token", *heads)
     for node in figures.nodes:
         table.add_row(*map(Text, (*_facts(node), *(_ms(node.told_per_token.get(name)) for name in activities))))
     return Group(*map(Text, _lines(figures)), table)
@@ -78,7 +82,8 @@ def _lines(figures: Figures) -> Iterator[str]:
 
 def _facts(node: NodeFigures) -> tuple[str, ...]:
     sizes = (_mb(size) for size in (node.limit_bytes, node.peak_bytes, node.rss_bytes))
-    return node.name, *sizes, f"{node.pressure:.1%}", _mb(node.read_bytes_per_token)
+    beyond = "-" if node.pressure_beyond_plan is None else f"{node.pressure_beyond_plan:.1%}"
+    return node.name, *sizes, f"{node.pressure:.1%}", beyond, _mb(node.read_bytes_per_token)
 
 
 def _mb(n_bytes: float) -> str:

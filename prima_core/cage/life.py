@@ -71,7 +71,7 @@ class Run:
 def _start_watcher(folder: Path, lock: int) -> subprocess.Popen[bytes]:
     """In a session of its own, where Ctrl-C does not reach it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "prima_core.cage.life", str(folder)],
+        [sys.executable, "-P", "-m", "prima_core.cage.life", str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         pass_fds=(lock,),

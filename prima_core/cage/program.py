@@ -40,7 +40,7 @@ class Program:
         self._group = group
         self._command = command
         self._lines: deque[str] = deque(maxlen=MAX_LINES)
-        self._n_lines = 0
+        self._has_ended = False
         self._changed = threading.Condition()
         self._process = subprocess.Popen(
             entering(group, namespace, command),
@@ -57,25 +57,23 @@ class Program:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        with suppress(ValueError):  # closed while reading
-            for line in self._process.stdout:
+        with self._process.stdout as lines:
+            for line in lines:
                 with self._changed:
                     self._lines.append(line.rstrip("\n"))
-                    self._n_lines += 1
                     self._changed.notify_all()
         with self._changed:
-            self._n_lines = -1
+            self._has_ended = True
             self._changed.notify_all()
 
     def wait_for(self, pattern: str, until_s: float) -> re.Match[str]:
-        """The first line that matches, of those not looked at before it. Raises ClusterError when none comes."""
+        """The first line that matches. Raises ClusterError when none comes: the program ended, or `until_s` came."""
         with self._changed:
             while True:
-                for line in self._lines:
-                    match = re.search(pattern, line)
-                    if match is not None:
-                        return match
-                if self._n_lines < 0:
+                match = next(filter(None, (re.search(pattern, line) for line in self._lines)), None)
+                if match is not None:
+                    return match
+                if self._has_ended:
                     raise self.ended()
                 if time.monotonic() > until_s:
                     raise ClusterError(

@@ -103,7 +103,7 @@ def _facts(node: NodeView) -> tuple[str, str, str, str]:
     """The last three: a line for each device."""
     ranges = (", ".join(f"[{part.start}, {part.stop})" for part in device.layers) or "-" for device in node.devices)
     layers = "\n".join(ranges) + (f" loading {node.loaded:.0%}" if node.loaded is not None else "")
-    memory = "\n".join((*map(_memory, node.devices), *_given_up(node)))
+    memory = "\n".join((*map(_memory, node.devices), *_remarks(node)))
     devices = "\n".join(device.id for device in node.devices)
     return f"{node.name} (head)" if node.is_head else node.name, devices, layers, memory
 
@@ -114,11 +114,13 @@ def _memory(device: DeviceView) -> str:
     return f"{held}, {_size(streamed)} from disk" if streamed else held
 
 
-def _given_up(node: NodeView) -> Iterator[str]:
-    """Weights that the plan wanted to stay, where other programs need the memory now."""
+def _remarks(node: NodeView) -> Iterator[str]:
+    """Weights that the plan wanted to stay, where other programs need the memory now; a disk that is slow."""
     given = node.times.streamed_bytes - sum(device.streamed_bytes for device in node.devices)
     if given > node.weight_bytes // 100:  # tensors are whole: a little more than planned is nothing
         yield f"{_size(given)} left to others for now"
+    if node.has_slow_disk:
+        yield f"slow disk: {_size(node.times.read_bytes / node.times.reading_s)}/s"
 
 
 def _sums(times: NodeTimes) -> tuple[str, ...]:

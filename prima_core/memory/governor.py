@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from prima_core.errors import PrimaError
-from prima_core.memory.system import Memory, MemoryKind, System
+from prima_core.memory.system import Memory, MemoryKind
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ COUNT_LOST_EVERY_S = 2.0
 GROW_EVERY_S = 1.0
 QUIET_S = 5.0
 MAX_PATIENCE_S = 300.0
-MAX_STEP_BYTES = 256 * _MB
+MIN_STEP_BYTES, MAX_STEP_BYTES = 64 * _MB, 256 * _MB
 """Taken back at once: it comes from the disk, which passes need too, and others may ask for it meanwhile."""
 PRESSED = 0.1
 """From this share of time on in which processes wait for memory, twice the reserve is left to them."""
@@ -127,7 +127,7 @@ def _grow(planned_bytes: int, state: State, sight: Sight, now_s: float) -> State
         return state
     to_come = max(0, state.wanted_bytes - sight.pinned_bytes)
     slack = sight.left_bytes - to_come - reserve_bytes(sight.memory) - 2 * _margin(sight)
-    step = min(planned_bytes - state.wanted_bytes, slack, planned_bytes // 16 + 1, MAX_STEP_BYTES)
+    step = min(planned_bytes - state.wanted_bytes, slack, max(planned_bytes // 16, MIN_STEP_BYTES), MAX_STEP_BYTES)
     if step <= 0 or sight.pressure >= PRESSED:
         return state
     return replace(state, wanted_bytes=state.wanted_bytes + step, grown_s=now_s)
@@ -138,6 +138,14 @@ def _margin(sight: Sight) -> int:
 
 
 # ---------------------------------------------------------------- the loop
+
+
+class Gauges(Protocol):
+    """What the governor needs of a `System`."""
+
+    def memory(self) -> Memory: ...
+
+    def pressure(self) -> float | None: ...
 
 
 class Pinning(Protocol):
@@ -162,7 +170,7 @@ class Governor:
     store. `planned_bytes`: what the plan pins."""
 
     def __init__(
-        self, store: Pinning, system: System, planned_bytes: int, clock: Callable[[], float] = time.monotonic
+        self, store: Pinning, system: Gauges, planned_bytes: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.planned_bytes = planned_bytes
         self._store = store
@@ -180,7 +188,9 @@ class Governor:
         return self._store.pinned_bytes
 
     def start(self) -> None:
-        self._thread.start()
+        """Where the plan pins nothing there is nothing to look after, and no thread."""
+        if self.planned_bytes:
+            self._thread.start()
 
     def close(self) -> None:
         """Returns when the store is left alone. Idempotent."""

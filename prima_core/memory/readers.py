@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 
 from prima_core.errors import ModelError
-from prima_core.memory.reader import N_READERS, STALLED_AFTER_S
-from prima_core.memory.stacks import Read
+from prima_core.memory.reader import N_READERS, PIECE_BYTES, STALLED_AFTER_S
+from prima_core.memory.slots import Read
+from prima_core.memory.system import System
 
 
 class Batch:
@@ -34,7 +35,7 @@ class Batch:
 class Readers:
     """`read_bytes`, in `reading_s` seconds in which at least one read was under way: sums since the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, alignment: int, system: System) -> None:
         self.read_bytes = 0
         self.reading_s = 0.0
         self._n_left = 0
@@ -43,8 +44,8 @@ class Readers:
         self._reads: deque[tuple[Read, Batch]] = deque()
         self._calls: SimpleQueue[bool] = SimpleQueue()  # True: look for reads; few, as each costs a change of threads
         self._threads = [
-            threading.Thread(target=self._main, name=f"prima-reader-of-experts-{i}", daemon=True)
-            for i in range(N_READERS)
+            threading.Thread(target=self._main, args=(scratch,), name=f"prima-reader-of-experts-{i}", daemon=True)
+            for i, scratch in enumerate(system.buffer(PIECE_BYTES + 2 * alignment) for _ in range(N_READERS))
         ]
         for thread in self._threads:
             thread.start()
@@ -69,18 +70,21 @@ class Readers:
             thread.join(STALLED_AFTER_S)
         self._threads = []
 
-    def _main(self) -> None:
+    def _main(self, scratch: memoryview) -> None:
         while self._calls.get():
             while self._reads:
                 try:
                     read, batch = self._reads.popleft()
                 except IndexError:  # another thread was faster
                     break
-                self._finish(read, batch, _failure(read))
+                try:
+                    self._finish(batch, read.run(scratch), None)
+                except ModelError as error:
+                    self._finish(batch, 0, error)
 
-    def _finish(self, read: Read, batch: Batch, error: ModelError | None) -> None:
+    def _finish(self, batch: Batch, n_bytes: int, error: ModelError | None) -> None:
         with self._lock:
-            self.read_bytes += len(read.into)
+            self.read_bytes += n_bytes
             self._n_left -= 1
             if not self._n_left:
                 self.reading_s += time.monotonic() - self._reading_since
@@ -88,11 +92,3 @@ class Readers:
             batch.n_left -= 1
             if not batch.n_left:
                 batch.is_done.set()
-
-
-def _failure(read: Read) -> ModelError | None:
-    try:
-        read.run()
-    except ModelError as error:
-        return error
-    return None

@@ -1,9 +1,9 @@
-"""Which experts of a node's layers are in memory: a budget, and who goes when others come."""
+"""Which experts are in memory, in which of so many slots, and who goes when others come."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,41 +11,34 @@ from numpy.typing import NDArray
 from prima_core.memory.frequency import Frequencies
 
 Indices = NDArray[np.intp]
-Flags = NDArray[np.bool_]
 
 
 class Residents:
-    """A table of experts [layers, experts]; layers are named by their row. `sizes` are the bytes of one expert in each.
+    """A table of experts [layers, experts]; layers are named by their row. An expert in memory has a slot below `most`.
 
     Those least often chosen of late go first, so that a rare one passes through in the place of another rare one. Busy
-    ones, which are being read or used, do not go. `release(row, expert, here)` gives the memory of one back while
-    `here`, of all of its layer, are there. Methods may be called from any thread.
+    ones, which are being read or used, do not go. At most as many slots as `resize` says (at first 1) have memory, or a
+    few more while so many are busy; `release(slot)` gives that of one back. Methods may be called from any thread.
     """
 
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        n_experts: int,
-        n_used: int,
-        budget_bytes: int,
-        release: Callable[[int, int, Flags], None],
-    ) -> None:
-        self._sizes, self._budget, self._release = tuple(sizes), budget_bytes, release
-        self._frequencies = Frequencies(len(sizes), n_experts, n_used)
-        self._here = np.zeros((len(sizes), n_experts), bool)
-        self._busy = np.zeros_like(self._here)
-        self._worth = np.full(self._here.shape, np.inf)  # of those that may go
-        self._n_bytes = 0
+    def __init__(self, n_layers: int, n_experts: int, n_used: int, most: int, release: Callable[[int], None]) -> None:
+        self._release, self._capacity = release, 1
+        self._frequencies = Frequencies(n_layers, n_experts, n_used)
+        self._slots = np.full((n_layers, n_experts), -1, np.intp)
+        self._busy = np.zeros(self._slots.shape, bool)
+        self._worth = np.full(self._slots.shape, np.inf)  # of those that may go
+        self._empty = list(reversed(range(most)))  # slots without memory
+        self._free: list[int] = []  # with memory, and nothing in it
+        self._n_slots = most
         self._lock = threading.Lock()
 
     @property
-    def n_bytes(self) -> int:
-        """What is in memory or on its way there."""
-        return self._n_bytes
+    def n_with_memory(self) -> int:
+        return self._n_slots - len(self._empty)
 
     def count(self, row: int, chosen: Indices) -> Indices:
         """Take notice of tokens' choices in a layer; which experts they are, each once."""
-        counts = np.bincount(chosen, minlength=self._here.shape[1])
+        counts = np.bincount(chosen, minlength=self._slots.shape[1])
         with self._lock:
             self._frequencies.count(row, counts)
             self._weigh(row)
@@ -54,21 +47,28 @@ class Residents:
     def hold(self, row: int, wanted: Indices) -> Indices:
         """Those of the wanted that are in memory; they are busy from now on."""
         with self._lock:
-            found: Indices = wanted[self._here[row, wanted]]
+            found: Indices = wanted[self._slots[row, wanted] >= 0]
             self._busy[row, found] = True
             self._weigh(row)
         return found
 
-    def admit(self, row: int, missing: Indices) -> Indices:
-        """The first of the missing that there is room for; they are busy, and others may have gone for them.
+    def slots(self, row: int, held: Indices) -> Indices:
+        found: Indices = self._slots[row, held]
+        return found
 
-        At least one where nothing of the layer is busy, whatever the budget.
+    def admit(self, row: int, missing: Indices) -> Indices:
+        """The first of the missing that there is room for, with slots; they are busy, and others may have gone.
+
+        At least one where nothing of the layer is busy, if there is a slot at all.
         """
+        n_admitted = 0
         with self._lock:
-            n_admitted = 0
-            while n_admitted < len(missing) and self._make_room(self._sizes[row]) | (not self._busy[row].any()):
-                self._here[row, missing[n_admitted]] = self._busy[row, missing[n_admitted]] = True
-                self._n_bytes += self._sizes[row]
+            while n_admitted < len(missing):
+                slot = self._take_slot(must=not self._busy[row].any())
+                if slot is None:
+                    break
+                self._slots[row, missing[n_admitted]] = slot
+                self._busy[row, missing[n_admitted]] = True
                 n_admitted += 1
         return missing[:n_admitted]
 
@@ -77,36 +77,56 @@ class Residents:
         with self._lock:
             self._busy[row, experts] = False
             self._weigh(row)
-            self._make_room(0)
+            self._shrink()
 
-    def forget(self, row: int) -> None:
-        """All of a layer go, busy or not."""
+    def drop(self, row: int, experts: Indices) -> None:
+        """They did not come: what their slots hold is nothing."""
         with self._lock:
-            self._busy[row] = False
-            for expert in np.flatnonzero(self._here[row]):
-                self._evict(row, int(expert))
+            self._free += self._slots[row, experts].tolist()
+            self._lose(row, experts)
+            self._shrink()
 
-    def resize(self, budget_bytes: int) -> None:
-        """Another budget from now on; what is busy goes later."""
+    def lose(self, row: int, experts: Indices) -> None:
+        """They did not come, and may still: nobody else gets their slots."""
         with self._lock:
-            self._budget = budget_bytes
-            self._make_room(0)
+            self._lose(row, experts)
+
+    def resize(self, capacity: int) -> None:
+        """Another capacity from now on; what is busy goes later."""
+        with self._lock:
+            self._capacity = capacity
+            self._shrink()
 
     def _weigh(self, row: int) -> None:
-        may_go = self._here[row] & ~self._busy[row]
+        may_go = (self._slots[row] >= 0) & ~self._busy[row]
         self._worth[row] = np.where(may_go, self._frequencies.shares[row], np.inf)
 
-    def _make_room(self, n_bytes: int) -> bool:
-        """Whether there is room for so many bytes, after some went."""
-        while self._n_bytes + n_bytes > self._budget:
-            row, expert = divmod(int(self._worth.argmin()), self._worth.shape[1])
-            if np.isinf(self._worth[row, expert]):
-                return False
-            self._evict(row, expert)
+    def _take_slot(self, must: bool) -> int | None:
+        if self._free:
+            return self._free.pop()
+        if self._empty and self.n_with_memory < self._capacity:
+            return self._empty.pop()
+        if self._evict():
+            return self._free.pop()
+        return self._empty.pop() if must and self._empty else None
+
+    def _shrink(self) -> None:
+        while self.n_with_memory > self._capacity and (self._free or self._evict()):
+            slot = self._free.pop()
+            self._release(slot)
+            self._empty.append(slot)
+
+    def _evict(self) -> bool:
+        """Whether an expert went, whose slot is free now."""
+        row, expert = divmod(int(self._worth.argmin()), self._worth.shape[1])
+        if np.isinf(self._worth[row, expert]):
+            return False
+        self._free.append(int(self._slots[row, expert]))
+        self._slots[row, expert] = -1
+        self._worth[row, expert] = np.inf
         return True
 
-    def _evict(self, row: int, expert: int) -> None:
-        self._here[row, expert] = False
-        self._worth[row, expert] = np.inf
-        self._n_bytes -= self._sizes[row]
-        self._release(row, expert, self._here[row])
+    def _lose(self, row: int, experts: Indices) -> None:
+        self._slots[row, experts] = -1
+        self._busy[row, experts] = False
+        self._weigh(row)

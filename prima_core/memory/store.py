@@ -311,7 +311,7 @@ class StreamingStore:
         self._fitted_version = version
 
     def _open_reader(self) -> None:
-        buffer = self._system.buffer(self._buffer_bytes - self._group_bytes)
+        buffer = self._system.buffer(self._buffer_bytes - self._group_bytes, is_filled=True)
         paths = [part.path for part in self._file.parts]
         self._reader = ReadAhead(self._inventory.stations, self._open_files(), paths, buffer, self._counts)
 

@@ -37,16 +37,18 @@ PROBE_AFTER_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A node of the cluster as the planner sees it. `data_address` is where activations are sent to."""
+    """A node of the cluster as the planner sees it. `data_address` is where activations are sent to, `disk_bytes_s` how
+    fast it reads weights (0: not known)."""
 
     name: str
     memory_bytes: int
     devices: tuple[DeviceFacts, ...]
     data_address: str
+    disk_bytes_s: float = 0.0
 
     @property
     def facts(self) -> NodeFacts:
-        return NodeFacts(self.name, self.memory_bytes, self.devices)
+        return NodeFacts(self.name, self.memory_bytes, self.devices, self.disk_bytes_s)
 
     def with_at_most(self, device: str, memory_bytes: int) -> Member:
         """The node with less memory on a device."""

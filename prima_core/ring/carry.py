@@ -89,24 +89,37 @@ class Carrier:
         """Through this node's visits from `visit` on, then to the next node or the output part."""
         joined = Joined(passing)
         try:
-            activation = self._embed(joined.step) if joined.activation is None else joined.activation
-            behind = self._behind(visit)
-            for index in range(visit, behind):
-                activation = self._visit(index, activation, joined)
-            activation = joined.in_turn(activation)
-            if behind == len(self._plan.visits) and self._plan.head == self._name:
-                self._finish(joined, activation)
-                return
-            frames = self._encoded(joined, behind, activation)
+            activation = self._through(visit, joined)
         except FrameError as error:
             if len(passing) == 1:
                 self._fail(visit, passing, error)
                 return
-            for one in passing:  # what is wrong with one of them hurts no other
+            for one in passing:  # what is wrong with one of them hurts no other, and a refused step has changed nothing
                 self._run(visit, [one])
             return
         except Exception as error:  # noqa: BLE001 - the border of a step: it fails, the node lives
             self._fail(visit, passing, error)
+            return
+        self._hand_on(visit, joined, activation)
+
+    def _through(self, visit: int, joined: Joined) -> NDArray[np.float32]:
+        """The rows of the steps in turn, behind this node's visits."""
+        activation = joined.activation()
+        if activation is None:
+            activation = self._embed(joined.step)
+        for index in range(visit, self._behind(visit)):
+            activation = self._visit(index, activation, joined)
+        return joined.in_turn(activation)
+
+    def _hand_on(self, visit: int, joined: Joined, activation: NDArray[np.float32]) -> None:
+        behind = self._behind(visit)
+        try:
+            if behind == len(self._plan.visits) and self._plan.head == self._name:
+                self._finish(joined, activation)
+                return
+            frames = self._encoded(joined, behind, activation)
+        except Exception as error:  # noqa: BLE001 - the border of a step: it fails, the node lives
+            self._fail(visit, joined.passing, error)
             return
         for frame in frames:
             self._send(behind, frame)
@@ -157,7 +170,7 @@ class Carrier:
         if isinstance(error, ModelError):  # its weights cannot be read any more
             self._report(LoadFailed(self.epoch, error))
 
-    # ------------------------------------------------------------ handing on
+    # ------------------------------------------------------------ to the next node
 
     def _encoded(self, joined: Joined, visit: int, activation: NDArray[np.float32]) -> list[list[Buffer]]:
         """A frame for each step."""

@@ -81,7 +81,6 @@ class Joined:
         tokens = [token for one in passing for token in one.step.tokens]
         self.step = Step(chunks, kv, tuple(tokens[row] for row in self._order) if tokens else ())
 
-    @property
     def activation(self) -> FloatArray | None:
         """The rows of `step`."""
         parts = [one.activation for one in self.passing if one.activation is not None]

@@ -28,6 +28,22 @@ DEADLINE_S = 20.0
 _POLL_S = 0.02
 _KILL = 9
 
+_MACHINE = """
+from dataclasses import replace
+from prima_core.cli import main
+from prima_core.memory.system import MemoryKind, host
+from prima_core.node import node
+
+class Machine(type(host())):
+    def memory(self):
+        return replace(super().memory(), kind=MemoryKind.MACHINE)
+
+node.host = Machine
+main()
+"""
+GROUP_IS_MACHINE = ("-c", _MACHINE)
+"""What Python is told to run `prima` so that it takes the group around it for a machine, of which it leaves more."""
+
 
 def why_no_groups() -> str:
     """Why no memory group can be made here; "" where one can."""
@@ -158,7 +174,7 @@ class Hog:
 
 class CachedFile:
     """A file of zeros that a program has read once, before: `cached_share` of it is in memory now. It has no blocks on
-    the disk, and goes with this object."""
+    the disk, and goes with this object. Kernels that page cold files out (DAMON) take some of it in any case."""
 
     def __init__(self, path: Path, n_bytes: int, group: MemoryGroup | None = None) -> None:
         self._path, self._n_bytes = path, n_bytes

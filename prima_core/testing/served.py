@@ -23,13 +23,16 @@ ANSWER_WITHIN_S = 60.0
 
 
 class Served:
-    """The server answers when this returns. `log`: the lines that it has written so far.
+    """The server answers when this returns. `log`: the lines that it has written so far. `prima`: how Python is told to
+    run it.
 
     Raises EOFError with these lines when it ends before.
     """
 
-    def __init__(self, arguments: Sequence[str], group: MemoryGroup | None = None) -> None:
-        command = [sys.executable, "-m", "prima_core", "serve", *arguments, "--port", "0"]
+    def __init__(
+        self, arguments: Sequence[str], group: MemoryGroup | None = None, prima: Sequence[str] = ("-m", "prima_core")
+    ) -> None:
+        command = [sys.executable, *prima, "serve", *arguments, "--port", "0"]
         popen = subprocess.Popen if group is None else group.popen
         self.process: subprocess.Popen[bytes] = popen(command, stderr=subprocess.PIPE)
         self.log: list[str] = []

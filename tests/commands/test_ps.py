@@ -142,6 +142,12 @@ def test_weights_that_were_given_up_for_other_programs_are_shown() -> None:
     assert " 500 MB left to others for now " in out
 
 
+def test_a_slow_disk_is_marked() -> None:
+    times = replace(TIMES, read_bytes=400_000_000, reading_s=4.0)
+    assert "slow disk" not in text(replace(VIEW, nodes=(replace(HEAD, times=times),)))
+    assert " slow disk: 100 MB/s " in text(replace(VIEW, nodes=(replace(HEAD, times=times, has_slow_disk=True),)))
+
+
 def test_what_was_done_meanwhile_is_shown_by_the_nodes_own_clock() -> None:
     now = replace(
         TIMES,

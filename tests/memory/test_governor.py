@@ -7,9 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -28,11 +26,7 @@ from prima_core.memory.governor import (
     reserve_bytes,
     room_bytes,
 )
-from prima_core.memory.system import DirectFile, Memory, MemoryKind
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from prima_core.memory.system import Memory, MemoryKind
 
 MB, GB = 10**6, 10**9
 PLANNED = 8 * GB
@@ -201,7 +195,7 @@ def test_no_room_is_none() -> None:
 
 @dataclass
 class Machine:
-    """Memory that others take parts of; the store's pages count as available. A `System` as far as it is asked."""
+    """Memory that others take parts of; the store's pages count as available."""
 
     total_bytes: int = 20 * GB
     others_bytes: int = GB
@@ -215,24 +209,6 @@ class Machine:
 
     def pressure(self) -> float | None:
         return self.pressure_now
-
-    def open_direct(self, path: Path) -> DirectFile:
-        raise NotImplementedError
-
-    def buffer(self, n_bytes: int) -> memoryview:
-        raise NotImplementedError
-
-    def release(self, part: memoryview) -> None:
-        raise NotImplementedError
-
-    def populate(self, data: NDArray[np.uint8]) -> None:
-        raise NotImplementedError
-
-    def drop(self, data: NDArray[np.uint8], path: Path, offset: int) -> None:
-        raise NotImplementedError
-
-    def resident_bytes(self, data: NDArray[np.uint8], path: Path) -> int | None:
-        raise NotImplementedError
 
 
 @dataclass

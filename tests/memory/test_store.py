@@ -140,10 +140,8 @@ def test_what_was_used_through_the_map_is_dropped_when_it_is_released() -> None:
 
 
 def test_a_buffer_that_is_too_small_is_refused_with_what_is_needed() -> None:
-    with (
-        pytest.raises(PlanError, match=r"buffer of 300,000 bytes, but a layer's need (\d{3},\d{3}).*at least") as error,
-        streaming(ALL, 300_000),
-    ):
+    needs = r"buffer of 300,000 bytes, but a layer's need (\d{3},\d{3}).*at least"
+    with pytest.raises(PlanError, match=needs) as error, streaming(ALL, 300_000):
         pass
     least = int(str(error.value).split("need ")[1].split(" ")[0].replace(",", ""))
     assert LAYER_BYTES + 81_920 < least < LAYER_BYTES + 81_920 + 20 * 512

@@ -47,11 +47,11 @@ def use(store: StreamingStore, model: Model, layer: int, chosen: list[int]) -> N
         if weight.require is None:
             np.testing.assert_array_equal(weight.data, expected[name].data)
     require = weights[STACKS[0]].require
-    groups = [np.array(chosen)] if require is None else require(np.array(chosen))
-    for group in groups:
+    groups = [(np.array(chosen), np.array(chosen))] if require is None else require(np.array(chosen))
+    for experts, places in groups:
         for name in STACKS:
-            for expert in group:
-                np.testing.assert_array_equal(one(weights, name, expert), one(expected, name, expert))
+            for expert, place in zip(experts.tolist(), places.tolist(), strict=True):
+                np.testing.assert_array_equal(one(weights, name, place), one(expected, name, expert))
     store.release(layer)
 
 
@@ -149,8 +149,8 @@ def test_experts_leave_the_page_cache_alone_and_those_that_went_take_no_memory(t
             assert weight.require is not None
             assert system.resident_bytes(weight.data, model.path) == 0
             for expert in range(N_EXPERTS):
-                for group in weight.require(np.array([expert])):
-                    np.testing.assert_array_equal(one({"": weight}, "", expert), expected[group[0]])
+                for [_], [place] in weight.require(np.array([expert])):
+                    np.testing.assert_array_equal(one({"": weight}, "", place), expected[expert])
             assert 0 < (system.resident_bytes(weight.data, model.path) or 0) <= 4 * EXPERT_BYTES // 3
             assert system.resident_bytes(mapped, model.path) == edges
             store.release(0)

@@ -110,9 +110,10 @@ def test_a_sequence_is_one_chunk_and_changes_keep_their_order() -> None:
 def test_rows_go_with_their_chunks_and_come_back_in_turn() -> None:
     steps = passing(*STEPS)
     joined = Joined(steps)
-    assert joined.activation is not None
-    assert joined.activation.tolist() == [[1, 4], [1, 5], [1, 6], [1, 7], [1, 8], [2, 9], [3, 5], [7, 0]]
-    back = joined.in_turn(joined.activation)
+    activation = joined.activation()
+    assert activation is not None
+    assert activation.tolist() == [[1, 4], [1, 5], [1, 6], [1, 7], [1, 8], [2, 9], [3, 5], [7, 0]]
+    back = joined.in_turn(activation)
     for one, first in zip(steps, joined.starts(), strict=True):
         assert np.array_equal(back[first : first + one.step.n_tokens], one.activation)  # type: ignore[arg-type]
 
@@ -121,19 +122,20 @@ def test_one_step_alone_is_not_touched() -> None:
     (one,) = passing(STEPS[1])
     joined = Joined([one])
     assert joined.step is one.step
-    assert joined.activation is one.activation
+    assert joined.activation() is one.activation
     assert joined.in_turn(one.activation) is one.activation  # type: ignore[arg-type]
 
 
 def test_steps_without_rows_join() -> None:
     joined = Joined(passing(empty(OPEN_7), empty(KvOp(KvKind.DROP, 9))))
     assert joined.step == empty(OPEN_7, KvOp(KvKind.DROP, 9))
-    assert joined.activation is not None
-    assert joined.in_turn(joined.activation).shape == (0, 2)
+    activation = joined.activation()
+    assert activation is not None
+    assert joined.in_turn(activation).shape == (0, 2)
 
 
 def test_before_the_input_part_there_is_no_activation() -> None:
-    assert Joined([Passing(1, STEPS[0]), Passing(2, STEPS[1])]).activation is None
+    assert Joined([Passing(1, STEPS[0]), Passing(2, STEPS[1])]).activation() is None
 
 
 def test_a_row_takes_its_activations_in_a_block() -> None:
