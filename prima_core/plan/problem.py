@@ -189,8 +189,8 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def end_device(self) -> DeviceFacts:
-        """Where the input and output part lie: on the head's first device that has room for them, else where they may be
-        streamed: on its last that shares the host's memory; else on its first."""
+        """Where the input and output part lie: on the head's first device that has room for them, else where they may
+        be streamed, on its last that shares the host's memory, else on its first."""
         head = self.node(self.head)
         for device in head.places:
             room = min(device.memory_bytes, head.memory_bytes) if device.shares_host else device.memory_bytes
