@@ -45,7 +45,8 @@ class Memory:
 
     @property
     def reserve_bytes(self) -> int:
-        """What a node leaves of it to others."""
+        """What a node leaves of it to others: their cached files too, so that a GB of these and some room to grow are
+        in it where there is enough."""
         total = self.total_bytes
         match self.kind:
             case MemoryKind.GROUP:
@@ -53,7 +54,7 @@ class Memory:
             case MemoryKind.PHONE:
                 return min(max(1500 * _MB, total // 5), 4000 * _MB, total // 3)
             case MemoryKind.MACHINE:
-                return min(max(1000 * _MB, total // 10), 4000 * _MB, total // 4)
+                return min(max(1500 * _MB, total // 10), 4000 * _MB, total // 4)
 
     @property
     def free_bytes(self) -> int:

@@ -169,7 +169,7 @@ def test_a_shortage_that_goes_on_is_one_shortage() -> None:
     ("total", "kind", "reserve"),
     [
         (2 * GB, MemoryKind.MACHINE, GB // 2),
-        (8 * GB, MemoryKind.MACHINE, GB),
+        (8 * GB, MemoryKind.MACHINE, 1500 * MB),
         (24 * GB, MemoryKind.MACHINE, 2400 * MB),
         (512 * GB, MemoryKind.MACHINE, 4 * GB),
         (8 * GB, MemoryKind.PHONE, 1600 * MB),
@@ -382,6 +382,11 @@ def test_a_closed_governor_leaves_the_store_alone(running: Callable[[Scene], Non
     scene.governor.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "prima-governor"]
     scene.governor.close()
+
+
+def test_where_the_plan_pins_nothing_there_is_no_thread(running: Callable[[Scene], None]) -> None:
+    running(Scene(store=Tensors(n_held=0)))
+    assert not [thread for thread in threading.enumerate() if thread.name == "prima-governor"]
 
 
 def test_a_governor_that_never_started_closes() -> None:
