@@ -324,3 +324,11 @@ def open_the_way(folder: Path) -> None:
     while folder.stat().st_mode & 0o005 != 0o005:
         folder.chmod(0o755)
         folder = folder.parent
+
+
+def test_only_what_is_asked_for_is_populated(file: Path) -> None:
+    data = mapped(file)
+    part = data[3 << 20 : 4 << 20]
+    SYSTEM.populate(part)
+    assert SYSTEM.resident_bytes(part, file) == len(part)
+    assert SYSTEM.resident_bytes(data, file) == len(part)
