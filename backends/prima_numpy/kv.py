@@ -109,7 +109,12 @@ class NumpyKv:
         shape = self._n_kv_heads, operation.capacity, self._row_bytes // self._dtype.itemsize
         try:
             return Room(_pages(shape, self._dtype), _pages(shape, self._dtype))
-        except (MemoryError, ValueError, OverflowError, OSError) as error:  # more than there is, or an address can count
+        except (
+            MemoryError,
+            ValueError,
+            OverflowError,
+            OSError,
+        ) as error:  # more than there is, or an address can count
             raise DeviceMemoryError(
                 f"no memory for the KV of {operation.capacity} positions", hint="use a smaller context (-c)"
             ) from error
