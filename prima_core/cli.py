@@ -24,7 +24,7 @@ CTRL_C = 130
 OWNER = "prima-owner-"  # how threads that compute are named, see `ring.worker`
 
 NODE = ("backend", "threads", "kernels", "memory")
-RING = ("nodes", "plan", "solver", "transport", "wire")
+RING = ("nodes", "plan", "solver", "rounds", "transport", "wire")
 CONTEXT = ("context", "kv_type", "chunk")
 SAMPLING = ("temp", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 JOINING = ("listen", "advertise", "token_file")
@@ -147,17 +147,33 @@ def chat(registry: Registry, /, model: str | None, **settings: Any) -> None:
 @model_argument
 @click.option("--prompt", "n_prompt", type=click.IntRange(min=1), default=128, show_default=True, help="Prompt tokens.")
 @click.option("--gen", "n_gen", type=click.IntRange(min=2), default=64, show_default=True, help="Generated tokens.")
+@click.option("--cluster", help="Measure an emulated cluster: four-equal, paper or a TOML file. Linux, as root.")
 @options("models", "log_level")
 @options(*CONTEXT, panel=CONTEXT_PANEL)
 @options(*NODE, panel=NODE_PANEL)
 @options(*RING, panel=RING_PANEL)
 @as_json
 @click.pass_obj
-def bench(registry: Registry, /, model: str | None, n_prompt: int, n_gen: int, as_json: bool, **settings: Any) -> None:
+def bench(
+    registry: Registry,
+    /,
+    model: str | None,
+    n_prompt: int,
+    n_gen: int,
+    cluster: str | None,
+    as_json: bool,
+    **settings: Any,  # Any: the values of config.TABLE
+) -> None:
     """Measure the speed of prefill and decode on this machine."""
+    _start(settings)
+    if cluster is not None:
+        from prima_core.cage.limits import Workload
+        from prima_core.commands import bench_cluster
+
+        bench_cluster.bench(cluster, model, Workload(n_prompt, n_gen), as_json, settings)
+        return
     from prima_core.commands import generate
 
-    _start(settings)
     generate.bench(model, n_prompt, n_gen, as_json, settings, registry)
 
 
@@ -165,7 +181,18 @@ def bench(registry: Registry, /, model: str | None, n_prompt: int, n_gen: int, a
 @model_argument
 @click.option("--problem", type=click.Path(dir_okay=False), help="Solve this problem file instead.")
 @options(
-    "models", "backend", "kernels", "memory", "nodes", "plan", "solver", "context", "kv_type", "parallel", "log_level"
+    "models",
+    "backend",
+    "kernels",
+    "memory",
+    "nodes",
+    "plan",
+    "solver",
+    "rounds",
+    "context",
+    "kv_type",
+    "parallel",
+    "log_level",
 )
 @as_json
 @click.pass_obj

@@ -97,6 +97,9 @@ class Step:
 
 # ---------------------------------------------------------------- weights
 
+ExpertGroup = tuple["NDArray[np.intp]", "NDArray[np.intp]"]
+"""Experts, and for each of them which matrix of `Weight.data` is its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Weight:
@@ -109,14 +112,22 @@ class Weight:
     type: GGUFType
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
-    require: Callable[[Sequence[int]], None] | None = None
-    """Of a stack of experts whose matrices come from disk when they are needed: brings those with these indices into
-    `data`, where they stay until the layer is released. None: all are there."""
+    require: Callable[[NDArray[np.intp]], Iterator[ExpertGroup]] | None = None
+    """Of a stack of experts whose matrices come from disk when they are needed; None: all are there, in order.
+
+    `require(chosen)` gives the experts that were chosen, as often as tokens chose them, in groups, each expert once. The
+    matrices of a group stay in the same places of all stacks of the layer (one call serves gate, up and down) until the
+    next group is asked for, or none is any more. Raises ModelError when the file cannot be read.
+    """
+    places: int = 0
+    """How many matrices `data` has room for, where they come when they are needed."""
 
     def part(self, start: int, stop: int) -> Weight:
-        """Entries [start, stop) along the first axis, a view: some rows of a matrix, some matrices of a stack."""
-        size = len(self.data) // self.shape[0]
-        return replace(self, shape=(stop - start, *self.shape[1:]), data=self.data[start * size : stop * size])
+        """Entries [start, stop) along the first axis, a view: some rows of a matrix, some matrices of a stack; where
+        they come when they are needed, those of these places."""
+        size = len(self.data) // (self.places or self.shape[0])
+        data = self.data[start * size : stop * size]
+        return replace(self, shape=(stop - start, *self.shape[1:]), data=data, require=None, places=0)
 
 
 class Store(Protocol):
@@ -197,7 +208,8 @@ class Device:
 
     `memory_bytes`: what weights and KV may take there now. `shares_host`: this memory is the host's (a CPU's, unified
     memory), so what lies there counts against the node's memory too. `growth`: types of tensors, by name, that take
-    more bytes there than in the file, and how many times as many, from 1 to MAX_GROWTH.
+    more bytes there than in the file, and how many times as many, from 1 to MAX_GROWTH. `copies`: weights are copied
+    there, not used where they were read, so that streamed ones take room both in the host's buffer and there.
     """
 
     id: str
@@ -205,6 +217,7 @@ class Device:
     summary: str = ""
     shares_host: bool = True
     growth: Mapping[str, float] = field(default_factory=dict, hash=False)
+    copies: bool = False
 
 
 @dataclass(frozen=True, slots=True)

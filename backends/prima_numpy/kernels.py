@@ -146,7 +146,8 @@ class Kernels:
         return result
 
     def linear_experts(self, stacks: Sequence[Weight], x: Float32s, experts: Int64s, starts: Int64s) -> list[Float32s]:
-        """For each stack [n_experts, rows, cols]: rows starts[i] to starts[i + 1] of x [n, cols] by matrix experts[i].
+        """For each stack [n_experts, rows, cols]: rows starts[i] to starts[i + 1] of x [n, cols] by matrix experts[i]
+        (of `Weight.places`, where these come when they are needed).
 
         `starts` goes up from 0 to n. Gives [n, rows] of each stack, with the bits of `linear` by one expert's matrix;
         bytes of other experts are not read, and each expert's only once.
@@ -238,4 +239,4 @@ class Kernels:
 
 def _stack(weight: Weight, out: Float32s) -> tuple[int, NDArray[np.uint8], int, int, int, Float32s]:
     n_experts, rows, cols = weight.shape
-    return int(weight.type), weight.data, n_experts, rows, cols, out
+    return int(weight.type), weight.data, weight.places or n_experts, rows, cols, out

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from prima_core.arch.fused import Gating
 from prima_core.arch.ops import AttentionRule, RoutingRule
 from prima_core.arch.rope import Rope
-from prima_core.interfaces import KvType, Slice, Weight
+from prima_core.interfaces import ExpertGroup, KvType, Slice, Weight
 from prima_core.model.rope import RopeKind
 from prima_numpy import kernels
 from prima_numpy.kernels import Kernels, KvSpan
@@ -118,14 +118,15 @@ class ReferenceOps:
         self, x: FloatArray, scores: FloatArray, gate: Matrix, up: Matrix, down: Matrix, rule: RoutingRule
     ) -> FloatArray:
         chosen, shares = route(scores, rule)
-        out = np.zeros_like(x)
-        for row, (experts, weights) in enumerate(zip(chosen, shares, strict=True)):
-            own = x[row : row + 1]
-            for expert, weight in zip(experts, weights, strict=True):
-                parts = [_expert(stack, int(expert)) for stack in (gate, up, down)]
-                hidden = self.swiglu(self.linear(own, parts[0]), self.linear(own, parts[1]))
-                out[row] += weight * self.linear(hidden, parts[2])[0]
-        return out
+        answers = np.empty((*chosen.shape, x.shape[1]), np.float32)
+        for group in needed(gate.weight, chosen):
+            for expert, place in zip(*group, strict=True):
+                parts = [_expert(stack, int(place)) for stack in (gate, up, down)]
+                for row, rank in np.argwhere(chosen == expert):
+                    own = x[row : row + 1]
+                    hidden = self.swiglu(self.linear(own, parts[0]), self.linear(own, parts[1]))
+                    answers[row, rank] = self.linear(hidden, parts[2])[0]
+        return _mixed(answers, shares)
 
     def add(self, x: FloatArray, y: FloatArray) -> FloatArray:
         return x + y
@@ -214,19 +215,13 @@ class NativeOps(ReferenceOps):
     ) -> FloatArray:
         """Rows in the order of their experts, so that each expert's matrices are used once for all of its rows."""
         chosen, shares = route(scores, rule)
-        n_used = chosen.shape[1]
-        order = np.argsort(chosen, axis=None, kind="stable")  # of row * n_used + rank
-        counts = np.bincount(chosen.reshape(-1))
-        experts = np.flatnonzero(counts)
-        starts = np.concatenate([[0], np.cumsum(counts[experts])])
-        own = x[order // n_used]
-        gates, ups = self._kernels.linear_experts((gate.weight, up.weight), own, experts, starts)
-        [answers] = self._kernels.linear_experts((down.weight,), self.swiglu(gates, ups), experts, starts)
-        ranked = np.empty_like(answers)
-        ranked[order] = answers
-        weighted = ranked.reshape(len(x), n_used, -1) * shares[:, :, None]
-        mixed: FloatArray = weighted.sum(axis=1)  # likeliest first: along any axis but the last numpy adds in order
-        return mixed
+        answers = np.empty((chosen.size, x.shape[1]), np.float32)
+        for picks, places, starts in _runs(gate.weight, chosen):
+            own = x[picks // chosen.shape[1]]
+            gates, ups = self._kernels.linear_experts((gate.weight, up.weight), own, places, starts)
+            [answered] = self._kernels.linear_experts((down.weight,), self.swiglu(gates, ups), places, starts)
+            answers[picks] = answered
+        return _mixed(answers.reshape(*chosen.shape, -1), shares)
 
     def add(self, x: FloatArray, y: FloatArray) -> FloatArray:
         return self._kernels.add(x, y, out=y)
@@ -272,8 +267,37 @@ def route(scores: FloatArray, rule: RoutingRule) -> tuple[NDArray[np.intp], Floa
     return chosen, (shares * rule.scale).astype(np.float32)
 
 
-def _expert(stack: Matrix, expert: int) -> Matrix:
-    part = stack.weight.part(expert, expert + 1)
+def needed(stack: Weight, chosen: NDArray[np.intp]) -> Iterator[ExpertGroup]:
+    """The experts that were chosen, each once, in groups that are in memory until the next is asked for."""
+    if stack.require is None:
+        experts = np.flatnonzero(np.bincount(chosen.reshape(-1)))
+        yield experts, experts
+    else:
+        yield from stack.require(chosen.reshape(-1))
+
+
+def _runs(
+    stack: Weight, chosen: NDArray[np.intp]
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]]:
+    """For each group of `needed`: the picks (row * n_used + rank) of its experts, the places of their matrices, and
+    where the picks of each start."""
+    order = np.argsort(chosen, axis=None, kind="stable")  # picks in the order of their experts
+    counts = np.bincount(chosen.reshape(-1))
+    stops = np.cumsum(counts)
+    for experts, places in needed(stack, chosen):
+        picks = np.concatenate([order[stops[expert] - counts[expert] : stops[expert]] for expert in experts])
+        yield picks, places, np.concatenate([[0], np.cumsum(counts[experts])])
+
+
+def _mixed(answers: FloatArray, shares: FloatArray) -> FloatArray:
+    """Answers [n, n_used, d_model], likeliest first, times their shares [n, n_used], added up in this order."""
+    weighted = answers * shares[:, :, None]
+    mixed: FloatArray = weighted.sum(axis=1)  # along any axis but the last numpy adds in order
+    return mixed
+
+
+def _expert(stack: Matrix, place: int) -> Matrix:
+    part = stack.weight.part(place, place + 1)
     return Matrix(replace(part, shape=part.shape[1:]), None)
 
 

@@ -64,7 +64,7 @@ class Inventory:
 
     def streamed_of(self, layer: int) -> frozenset[str]:
         """Full names."""
-        return self.streamed.layers.get(layer, frozenset())
+        return self._streamed_of(layer, self.streamed)
 
     def all_stations(self) -> list[tuple[Unit, ...]]:
         """What `stations` are when all is streamed that can be."""
@@ -108,6 +108,8 @@ class Inventory:
     def drop_streamed(self) -> None:
         for unit in itertools.chain.from_iterable(self.stations):
             self._drop(unit)
+        if self.streamed.on_demand:
+            self._drop_experts()
 
     def resize(self, pinned_bytes: int) -> None:
         """See `StreamingStore.resize`."""
@@ -120,12 +122,18 @@ class Inventory:
     def _demote(self, wanted: Streamed) -> None:
         now, before = self.streamed, {unit for units in self.stations for unit in units}
         layers = {layer: names | wanted.layers[layer] for layer, names in now.layers.items()}
-        self._set(Streamed(layers, max(now.n_blocks, wanted.n_blocks), now.table or wanted.table))
+        expert_bytes = max(now.expert_bytes, wanted.expert_bytes)
+        more = Streamed(
+            layers, max(now.n_blocks, wanted.n_blocks), now.table or wanted.table, expert_bytes, wanted.on_demand
+        )
+        self._set(more)
         for unit in itertools.chain.from_iterable(self.stations):
             if unit not in before:
                 self._drop(unit)
         if wanted.table and not now.table:
             self.drop(TOKEN_EMBD)
+        if wanted.on_demand and not now.on_demand:
+            self._drop_experts()
 
     def _promote(self, wanted: Streamed) -> None:
         """Layer by layer; what the system took of what stays comes back too."""
@@ -148,6 +156,10 @@ class Inventory:
             except OSError as error:
                 raise unreadable(self._path(weight.name), error) from error
         return True
+
+    def _drop_experts(self) -> None:
+        for name in itertools.chain.from_iterable(self.holding.experts.values()):
+            self.drop(name)
 
     def _drop(self, unit: Unit) -> None:
         info, weight = self._file.tensors[unit.name], self._weights.get(unit.name)
@@ -188,7 +200,12 @@ class Inventory:
         yield from self._kept_ends(streamed)
 
     def _kept_of(self, layer: int, streamed: Streamed) -> list[Weight]:
-        return [weight for weight in self.mapped.views(layer).values() if weight.name not in streamed.layers[layer]]
+        left_out = self._streamed_of(layer, streamed)
+        return [weight for weight in self.mapped.views(layer).values() if weight.name not in left_out]
+
+    def _streamed_of(self, layer: int, streamed: Streamed) -> frozenset[str]:
+        stacks = self.holding.experts.get(layer, ()) if streamed.on_demand else ()
+        return streamed.layers.get(layer, frozenset()).union(stacks)
 
     def _kept_ends(self, streamed: Streamed) -> list[Weight]:
         """Of the output matrix perhaps its first rows only."""

@@ -1,9 +1,9 @@
 """Which weights of a node stay in memory and which are read from disk in every pass: pure, the same answer twice.
 
 What costs nothing to leave out goes first: the table of token embeddings, of which a pass looks up a row per token (one
-or two pages through the map). Then whole tensors of the layers, each layer about the same share of its bytes, so that
-its own compute hides as much reading as possible. Last the output matrix, in blocks of rows. Norms, biases, routers and
-whatever else is small always stay.
+or two pages through the map). Then experts: a token needs a few of them, often those of the tokens before it. Then
+whole tensors of the layers, each layer about the same share of its bytes, so that its own compute hides as much reading
+as possible. Last the output matrix, in blocks of rows. Norms, biases, routers and whatever else is small always stay.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ROUTER = "ffn_gate_inp.weight"
 class Holding:
     """What a node holds. `layers`: by layer in the order of the visits, its tensors that may be streamed and their
     bytes; `blocks`: bytes of the output matrix' runs of rows; `table_bytes`: token embeddings that are looked up only;
-    `fixed_bytes`: what always stays."""
+    `fixed_bytes`: what always stays; `experts`: as `layers`, the stacks of experts."""
 
     layers: Mapping[int, Mapping[str, int]]
     blocks: tuple[int, ...] = ()
@@ -34,6 +34,11 @@ class Holding:
     output: str = ""
     table_bytes: int = 0
     fixed_bytes: int = 0
+    experts: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def expert_bytes(self) -> int:
+        return sum(sum(sizes.values()) for sizes in self.experts.values())
 
     @property
     def layer_bytes(self) -> int:
@@ -42,7 +47,7 @@ class Holding:
     @property
     def streamable_bytes(self) -> int:
         """The most that can be left out of memory."""
-        return self.table_bytes + self.layer_bytes + sum(self.blocks)
+        return self.table_bytes + self.expert_bytes + self.layer_bytes + sum(self.blocks)
 
     @property
     def total_bytes(self) -> int:
@@ -52,16 +57,19 @@ class Holding:
         """What is not kept in memory."""
         layers = sum(self.layers[layer][name] for layer, names in streamed.layers.items() for name in names)
         blocks = sum(self.blocks[len(self.blocks) - streamed.n_blocks :])
-        return layers + blocks + (self.table_bytes if streamed.table else 0)
+        return layers + blocks + streamed.expert_bytes + (self.table_bytes if streamed.table else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """What is not kept in memory: names by layer, the last `n_blocks` blocks of the output, the table or not."""
+    """What is not kept in memory: names by layer, the last `n_blocks` blocks of the output, the table or not, and so
+    many bytes of the experts. `on_demand`: each expert is read when a token chooses it; once so, always so."""
 
     layers: Mapping[int, frozenset[str]] = field(default_factory=dict)
     n_blocks: int = 0
     table: bool = False
+    expert_bytes: int = 0
+    on_demand: bool = False
 
 
 def holding(tensors: Mapping[str, TensorInfo], visits: Sequence[Layers], ends: Sequence[str]) -> Holding:
@@ -71,7 +79,9 @@ def holding(tensors: Mapping[str, TensorInfo], visits: Sequence[Layers], ends: S
     output = _output(tensors, ends)
     rows, blocks = _cut(tensors[output]) if output else (0, ())
     table_bytes = tensors[TOKEN_EMBD].n_bytes if TOKEN_EMBD in ends and output != TOKEN_EMBD else 0
-    found = Holding(layers, blocks, rows, output, table_bytes)
+    experts = {layer: {info.name: info.n_bytes for info in of if _is_stack(info)} for layer, of in of_layers.items()}
+    stacks = {layer: sizes for layer, sizes in experts.items() if sizes}
+    found = Holding(layers, blocks, rows, output, table_bytes, experts=stacks)
     total = sum(info.n_bytes for of in of_layers.values() for info in of) + sum(tensors[name].n_bytes for name in ends)
     return replace(found, fixed_bytes=total - found.streamable_bytes)
 
@@ -80,11 +90,15 @@ def resized(held: Holding, now: Streamed, streamed_bytes: int) -> Streamed:
     """What to leave out of memory instead of `now`, most of which is the same: at least so many bytes and few more, or
     all that can be."""
     rest = max(0, streamed_bytes - held.table_bytes)
+    from_experts = min(rest, held.expert_bytes)
+    rest -= from_experts
     from_layers = min(rest, held.layer_bytes)
     return Streamed(
         _resized_layers(held.layers, now.layers, from_layers),
         _blocks_with(held.blocks, rest - from_layers),
         table=streamed_bytes > 0 and held.table_bytes > 0,
+        expert_bytes=from_experts,
+        on_demand=now.on_demand or from_experts > 0,
     )
 
 
@@ -148,7 +162,12 @@ def _of_layer(tensors: Mapping[str, TensorInfo], layer: int) -> list[TensorInfo]
 
 
 def _may_stream(info: TensorInfo) -> bool:
-    return info.n_bytes >= SMALLEST_BYTES and len(info.shape) > 1 and not info.name.endswith(_ROUTER)
+    return info.n_bytes >= SMALLEST_BYTES and len(info.shape) == 2 and not info.name.endswith(_ROUTER)
+
+
+def _is_stack(info: TensorInfo) -> bool:
+    """Whether it holds a matrix of each expert."""
+    return len(info.shape) == 3
 
 
 def _output(tensors: Mapping[str, TensorInfo], ends: Sequence[str]) -> str:

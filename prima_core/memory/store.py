@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from prima_core.errors import PlanError
 from prima_core.interfaces import Layers, Weight
+from prima_core.memory.experts import Experts, ExpertStats
 from prima_core.memory.inventory import Inventory, unreadable
 from prima_core.memory.reader import ReadAhead, ReadCounts, Turn, least_buffer
 from prima_core.model.gguf import GGUFFile
@@ -29,7 +30,8 @@ class StoreStats:
     `stall_s`: who computes waited for weights. `seeks`: other weights were asked for than came next, so that
     `vain_bytes` were read for nothing. `missed_bytes`: streamed weights that were used through the map all the same,
     because there was no room for them in the buffer or they had been demoted a moment before.
-    `streamed_bytes`: not kept in memory, whether read in each pass or looked up (a table of embeddings).
+    `streamed_bytes`: not kept in memory, whether read in each pass or looked up (a table of embeddings). Hits and
+    misses: experts that steps chose, of those that are read on demand, and that were in memory or not.
     """
 
     read_bytes: int = 0
@@ -41,11 +43,13 @@ class StoreStats:
     pinned_bytes: int = 0
     streamed_bytes: int = 0
     buffer_bytes: int = 0
+    expert_hits: int = 0
+    expert_misses: int = 0
 
 
 @dataclass(slots=True)
 class _Held:
-    """A layer in use. `buffered`: names of the tensors that were given from the buffer."""
+    """A layer in use. `buffered`: names of the tensors that were not given as views into the map."""
 
     weights: Mapping[str, Weight]
     turn: Turn | None = None
@@ -58,8 +62,10 @@ class StreamingStore:
 
     At least `streamed_bytes` of these weights, or all that can be, are not kept in memory; of them the layers' tensors
     and the output matrix pass through a buffer of `buffer_bytes`. Until `start`, and whenever the buffer does not have
-    what is asked for, a view into the map is given: right, but slow. With nothing streamed there is neither a thread
-    nor a buffer. Raises PlanError when the buffer is too small, ModelError when the file cannot be opened.
+    what is asked for, a view into the map is given: right, but slow. Experts that are not all kept are read when tokens
+    choose them, whose part of the buffer is what they use in one layer, or all where nothing else passes through it.
+    With nothing streamed there is neither a thread nor a buffer. Raises PlanError when the buffer is too small,
+    ModelError when the file cannot be opened.
     """
 
     def __init__(
@@ -74,7 +80,7 @@ class StreamingStore:
     ) -> None:
         self._file, self._system = file, system
         self._inventory = Inventory(file, spec, visits, ends, streamed_bytes, system)
-        self._shown = dict(self._inventory.streamed.layers)
+        self._shown = {layer: self._inventory.streamed_of(layer) for layer in self._inventory.holding.layers}
         self._buffer_bytes = buffer_bytes
         self._counts = ReadCounts()
         self._missed_bytes = 0
@@ -83,7 +89,11 @@ class StreamingStore:
         self._reader: ReadAhead | None = None
         self._is_started = False
         self._fitted_version = 0
+        self._n_used = spec.experts.n_used if spec.experts else 0
+        self._experts: Experts | None = None
+        self._with_experts: dict[int, Mapping[str, Weight]] = {}
         try:
+            self._fit_experts()
             self._check_buffer()
         except BaseException:
             self.close()
@@ -149,6 +159,8 @@ class StreamingStore:
         """End the readers and forget the views. Idempotent."""
         self._is_started = False
         self._close_reader()
+        if self._experts is not None:
+            self._experts.close()
         files, self._files = self._files, []
         for file in files:
             file.close()
@@ -188,41 +200,52 @@ class StreamingStore:
         Should a layer's share outgrow the buffer, that grows, once, to what holds any layer as a whole: what does not
         fit would be read through the page cache page by page, far slower, and push out what stays.
         """
-        self._inventory.resize(pinned_bytes)
+        try:
+            self._inventory.resize(pinned_bytes)
+        finally:
+            if self._experts is not None:
+                self._experts.resize(self._room_of(self._experts))
 
     def stats(self) -> StoreStats:
         counts, inventory = self._counts, self._inventory
+        experts = ExpertStats() if self._experts is None else self._experts.stats()
         return StoreStats(
-            counts.read_bytes,
-            counts.reading_s,
-            counts.stall_s,
+            counts.read_bytes + experts.read_bytes,
+            counts.reading_s + experts.reading_s,
+            counts.stall_s + experts.stall_s,
             counts.seeks,
             counts.vain_bytes,
             self._missed_bytes,
             inventory.pinned_bytes,
             inventory.streamed_bytes,
-            self._buffer_bytes if self._reader is not None else 0,
+            0 if self._reader is None and self._experts is None else self._buffer_bytes,
+            experts.hits,
+            experts.misses,
         )
 
     # ------------------------------------------------------------ what is acquired
 
     def _bring(self, layer: int) -> _Held:
-        whole, station = self._inventory.mapped.acquire(layer), self._inventory.station_of(layer)
+        station = self._inventory.station_of(layer)
         if station is None:
-            return _Held(whole)
+            return _Held(self._inventory.mapped.acquire(layer))
+        self._fit_experts()
         self._fit_reader()
+        whole = self._with_experts.get(layer) or self._inventory.mapped.acquire(layer)
+        stacks = self._inventory.holding.experts.get(layer, {}).keys() if layer in self._with_experts else ()
         turn = None if self._reader is None else self._reader.take(station)
         names = self._shown[layer] = self._inventory.streamed_of(layer)
         data = self._buffered(turn, names)
         if self._reader is not None:
-            self._missed_bytes += sum(self._inventory.holding.layers[layer][name] for name in names - data.keys())
+            sizes = self._inventory.holding.layers[layer]
+            self._missed_bytes += sum(sizes.get(name, 0) for name in names - data.keys())
         if not data:
-            return _Held(whole, turn)
+            return _Held(whole, turn, frozenset(stacks))
         weights = {
             short: replace(weight, data=data[weight.name]) if weight.name in data else weight
             for short, weight in whole.items()
         }
-        return _Held(weights, turn, frozenset(data))
+        return _Held(weights, turn, frozenset(data).union(stacks))
 
     def _buffered(self, turn: Turn | None, names: frozenset[str]) -> dict[str, NDArray[np.uint8]]:
         """What a turn has of these: others were taken back into memory since it was read."""
@@ -246,6 +269,29 @@ class StreamingStore:
         finally:
             self._reader.free(turn)
 
+    # ------------------------------------------------------------ experts
+
+    def _fit_experts(self) -> None:
+        """Have them read on demand where that is so by now; not while a layer is in use."""
+        if self._experts is not None or self._held or not self._inventory.streamed.on_demand:
+            return
+        stacks = self._inventory.holding.experts
+        self._experts = experts = Experts(self._file, stacks, self._n_used, 0, self._system)
+        self._with_experts = {
+            layer: {**self._inventory.mapped.views(layer), **experts.weights(layer)} for layer in stacks
+        }
+        experts.resize(self._room_of(experts))
+
+    def _room_of(self, experts: Experts) -> int:
+        inventory = self._inventory
+        spare = experts.group_bytes if any(inventory.stations) else self._buffer_bytes
+        return inventory.holding.expert_bytes - inventory.streamed.expert_bytes + spare
+
+    @property
+    def _group_bytes(self) -> int:
+        """What experts have of the buffer beside what is read ahead."""
+        return 0 if self._experts is None else self._experts.group_bytes
+
     # ------------------------------------------------------------ the readers
 
     def _fit_reader(self) -> None:
@@ -257,14 +303,15 @@ class StreamingStore:
             self._close_reader()
         elif self._least_buffer() > self._buffer_bytes:
             self._close_reader()
-            self._buffer_bytes = least_buffer(self._inventory.all_stations(), self._alignment())
+            all_stations = self._inventory.all_stations()
+            self._buffer_bytes = least_buffer(all_stations, self._alignment()) + self._group_bytes
             self._open_reader()
         elif self._reader is None:
             self._open_reader()
         self._fitted_version = version
 
     def _open_reader(self) -> None:
-        buffer = self._system.buffer(self._buffer_bytes, is_filled=True)
+        buffer = self._system.buffer(self._buffer_bytes - self._group_bytes, is_filled=True)
         paths = [part.path for part in self._file.parts]
         self._reader = ReadAhead(self._inventory.stations, self._open_files(), paths, buffer, self._counts)
 
@@ -282,7 +329,7 @@ class StreamingStore:
             )
 
     def _least_buffer(self) -> int:
-        return least_buffer(self._inventory.stations, self._alignment())
+        return least_buffer(self._inventory.stations, self._alignment()) + self._group_bytes
 
     def _alignment(self) -> int:
         return max(file.alignment for file in self._open_files())

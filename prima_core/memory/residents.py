@@ -1,0 +1,132 @@
+"""Which experts are in memory, in which of so many slots, and who goes when others come."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prima_core.memory.frequency import Frequencies
+
+Indices = NDArray[np.intp]
+
+
+class Residents:
+    """A table of experts [layers, experts]; layers are named by their row. An expert in memory has a slot below `most`.
+
+    Those least often chosen of late go first, so that a rare one passes through in the place of another rare one. Busy
+    ones, which are being read or used, do not go. At most as many slots as `resize` says (at first 1) have memory, or a
+    few more while so many are busy; `release(slot)` gives that of one back. Methods may be called from any thread.
+    """
+
+    def __init__(self, n_layers: int, n_experts: int, n_used: int, most: int, release: Callable[[int], None]) -> None:
+        self._release, self._capacity = release, 1
+        self._frequencies = Frequencies(n_layers, n_experts, n_used)
+        self._slots = np.full((n_layers, n_experts), -1, np.intp)
+        self._busy = np.zeros(self._slots.shape, bool)
+        self._worth = np.full(self._slots.shape, np.inf)  # of those that may go
+        self._empty = list(reversed(range(most)))  # slots without memory
+        self._free: list[int] = []  # with memory, and nothing in it
+        self._n_slots = most
+        self._lock = threading.Lock()
+
+    @property
+    def n_with_memory(self) -> int:
+        return self._n_slots - len(self._empty)
+
+    def count(self, row: int, chosen: Indices) -> Indices:
+        """Take notice of tokens' choices in a layer; which experts they are, each once."""
+        counts = np.bincount(chosen, minlength=self._slots.shape[1])
+        with self._lock:
+            self._frequencies.count(row, counts)
+            self._weigh(row)
+        return np.flatnonzero(counts)
+
+    def hold(self, row: int, wanted: Indices) -> Indices:
+        """Those of the wanted that are in memory; they are busy from now on."""
+        with self._lock:
+            found: Indices = wanted[self._slots[row, wanted] >= 0]
+            self._busy[row, found] = True
+            self._weigh(row)
+        return found
+
+    def slots(self, row: int, held: Indices) -> Indices:
+        found: Indices = self._slots[row, held]
+        return found
+
+    def admit(self, row: int, missing: Indices) -> Indices:
+        """The first of the missing that there is room for, with slots; they are busy, and others may have gone.
+
+        At least one where nothing of the layer is busy, if there is a slot at all.
+        """
+        n_admitted = 0
+        with self._lock:
+            while n_admitted < len(missing):
+                slot = self._take_slot(must=not self._busy[row].any())
+                if slot is None:
+                    break
+                self._slots[row, missing[n_admitted]] = slot
+                self._busy[row, missing[n_admitted]] = True
+                n_admitted += 1
+        return missing[:n_admitted]
+
+    def leave(self, row: int, experts: Indices) -> None:
+        """They are not busy any more."""
+        with self._lock:
+            self._busy[row, experts] = False
+            self._weigh(row)
+            self._shrink()
+
+    def drop(self, row: int, experts: Indices) -> None:
+        """They did not come: what their slots hold is nothing."""
+        with self._lock:
+            self._free += self._slots[row, experts].tolist()
+            self._lose(row, experts)
+            self._shrink()
+
+    def lose(self, row: int, experts: Indices) -> None:
+        """They did not come, and may still: nobody else gets their slots."""
+        with self._lock:
+            self._lose(row, experts)
+
+    def resize(self, capacity: int) -> None:
+        """Another capacity from now on; what is busy goes later."""
+        with self._lock:
+            self._capacity = capacity
+            self._shrink()
+
+    def _weigh(self, row: int) -> None:
+        may_go = (self._slots[row] >= 0) & ~self._busy[row]
+        self._worth[row] = np.where(may_go, self._frequencies.shares[row], np.inf)
+
+    def _take_slot(self, must: bool) -> int | None:
+        if self._free:
+            return self._free.pop()
+        if self._empty and self.n_with_memory < self._capacity:
+            return self._empty.pop()
+        if self._evict():
+            return self._free.pop()
+        return self._empty.pop() if must and self._empty else None
+
+    def _shrink(self) -> None:
+        while self.n_with_memory > self._capacity and (self._free or self._evict()):
+            slot = self._free.pop()
+            self._release(slot)
+            self._empty.append(slot)
+
+    def _evict(self) -> bool:
+        """Whether an expert went, whose slot is free now."""
+        row, expert = divmod(int(self._worth.argmin()), self._worth.shape[1])
+        if np.isinf(self._worth[row, expert]):
+            return False
+        self._free.append(int(self._slots[row, expert]))
+        self._slots[row, expert] = -1
+        self._worth[row, expert] = np.inf
+        return True
+
+    def _lose(self, row: int, experts: Indices) -> None:
+        self._slots[row, experts] = -1
+        self._busy[row, experts] = False
+        self._weigh(row)
