@@ -200,7 +200,8 @@ def _complete(weight: Weight) -> Weight:
     That costs what the router saves, so plans stream stacks elsewhere first."""
     if weight.require is None:
         return weight
-    experts, data = weight.data.reshape(weight.shape[0], -1), np.empty_like(weight.data)
-    for group in weight.require(np.arange(weight.shape[0])):
-        data.reshape(experts.shape)[group] = experts[group]
-    return replace(weight, data=data, require=None)
+    n_experts, here = weight.shape[0], weight.data.reshape(weight.places, -1)
+    data = np.empty((n_experts, here.shape[1]), np.uint8)
+    for group, places in weight.require(np.arange(n_experts)):
+        data[group] = here[places]
+    return replace(weight, data=data.reshape(-1), require=None, places=0)

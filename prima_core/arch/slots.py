@@ -89,7 +89,7 @@ def kind(weight: Weight) -> Kind:
 def _zeros(weight: Weight) -> Weight:
     block = BLOCKS[weight.type]
     n_bytes = prod(weight.shape) // block.n_weights * block.n_bytes
-    return replace(weight, data=np.zeros(n_bytes, np.uint8), require=None)
+    return replace(weight, data=np.zeros(n_bytes, np.uint8), require=None, places=0)
 
 
 def pieces(weight: Weight) -> Iterator[Weight]:

@@ -249,16 +249,17 @@ def test_of_a_streamed_table_only_the_rows_of_the_tokens_are_read() -> None:
 def test_a_stack_of_experts_is_complete_on_a_device() -> None:
     """Its store brings them in groups, and between groups another's bytes are there."""
     values = np.arange(5 * 2 * 3, dtype=np.float32).reshape(5, 2, 3)
-    buffer = np.full(values.nbytes, 0xFF, np.uint8)
+    here = np.full((3, 2, 3), np.nan, np.float32)
 
-    def require(chosen: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    def require(chosen: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
         for group in np.array_split(np.unique(chosen), 2):
-            view = buffer.view(np.float32).reshape(values.shape)
-            view[group] = values[group]
-            yield group
-            view[group] = np.nan
+            places = np.arange(len(group))[::-1]
+            here[places] = values[group]
+            yield group, places
+            here[:] = np.nan
 
-    stack = Weight("blk.0.ffn_gate_exps.weight", GGUFType.F32, values.shape, buffer, require)
+    data = here.reshape(-1).view(np.uint8)
+    stack = Weight("blk.0.ffn_gate_exps.weight", GGUFType.F32, values.shape, data, require, len(here))
     store = PoisonedStore(MODEL.store(), nothing)
     held: list[Matrix] = []
 

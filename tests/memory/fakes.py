@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,16 +32,19 @@ class FakeFile:
     alignment: int = ALIGNMENT
 
     def __post_init__(self) -> None:
-        self.fd = os.open(self.path, os.O_RDONLY)
+        self.file = open(self.path, "rb")  # noqa: SIM115 - `close` closes it
+        self.lock = threading.Lock()
 
     def read(self, into: memoryview, offset: int) -> int:
         assert offset % ALIGNMENT == 0, offset
         assert len(into) % ALIGNMENT == 0, len(into)
         self.system.begin_read(self.path, offset, len(into))
-        return min(os.preadv(self.fd, [into], offset), self.system.at_most(offset, len(into)))
+        with self.lock:
+            self.file.seek(offset)
+            return min(self.file.readinto(into), self.system.at_most(offset, len(into)))
 
     def close(self) -> None:
-        os.close(self.fd)
+        self.file.close()
         self.system.open_files -= 1
 
 
