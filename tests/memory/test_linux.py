@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +33,11 @@ SYSTEM = Linux()
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
+    return cold_file(tmp_path / "weights")
+
+
+def cold_file(path: Path) -> Path:
     """Random bytes that are on the disk, and of which nothing is cached."""
-    path = tmp_path / "weights"
     path.write_bytes(np.random.default_rng(1).bytes(SIZE))
     with path.open("rb+") as open_file:
         os.fsync(open_file.fileno())
@@ -310,20 +314,15 @@ print(SYSTEM._pages.resident_bytes(data) == len(data), SYSTEM.resident_bytes(dat
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="to become another user takes root")
-def test_to_those_who_may_not_write_the_file_its_residency_is_unknown(file: Path) -> None:
+def test_to_those_who_may_not_write_the_file_its_residency_is_unknown() -> None:
     """The kernel answers them that all is there."""
-    file.chmod(0o644)
-    open_the_way(file.parent)
-    done = subprocess.run(
-        [sys.executable, "-c", FOREIGN, file], capture_output=True, text=True, timeout=30, check=False
-    )
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
+        Path(folder).chmod(0o755)
+        path = cold_file(Path(folder) / "weights")
+        done = subprocess.run(
+            [sys.executable, "-c", FOREIGN, path], capture_output=True, text=True, timeout=30, check=False
+        )
     assert done.stdout.split() == ["True", "None"], done.stderr
-
-
-def open_the_way(folder: Path) -> None:
-    while folder.stat().st_mode & 0o005 != 0o005:
-        folder.chmod(0o755)
-        folder = folder.parent
 
 
 def test_only_what_is_asked_for_is_populated(file: Path) -> None:

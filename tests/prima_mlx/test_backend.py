@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from prima_core.arch.families import open_model
 from prima_core.errors import DeviceMemoryError
 from prima_core.interfaces import BackendOptions, KvType, Layers, Slice
+from prima_core.memory.system import Memory
 from prima_core.model.quant import GGUFType
 from prima_core.testing.driving import chunked, logits_of_all
 from prima_core.testing.reference import exact_logits
@@ -122,11 +124,12 @@ def metal(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return wired
 
 
-@pytest.mark.parametrize(("host", "memory_bytes"), [(20 * GIB, 7 * GIB), (2 * GIB, 2 * GIB)])
+@pytest.mark.parametrize(("available", "memory_bytes"), [(20 * GIB, 7 * GIB), (2 * GIB, 2 * GIB)])
 def test_with_metal_the_device_is_the_gpu_in_the_hosts_memory(
-    metal: list[int], monkeypatch: pytest.MonkeyPatch, host: int, memory_bytes: int
+    metal: list[int], monkeypatch: pytest.MonkeyPatch, available: int, memory_bytes: int
 ) -> None:
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": host}))
+    host = SimpleNamespace(memory=lambda: Memory(64 * GIB, available))
+    monkeypatch.setattr(memory, "host", lambda: host)
     monkeypatch.setattr(mx, "get_cache_memory", lambda: 0)
     backend = MlxBackend(BackendOptions())
     [device] = backend.devices()
