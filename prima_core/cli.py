@@ -24,7 +24,7 @@ CTRL_C = 130
 OWNER = "prima-owner-"  # how threads that compute are named, see `ring.worker`
 
 NODE = ("backend", "threads", "kernels", "memory")
-RING = ("nodes", "plan", "solver", "transport", "wire")
+RING = ("nodes", "plan", "solver", "rounds", "transport", "wire")
 CONTEXT = ("context", "kv_type", "chunk")
 SAMPLING = ("temp", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 JOINING = ("listen", "advertise", "token_file")
@@ -165,7 +165,18 @@ def bench(registry: Registry, /, model: str | None, n_prompt: int, n_gen: int, a
 @model_argument
 @click.option("--problem", type=click.Path(dir_okay=False), help="Solve this problem file instead.")
 @options(
-    "models", "backend", "kernels", "memory", "nodes", "plan", "solver", "context", "kv_type", "parallel", "log_level"
+    "models",
+    "backend",
+    "kernels",
+    "memory",
+    "nodes",
+    "plan",
+    "solver",
+    "rounds",
+    "context",
+    "kv_type",
+    "parallel",
+    "log_level",
 )
 @as_json
 @click.pass_obj

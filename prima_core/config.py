@@ -53,6 +53,7 @@ TABLE = (
     Setting("wait", ("--wait",), _POSITIVE, 1, "Wait for so many nodes, this one counted, before the first plan."),
     Setting("plan", ("--plan",), _FILE, None, "Use this plan file instead of a solver."),
     Setting("solver", ("--solver",), str, "even", "What makes the plan."),
+    Setting("rounds", ("--rounds",), click.IntRange(1, 1024), None, "Visit every node so many times for a token.  [default: 1, or what hides the disk]"),
     Setting("transport", ("--transport",), str, LOCAL_TRANSPORT, "Between local nodes: unix, tcp, ipc, inproc or a plugin's."),
     Setting("wire", ("--wire",), click.Choice(["auto", "f32", "f16"]), "auto", "Activations between nodes; auto: prefill f16."),
     Setting("memory", ("--memory",), str, None, "Host memory that this node may use, e.g. 4GB.  [default: what is available]"),

@@ -15,8 +15,7 @@ CORE = ROOT / "prima_core"
 LEVELS = (
     {"errors", "config"},
     {"interfaces", "hookspecs", "events", "entrypoints"},
-    {"model"},
-    {"memory"},
+    {"model", "memory"},
     {"arch"},
     {"library"},
     {"plan"},
@@ -30,7 +29,7 @@ LEVELS = (
 )
 """Modules and folders of prima_core; each may import from its own level and those before."""
 
-FOR_PLUGINS = {"errors", "interfaces", "hookspecs", "model", "arch", "plan"}
+FOR_PLUGINS = {"errors", "interfaces", "hookspecs", "model", "memory", "arch", "plan"}
 """What a backend, a transport or a solver may import of prima_core."""
 
 FOR_TRANSPORTS = ("prima_core.ring.security.", "prima_core.ring.sockets.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import Protocol
 
 import mlx.core as mx
@@ -14,6 +15,8 @@ from prima_core.model.quant import GGUFType
 from prima_mlx.memory import evaluate
 from prima_mlx.quant import GROUP, PACKINGS, Packing, pieces
 
+PIECE_BYTES = 32 << 20
+"""Of a matrix of floats, which are copied to the device at once."""
 CAST_WEIGHTS = 1 << 26
 """A product with 16 bit weights widens so many of them at once: 256 MiB of float32."""
 
@@ -40,9 +43,19 @@ def upload(weight: Weight) -> Matrix:
     return _float_matrix(weight) if packing is None else _packed_matrix(weight, packing)
 
 
+def refill(matrix: Matrix, weight: Weight) -> None:
+    """Write another matrix of the same type and shape in place of one: nobody else may hold its arrays, and nothing
+    that was made of them may be left to compute, else MLX writes to a copy. Piece by piece, as `upload` does: a second
+    copy of it is never in memory."""
+    if isinstance(matrix, PackedMatrix):
+        _fill_groups(matrix, weight)
+    elif isinstance(matrix, FloatMatrix):
+        _fill_floats(matrix, weight)
+
+
 @dataclass(frozen=True, slots=True)
 class GroupScales:
-    """scale * code + bias: [..., outputs, inputs / 32] float32; with mxfp4 scales are uint8 and there are no biases."""
+    """scale * code + bias: [rows, inputs / 32] float32; with mxfp4 scales are uint8 and there are no biases."""
 
     scales: mx.array
     biases: mx.array | None = None
@@ -57,12 +70,17 @@ class GroupScales:
 
 @dataclass(frozen=True, slots=True)
 class PackedMatrix:
-    """MLX's groups of 32. Where sixteen codes share a scale there are two sets of scales: x is taken apart into its
-    even and its odd sixteens, and each half is multiplied with the same codes by its own set. That is exact, at the
-    price of reading the codes twice."""
+    """MLX's groups of 32. A stack has the rows of all its matrices, one after the other: only as they are, not in
+    another shape, can arrays be written to in place.
+
+    Where sixteen codes share a scale there are two sets of scales: x is taken apart into its even and its odd sixteens,
+    and each half is multiplied with the same codes by its own set. That is exact, at the price of reading the codes
+    twice.
+    """
 
     packing: Packing
-    codes: mx.array  # uint32 [..., outputs, inputs * bits / 32]
+    outputs: int
+    codes: mx.array  # uint32 [rows, inputs * bits / 32]
     sets: tuple[GroupScales, ...]
 
     def product(self, x: mx.array) -> mx.array:
@@ -74,12 +92,13 @@ class PackedMatrix:
 
     def of_experts(self, x: mx.array, experts: mx.array) -> mx.array:
         bits, mode = self.packing.bits, self.packing.mode
+        codes, stacks = self._stack(self.codes), (GroupScales(*map(self._stack, own.arrays)) for own in self.sets)
         answers = (
             mx.gather_qmm(
-                part[:, None], self.codes, own.scales, own.biases, rhs_indices=experts,
+                _part(x, i, len(self.sets))[:, None], codes, own.scales, own.biases, rhs_indices=experts,
                 group_size=GROUP, bits=bits, mode=mode, sorted_indices=True,
             )
-            for part, own in self._parts(x)
+            for i, own in enumerate(stacks)
         )  # fmt: skip
         return _sum(answers)[:, 0]
 
@@ -87,6 +106,9 @@ class PackedMatrix:
         where = mx.array(list(ids))
         codes = self.codes[where]
         return _sum(_part(self._values(codes, own[where]), i, len(self.sets)) for i, own in enumerate(self.sets))
+
+    def _stack(self, rows: mx.array) -> mx.array:
+        return rows.reshape(-1, self.outputs, rows.shape[1])
 
     def _values(self, codes: mx.array, own: GroupScales) -> mx.array:
         bits, mode = self.packing.bits, self.packing.mode
@@ -143,29 +165,47 @@ def _full(weights: mx.array) -> mx.array:
 
 
 def _float_matrix(weight: Weight) -> FloatMatrix:
-    if weight.type is GGUFType.BF16:
-        weights = mx.array(weight.data.view("<u2").reshape(weight.shape)).view(mx.bfloat16)
-    else:
-        weights = mx.array(weight.data.view("<f2" if weight.type is GGUFType.F16 else "<f4").reshape(weight.shape))
-    evaluate(weights)
-    return FloatMatrix(weights)
+    matrix = FloatMatrix(mx.zeros(weight.shape, _FLOATS[weight.type][1]))
+    _fill_floats(matrix, weight)
+    return matrix
+
+
+def _fill_floats(matrix: FloatMatrix, weight: Weight) -> None:
+    in_file, held = _FLOATS[weight.type]
+    values = weight.data.view(in_file).reshape(weight.shape)
+    step = max(1, PIECE_BYTES * len(values) // max(1, weight.data.nbytes))
+    for start in range(0, len(values), step):
+        matrix.weights[start : start + step] = mx.array(values[start : start + step]).view(held)
+        evaluate(matrix.weights)
+
+
+_FLOATS: Mapping[GGUFType, tuple[str, mx.Dtype]] = MappingProxyType(
+    {
+        GGUFType.F32: ("<f4", mx.float32),
+        GGUFType.F16: ("<f2", mx.float16),
+        GGUFType.BF16: ("<u2", mx.bfloat16),
+    }
+)
 
 
 def _packed_matrix(weight: Weight, packing: Packing) -> PackedMatrix:
-    """Filled piece by piece, in place: a second copy of it is never in memory."""
     n_rows, n_groups = prod(weight.shape[:-1]), weight.shape[-1] // GROUP
     codes = mx.zeros((n_rows, n_groups * packing.bits), mx.uint32)
-    sets = tuple(_no_scales(packing, n_rows, n_groups) for _ in range(packing.sets))
-    arrays = [codes, *(array for own in sets for array in own.arrays)]
+    matrix = PackedMatrix(
+        packing, weight.shape[-2], codes, tuple(_no_scales(packing, n_rows, n_groups) for _ in range(packing.sets))
+    )
+    _fill_groups(matrix, weight)
+    return matrix
+
+
+def _fill_groups(matrix: PackedMatrix, weight: Weight) -> None:
+    arrays = [matrix.codes, *(array for own in matrix.sets for array in own.arrays)]
     evaluate(*arrays)
     for start, stop, groups in pieces(weight):
         parts = [groups.codes, *(part for own in groups.sets for part in own)]
         for array, part in zip(arrays, parts, strict=True):
             array[start:stop] = mx.array(part)
         evaluate(*arrays)
-    by_matrix = *weight.shape[:-1], -1
-    stacked = tuple(GroupScales(*(array.reshape(by_matrix) for array in own.arrays)) for own in sets)
-    return PackedMatrix(packing, codes.reshape(by_matrix), stacked)
 
 
 def _no_scales(packing: Packing, n_rows: int, n_groups: int) -> GroupScales:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import mlx.core as mx
-import psutil
 
 from prima_core.errors import DeviceMemoryError
+from prima_core.memory.system import host
 
 CACHE_BYTES = 512 * 1024 * 1024
 """Freed buffers that MLX may keep for the next arrays of a pass; by default it would keep any number."""
@@ -23,11 +23,11 @@ def available_bytes() -> int:
     """What new arrays may take on the device now; buffers that MLX keeps for reuse count as free."""
     if has_gpu() and not has_metal():
         return _fact("free_memory") + mx.get_cache_memory()
-    host = psutil.virtual_memory().available + mx.get_cache_memory()
+    of_host = host().memory().available_bytes + mx.get_cache_memory()
     if not has_metal():
-        return host
+        return of_host
     # Metal slows down, or refuses, beyond what the system recommends: about three quarters of unified memory.
-    return max(0, min(host, _fact("max_recommended_working_set_size") - mx.get_active_memory()))
+    return max(0, min(of_host, _fact("max_recommended_working_set_size") - mx.get_active_memory()))
 
 
 def device_name() -> str:

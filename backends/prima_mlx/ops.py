@@ -16,7 +16,7 @@ from prima_core.arch.rope import Rope
 from prima_core.interfaces import Chunk, Slice, Weight
 from prima_core.model.rope import RopeKind
 from prima_mlx.kv import MlxKv, Pass, Room, read
-from prima_mlx.matrices import Matrix, upload
+from prima_mlx.matrices import Matrix, refill, upload
 from prima_mlx.memory import available_bytes, evaluate
 
 FloatArray = NDArray[np.float32]
@@ -47,6 +47,14 @@ class MlxOps:
 
     def matrix(self, weight: Weight, bias: Weight | None = None) -> Linear:
         return Linear(upload(weight), None if bias is None else self.vector(bias))
+
+    def refill(self, slot: Linear, weight: Weight, bias: Weight | None = None) -> Linear:
+        refill(slot.matrix, weight)
+        return Linear(slot.matrix, None if bias is None else self.vector(bias))
+
+    def settle(self, x: mx.array) -> mx.array:
+        evaluate(x)
+        return x
 
     def kv_cache(self, part: Slice, n_kv_heads: int, head_dim: int) -> MlxKv:
         return MlxKv(part.layers, n_kv_heads, head_dim, part.kv_type, self._available)

@@ -10,12 +10,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-import psutil
-
 from prima_core.arch.fits import check_fits
 from prima_core.arch.shard import OpsShard
 from prima_core.errors import ConfigError, PluginError
 from prima_core.interfaces import BackendOptions, Device, KvType, Shard, Slice, Store
+from prima_core.memory.system import host
 from prima_core.model.spec import ModelSpec
 from prima_numpy.kernels import MAX_THREADS, Kernels, load_kernels
 from prima_numpy.native_module import native_fault
@@ -30,8 +29,9 @@ SLOW = "plain numpy: right, but some hundred times slower than the native kernel
 
 
 def available_bytes() -> int:
-    """Memory that can be had without swapping; what the page cache holds of the model counts as available."""
-    return int(psutil.virtual_memory().available)
+    """Memory that can be had without swapping, within the limits of this process's groups; what the page cache holds of
+    the model counts as available."""
+    return host().memory().available_bytes
 
 
 class NumpyBackend:

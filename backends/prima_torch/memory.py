@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from prima_core.errors import DeviceMemoryError
+from prima_core.memory.system import host
 
 RESERVE_BYTES = 768 << 20
 """Of a GPU's free memory, kept for what a pass needs: weights dequantised for prefill, activations, the workspaces of
@@ -17,9 +18,7 @@ cuBLAS, captured graphs."""
 def available_bytes(device: torch.device) -> int:
     """What weights and KV may take now."""
     if device.type == "cpu":
-        import psutil  # not at the top: what computes on a GPU is used where it is not installed
-
-        return int(psutil.virtual_memory().available)
+        return host().memory().available_bytes
     return max(0, torch.cuda.mem_get_info(device)[0] - RESERVE_BYTES)
 
 

@@ -8,7 +8,7 @@ TOLERANCE of the largest result.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -24,7 +24,8 @@ from prima_core.model.rope import RopeKind
 from prima_torch.graphs import Recorder
 from prima_torch.kv import PAGE, Half, LayerKv, Pass, TorchKv, heads_of, read, write
 from prima_torch.memory import room_for
-from prima_torch.planes import Planes, empty, fill, part
+from prima_torch.planes import Planes, empty, fill, fill_here, part
+from prima_torch.staging import Staging
 from prima_torch.unpack import Unpacker
 
 TOLERANCE = 1e-5
@@ -34,7 +35,6 @@ PIECE_SCORES = 1 << 24
 """Scores of attention that are computed at once: a long prefill has more than fit in memory."""
 PIECE_KEYS = 1 << 25
 """Values of K, those of a head for each query head that reads it, which are copied at once: 128 MiB in float32."""
-UPLOAD_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class TorchOps:
         self.device = device
         self.uploaded_bytes = 0
         self._unpacker = Unpacker(device)
+        self._staging: Staging | None = None
 
     def recorder(self) -> Recorder | None:
         """What records passes of these ops: None, as they look at values on the host."""
@@ -77,16 +78,29 @@ class TorchOps:
     def kv_cache(self, part: Slice, n_kv_heads: int, head_dim: int) -> TorchKv:
         return TorchKv(part, n_kv_heads, head_dim, self.device)
 
+    # -- of `SlotOps`
+
+    def refill(self, slot: Matrix, weight: Weight, bias: Weight | None = None) -> Matrix:
+        self._fill(slot.planes, weight)
+        return replace(slot, bias=None if bias is None else self.vector(bias))
+
+    def settle(self, x: torch.Tensor) -> torch.Tensor:
+        """A GPU keeps the order in which work is queued, and a CPU is done."""
+        return x
+
     def _upload(self, weight: Weight, rows: int) -> Planes:
-        """In pieces, so that no more than one of them is there twice."""
-        by_row = weight.data.reshape(rows, -1)
-        step = max(1, UPLOAD_BYTES // max(1, by_row.shape[1]))
         with room_for(f"the tensor {weight.name} on {self.device}", hint="free memory, or add a node"):
             planes = empty(weight.type, rows, weight.shape[-1], self.device)
-            for start in range(0, rows, step):
-                piece = torch.from_numpy(np.array(by_row[start : start + step]))  # torch wants to be able to write
-                fill(planes, start, piece.to(self.device))
+            self._fill(planes, weight)
         return planes
+
+    def _fill(self, planes: Planes, weight: Weight) -> None:
+        if self.device.type == "cpu":
+            fill_here(planes, weight.data)
+            return
+        self._staging = self._staging or Staging(self.device)
+        for start, data in self._staging.pieces(weight.data.reshape(planes.rows, -1)):
+            fill(planes, start, data)
 
     # -- at the border
 

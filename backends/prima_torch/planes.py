@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from prima_core.model.quant import BLOCKS, GGUFType
 
@@ -75,6 +77,13 @@ def fill(planes: Planes, first_row: int, data: torch.Tensor) -> None:
     blocks = data.reshape(-1, planes.columns // BLOCKS[planes.type].n_weights, BLOCKS[planes.type].n_bytes)
     for name, start, stop in layout(planes.type):
         planes.fields[name][first_row : first_row + len(blocks)] = blocks[:, :, start:stop]
+
+
+def fill_here(planes: Planes, data: NDArray[np.uint8]) -> None:
+    """All rows of planes in the host's memory, from bytes as in the file, which torch would not take read-only."""
+    blocks = data.reshape(planes.rows, -1, BLOCKS[planes.type].n_bytes)
+    for name, start, stop in layout(planes.type):
+        planes.fields[name].numpy()[...] = blocks[:, :, start:stop]
 
 
 def split(type: GGUFType, rows: int, columns: int, data: torch.Tensor) -> Planes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prima_core.arch.family import Block
 from prima_core.arch.shard import OpsShard
 from prima_core.interfaces import Layers, Slice, Step, Store
 from prima_core.model.rope import RopeSpec
@@ -40,35 +39,45 @@ class TorchShard(OpsShard[torch.Tensor, Matrix, Pass]):
         super().__init__(ops, model, part, store)
         self._torch_ops = ops
         self._replays = None if recorder is None else Replays(recorder, ops.device)
-        self._places: dict[Layers, tuple[object, ...]] = {}
+        self._places: dict[Hashable, tuple[object, ...]] = {}
+
+    def embed(self, step: Step) -> FloatArray:
+        with self._room_for(step.n_tokens):
+            return super().embed(step)
+
+    def run(self, layers: Layers, activation: FloatArray, step: Step) -> FloatArray:
+        with self._room_for(step.n_tokens):
+            return super().run(layers, activation, step)
+
+    def logits(self, activation: FloatArray, rows: Sequence[int]) -> FloatArray:
+        with self._room_for(len(rows)):
+            return super().logits(activation, rows)
 
     def look_up(self, table: Matrix, ids: Sequence[int]) -> FloatArray:
         n, ops, answer = len(ids), self._torch_ops, None
-        with self._room_for(n):
-            if self._replays is not None and n <= BATCHES[-1]:
-                arrays = {"ids": padded(np.array(ids, np.int64))}
-                key = "the embedding", len(arrays["ids"])
-                answer = self._replays.answer(key, n, arrays, lambda inputs: ops.embedding(table, inputs["ids"]))
-            return super().look_up(table, ids) if answer is None else answer
+        if self._replays is not None and n <= BATCHES[-1]:
+            self._let_go_moved(self._replays, "the embedding", _place(table))
+            arrays = {"ids": padded(np.array(ids, np.int64))}
+            key = "the embedding", len(arrays["ids"])
+            answer = self._replays.answer(key, n, arrays, lambda inputs: ops.embedding(table, inputs["ids"]))
+        return super().look_up(table, ids) if answer is None else answer
 
     def forward(self, layers: Layers, activation: FloatArray, step: Step, kv: Pass) -> FloatArray:
         answer = None
-        with self._room_for(len(activation)):
-            if self._replays is not None:
-                self._forget_what_moved(self._replays, layers, kv)
-                rows = kv.common_rows() if kv.decodes and len(activation) <= BATCHES[-1] else None
-                if rows is not None:
-                    answer = self._replayed(self._replays, layers, activation, self.turns(step), rows, kv)
-            return super().forward(layers, activation, step, kv) if answer is None else answer
+        if self._replays is not None and self._stay(self._replays, layers, kv):
+            rows = kv.common_rows() if kv.decodes and len(activation) <= BATCHES[-1] else None
+            if rows is not None:
+                answer = self._replayed(self._replays, layers, activation, self.turns(step), rows, kv)
+        return super().forward(layers, activation, step, kv) if answer is None else answer
 
     def project(self, norm: torch.Tensor, matrix: Matrix, x: FloatArray) -> FloatArray:
         answer, n = None, len(x)
-        with self._room_for(n):
-            if self._replays is not None and 0 < n <= BATCHES[-1]:
-                arrays = {"x": padded(x)}
-                key = "the output", len(arrays["x"])
-                answer = self._replays.answer(key, n, arrays, lambda inputs: self.head(norm, matrix, inputs["x"]))
-            return super().project(norm, matrix, x) if answer is None else answer
+        if self._replays is not None and 0 < n <= BATCHES[-1]:
+            self._let_go_moved(self._replays, "the output", _place(matrix))
+            arrays = {"x": padded(x)}
+            key = "the output", len(arrays["x"])
+            answer = self._replays.answer(key, n, arrays, lambda inputs: self.head(norm, matrix, inputs["x"]))
+        return super().project(norm, matrix, x) if answer is None else answer
 
     def close(self) -> None:
         self._replays = None
@@ -96,22 +105,25 @@ class TorchShard(OpsShard[torch.Tensor, Matrix, Pass]):
 
         return replays.answer(("the layers", layers, *table.shape), len(activation), arrays, compute)
 
-    def _forget_what_moved(self, replays: Replays, layers: Layers, kv: Pass) -> None:
-        """Recordings know where weights and KV of `layers` were. KV is referred to weakly, lest all of it be there
-        twice while it grows; of a thing that is there, all weak references are one."""
-        now = (*map(self._bound, layers), *(weakref.ref(kv.pages[layer]) for layer in layers))
-        then = self._places.get(layers, now)
+    def _stay(self, replays: Replays, layers: Layers, kv: Pass) -> bool:
+        """Whether passes of `layers` can be recorded, which a layer that is streamed cannot: its weights come while
+        others are computed. KV is referred to weakly, lest all of it be there twice while it grows."""
+        blocks = [self.blocks.fixed(layer) for layer in layers]
+        self._let_go_moved(replays, layers, (*blocks, *(weakref.ref(kv.pages[layer]) for layer in layers)))
+        return None not in blocks
+
+    def _let_go_moved(self, replays: Replays, user: Hashable, now: tuple[object, ...]) -> None:
+        """Recordings know where weights and KV were: `user` now uses `now`. Of a thing that is there, all weak
+        references are one."""
+        then = self._places.get(user, now)
         if any(a is not b for a, b in zip(now, then, strict=True)):
             replays.clear()
             self._places.clear()
-        self._places[layers] = now
+        self._places[user] = now
 
-    def _bound(self, layer: int) -> Block[torch.Tensor, Pass]:
-        weights = self._store.acquire(layer)
-        try:
-            return self._block(layer, weights)
-        finally:
-            self._store.release(layer)
+
+def _place(matrix: Matrix) -> tuple[object, ...]:
+    return tuple(weakref.ref(field) for field in matrix.planes.fields.values())
 
 
 def padded(rows: NDArray[Element], value: int = 0) -> NDArray[Element]:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from prima_core.arch.ops import A, K, Ops, W
 from prima_core.arch.rope import Rope
+from prima_core.arch.slots import Binder
 from prima_core.errors import ModelError
 from prima_core.interfaces import Weight
 from prima_core.model.facts import Scalar
@@ -26,10 +27,13 @@ Block = Callable[[A, Rope[A], K], A]
 
 
 class Bind(Protocol):
-    """Binds a layer's weights (by name without the `blk.N.` prefix) to ops. `Family.check` has seen the shapes."""
+    """Binds a layer's weights (by name without the `blk.N.` prefix) to ops. `Family.check` has seen the shapes.
+
+    Vectors and matrices come from `binder`, always as many and in the same order.
+    """
 
     def __call__(
-        self, ops: Ops[A, W, K], model: ModelSpec, layer: int, weights: Mapping[str, Weight]
+        self, ops: Ops[A, W, K], binder: Binder[A, W], model: ModelSpec, layer: int, weights: Mapping[str, Weight]
     ) -> Block[A, K]: ...
 
 

@@ -14,6 +14,7 @@ from prima_core.arch.family import Family, Shapes
 from prima_core.arch.ops import A, K, Ops, W
 from prima_core.arch.parts import Attention, GeGlu, attention_shapes, gated_shapes, head_norms, norms
 from prima_core.arch.rope import Rope
+from prima_core.arch.slots import Binder
 from prima_core.interfaces import Weight
 from prima_core.model.rope import RopeKind
 from prima_core.model.spec import ModelSpec
@@ -24,12 +25,14 @@ _N_LAYERS_27B = {"gemma2": 46, "gemma3": 62}
 class GemmaBlock(Generic[A, W, K]):
     """One layer: x [n_tokens, d_model] -> [n_tokens, d_model]."""
 
-    def __init__(self, ops: Ops[A, W, K], model: ModelSpec, layer: int, weights: Mapping[str, Weight]) -> None:
+    def __init__(
+        self, ops: Ops[A, W, K], binder: Binder[A, W], model: ModelSpec, layer: int, weights: Mapping[str, Weight]
+    ) -> None:
         self.ops, self.eps = ops, model.norm_eps
-        self.attention = Attention(ops, model, layer, weights, scale=attention_scale(model))
-        self.attn_post_norm = ops.vector(weights["post_attention_norm.weight"])
-        self.feed_forward = GeGlu(ops, model, weights)
-        self.ffn_post_norm = ops.vector(weights["post_ffw_norm.weight"])
+        self.attention = Attention(ops, binder, model, layer, weights, scale=attention_scale(model))
+        self.attn_post_norm = binder.vector(weights["post_attention_norm.weight"])
+        self.feed_forward = GeGlu(ops, binder, model, weights)
+        self.ffn_post_norm = binder.vector(weights["post_ffw_norm.weight"])
 
     def __call__(self, x: A, rope: Rope[A], kv: K) -> A:
         ops = self.ops

@@ -24,6 +24,7 @@ from prima_core.arch.parts import (
     norms,
 )
 from prima_core.arch.rope import Rope
+from prima_core.arch.slots import Binder
 from prima_core.interfaces import Weight
 from prima_core.model.rope import RopeKind
 from prima_core.model.spec import ModelSpec
@@ -32,9 +33,13 @@ from prima_core.model.spec import ModelSpec
 class LlamaBlock(Generic[A, W, K]):
     """One layer: x [n_tokens, d_model] -> [n_tokens, d_model]."""
 
-    def __init__(self, ops: Ops[A, W, K], model: ModelSpec, layer: int, weights: Mapping[str, Weight]) -> None:
-        self.attention = Attention(ops, model, layer, weights)
-        self.feed_forward = Mixture(ops, model, weights) if model.experts else SwiGlu(ops, model, weights)
+    def __init__(
+        self, ops: Ops[A, W, K], binder: Binder[A, W], model: ModelSpec, layer: int, weights: Mapping[str, Weight]
+    ) -> None:
+        self.attention = Attention(ops, binder, model, layer, weights)
+        self.feed_forward = (
+            Mixture(ops, binder, model, weights) if model.experts else SwiGlu(ops, binder, model, weights)
+        )
 
     def __call__(self, x: A, rope: Rope[A], kv: K) -> A:
         return self.feed_forward.added(self.attention.added(x, rope, kv))

@@ -12,6 +12,7 @@ from prima_core.arch.family import Shapes
 from prima_core.arch.fused import Gating, fused
 from prima_core.arch.ops import A, AttentionRule, K, Ops, RoutingRule, W
 from prima_core.arch.rope import Rope
+from prima_core.arch.slots import Binder
 from prima_core.errors import ModelError
 from prima_core.interfaces import Weight
 from prima_core.model.spec import ModelSpec
@@ -61,24 +62,30 @@ def mixture_shapes(model: ModelSpec) -> Shapes:
     }
 
 
-def bind_linear(ops: Ops[A, W, K], weights: Mapping[str, Weight], name: str) -> W:
+def bind_linear(binder: Binder[A, W], weights: Mapping[str, Weight], name: str) -> W:
     """The map `name`, with its bias where the layer has one."""
-    return ops.matrix(weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+    return binder.matrix(weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
 class Attention(Generic[A, W, K]):
     """Rotary grouped-query attention, with biases and norms of heads where the layer has them."""
 
     def __init__(
-        self, ops: Ops[A, W, K], model: ModelSpec, layer: int, weights: Mapping[str, Weight], scale: float = 0.0
+        self,
+        ops: Ops[A, W, K],
+        binder: Binder[A, W],
+        model: ModelSpec,
+        layer: int,
+        weights: Mapping[str, Weight],
+        scale: float = 0.0,
     ) -> None:
         self.ops, self.fused, self.eps, self.layer = ops, fused(ops), model.norm_eps, layer
         self.rule = AttentionRule(scale or model.head_dim**-0.5, model.attention_softcap, model.window(layer))
-        self.norm = ops.vector(weights["attn_norm.weight"])
-        self.qkv = [bind_linear(ops, weights, f"attn_{name}") for name in "qkv"]
+        self.norm = binder.vector(weights["attn_norm.weight"])
+        self.qkv = [bind_linear(binder, weights, f"attn_{name}") for name in "qkv"]
         has_norms = "attn_q_norm.weight" in weights
-        self.head_norms = [ops.vector(weights[f"attn_{name}_norm.weight"]) for name in "qk"] if has_norms else None
-        self.output = bind_linear(ops, weights, "attn_output")
+        self.head_norms = [binder.vector(weights[f"attn_{name}_norm.weight"]) for name in "qk"] if has_norms else None
+        self.output = bind_linear(binder, weights, "attn_output")
 
     def __call__(self, x: A, rope: Rope[A], kv: K) -> A:
         return self.ops.linear(self.heads(x, rope, kv), self.output)
@@ -99,10 +106,12 @@ class SwiGlu(Generic[A, W, K]):
 
     gating = Gating.SWIGLU
 
-    def __init__(self, ops: Ops[A, W, K], model: ModelSpec, weights: Mapping[str, Weight]) -> None:
+    def __init__(
+        self, ops: Ops[A, W, K], binder: Binder[A, W], model: ModelSpec, weights: Mapping[str, Weight]
+    ) -> None:
         self.ops, self.fused, self.eps = ops, fused(ops), model.norm_eps
-        self.norm = ops.vector(weights["ffn_norm.weight"])
-        self.gate, self.up, self.down = (bind_linear(ops, weights, f"ffn_{name}") for name in ("gate", "up", "down"))
+        self.norm = binder.vector(weights["ffn_norm.weight"])
+        self.gate, self.up, self.down = (bind_linear(binder, weights, f"ffn_{name}") for name in ("gate", "up", "down"))
 
     def __call__(self, x: A) -> A:
         return self.ops.linear(self.hidden(x), self.down)
@@ -123,12 +132,14 @@ class GeGlu(SwiGlu[A, W, K]):
 class Mixture(Generic[A, W, K]):
     """A router and the answers of the experts that it chooses, whose weights add up to 1."""
 
-    def __init__(self, ops: Ops[A, W, K], model: ModelSpec, weights: Mapping[str, Weight]) -> None:
+    def __init__(
+        self, ops: Ops[A, W, K], binder: Binder[A, W], model: ModelSpec, weights: Mapping[str, Weight]
+    ) -> None:
         self.ops, self.eps = ops, model.norm_eps
-        self.norm = ops.vector(weights["ffn_norm.weight"])
+        self.norm = binder.vector(weights["ffn_norm.weight"])
         self.rule = RoutingRule(model.experts.n_used if model.experts else 0)
-        self.router = ops.matrix(weights["ffn_gate_inp.weight"])
-        self.experts = [ops.matrix(weights[f"ffn_{name}_exps.weight"]) for name in ("gate", "up", "down")]
+        self.router = binder.matrix(weights["ffn_gate_inp.weight"])
+        self.experts = [binder.matrix(weights[f"ffn_{name}_exps.weight"]) for name in ("gate", "up", "down")]
 
     def added(self, x: A) -> A:
         gate, up, down = self.experts

@@ -14,14 +14,17 @@ from prima_core.arch.family import Family, Shapes
 from prima_core.arch.llama import LlamaBlock
 from prima_core.arch.ops import A, K, Ops, W
 from prima_core.arch.parts import norms
+from prima_core.arch.slots import Binder
 from prima_core.interfaces import Weight
 from prima_core.model.rope import RopeKind
 from prima_core.model.spec import ModelSpec
 
 
 class Phi3Block(LlamaBlock[A, W, K]):
-    def __init__(self, ops: Ops[A, W, K], model: ModelSpec, layer: int, weights: Mapping[str, Weight]) -> None:
-        super().__init__(ops, model, layer, {**weights, **_unfused(model, weights)})
+    def __init__(
+        self, ops: Ops[A, W, K], binder: Binder[A, W], model: ModelSpec, layer: int, weights: Mapping[str, Weight]
+    ) -> None:
+        super().__init__(ops, binder, model, layer, {**weights, **_unfused(model, weights)})
 
 
 def _unfused(model: ModelSpec, weights: Mapping[str, Weight]) -> dict[str, Weight]:

@@ -8,16 +8,15 @@ from typing import Generic
 import numpy as np
 from numpy.typing import NDArray
 
+from prima_core.arch.blocks import Bind, Blocks, BlocksInPlace, CopiedBlocks
+from prima_core.arch.ends import Ends
 from prima_core.arch.families import family
-from prima_core.arch.family import Block
 from prima_core.arch.ops import A, K, Ops, W
 from prima_core.arch.rope import Rope, rope_angles, rope_factors, rope_frequencies
 from prima_core.errors import FrameError, PlanError
-from prima_core.interfaces import Layers, Slice, Step, Store, Weight
-from prima_core.model.names import OUTPUT, OUTPUT_NORM, TOKEN_EMBD
+from prima_core.interfaces import Layers, Slice, Step, Store
 from prima_core.model.rope import RopeSpec
 from prima_core.model.spec import ModelSpec
-from prima_core.model.weights import end_tensors
 
 FloatArray = NDArray[np.float32]
 
@@ -25,36 +24,27 @@ FloatArray = NDArray[np.float32]
 class OpsShard(Generic[A, W, K]):
     """`interfaces.Shard` over ops and a store, which stays the caller's.
 
-    Every layer is bound (and uploaded, where a device does that) before it is ready. Raises ModelError when the family
-    is not supported, and what the ops raise.
+    Every layer is bound before it is ready, and uploaded, where a device does that, as far as it stays. Raises
+    ModelError when the family is not supported, and what the ops raise.
     """
 
     def __init__(self, ops: Ops[A, W, K], model: ModelSpec, part: Slice, store: Store) -> None:
-        self._ops, self._model, self._part, self._store = ops, model, part, store
+        self._ops, self._model, self._part = ops, model, part
         self._family = family(model.arch)
         shared = store.shared()
         factors = rope_factors(model.rope, shared, part.context or model.context_length)
         self._frequencies = {model.rope: rope_frequencies(model.rope, factors)}
         if model.local_rope is not None:
             self._frequencies[model.local_rope] = rope_frequencies(model.local_rope, None)
-        self._embedding = ops.matrix(shared[TOKEN_EMBD]) if part.has_input else None
-        self._output = self._bind_output(shared) if part.has_output else None
-        if ops.copies:
-            store.give_back(shared[name] for name in end_tensors(model, part))
-        self._blocks: dict[int, tuple[Mapping[str, Weight], Block[A, K]]] = {}
+        self._ends = Ends(ops, model, part, store)
+        self.blocks: Blocks[A, K] = (CopiedBlocks if ops.copies else BlocksInPlace)(ops, _bind(ops, model), store)
         for layer in (layer for layers in part.layers for layer in layers):
-            weights = store.acquire(layer)
-            try:
-                self._block(layer, weights)
-                if ops.copies:
-                    store.give_back(weights.values())
-            finally:
-                store.release(layer)
+            self.blocks.load(layer)
         self._kv = ops.kv_cache(part, model.n_kv_heads, model.head_dim)
 
     def embed(self, step: Step) -> FloatArray:
         """[n_tokens, d_model] f32. Raises PlanError without the input part, FrameError for ids that do not exist."""
-        if self._embedding is None:
+        if not self._part.has_input:
             raise PlanError("this shard has no input part", hint="the plan sends tokens to the wrong node")
         if len(step.tokens) != step.n_tokens:
             raise FrameError(f"a step of {step.n_tokens} rows carries {len(step.tokens)} token ids")
@@ -63,7 +53,7 @@ class OpsShard(Generic[A, W, K]):
             raise FrameError(f"token id {wrong[0]} is outside the vocabulary of {self._model.vocab_size}")
         if not step.tokens:  # a step that only changes KV
             return np.empty((0, self._model.d_model), np.float32)
-        rows = self.look_up(self._embedding, step.tokens)
+        rows = self._look_up(step.tokens)
         return rows * np.float32(self._model.d_model**0.5) if self._family.scaled_embedding else rows
 
     def run(self, layers: Layers, activation: FloatArray, step: Step) -> FloatArray:
@@ -78,21 +68,20 @@ class OpsShard(Generic[A, W, K]):
 
     def logits(self, activation: FloatArray, rows: Sequence[int]) -> FloatArray:
         """[len(rows), vocab_size] f32. Raises PlanError without the output part, FrameError for rows out of range."""
-        if self._output is None:
+        if not self._part.has_output:
             raise PlanError("this shard has no output part", hint="the plan asks the wrong node for logits")
         self._check_activation(activation, len(activation))
         if any(not 0 <= row < len(activation) for row in rows):
             raise FrameError(f"logits are asked for rows {list(rows)} of {len(activation)}")
-        norm, matrix = self._output
-        logits = self.project(norm, matrix, activation[list(rows)])
+        logits = self._project(activation[list(rows)])
         cap = np.float32(self._model.logit_softcap)
         return np.tanh(logits / cap) * cap if cap else logits
 
     def close(self) -> None:
         """Lets weights and KV go; every later call raises PlanError. Idempotent."""
         self._part = Slice(())
-        self._embedding = self._output = None
-        self._blocks.clear()
+        self._ends.close()
+        self.blocks.close()
         self._kv.close()
 
     # -- what was checked, from host to host: a backend that records passes (CUDA graphs) overrides these three
@@ -119,11 +108,7 @@ class OpsShard(Generic[A, W, K]):
     def compute(self, layers: Layers, x: A, ropes: Mapping[RopeSpec, Rope[A]], kv: K) -> A:
         """The layers one after the other."""
         for layer in layers:
-            weights = self._store.acquire(layer)
-            try:
-                x = self._block(layer, weights)(x, ropes[self._model.layer_rope(layer)], kv)
-            finally:
-                self._store.release(layer)
+            x = self.blocks.apply(layer, x, ropes[self._model.layer_rope(layer)], kv)
         return x
 
     def turns(self, step: Step) -> dict[RopeSpec, tuple[FloatArray, FloatArray]]:
@@ -135,21 +120,22 @@ class OpsShard(Generic[A, W, K]):
         kind, head_dim = self._family.rope, self._model.head_dim
         return {rope: Rope(kind, head_dim, cos, sin) for rope, (cos, sin) in turns.items()}
 
-    def _block(self, layer: int, weights: Mapping[str, Weight]) -> Block[A, K]:
-        """Bound again only when the store gives another mapping: then the tensors lie elsewhere than last time."""
-        bound = self._blocks.get(layer)
-        if bound is not None and bound[0] is weights:
-            return bound[1]
-        block = self._family.block(self._ops, self._model, layer, weights)
-        self._blocks[layer] = weights, block
-        return block
+    # -- ends, streamed or not
 
-    def _bind_output(self, shared: Mapping[str, Weight]) -> tuple[A, W]:
-        norm = self._ops.vector(shared[OUTPUT_NORM])
-        if not self._model.tied_output:
-            return norm, self._ops.matrix(shared[OUTPUT])
-        # A tied matrix is bound once: a device that uploads would hold it twice.
-        return norm, self._ops.matrix(shared[TOKEN_EMBD]) if self._embedding is None else self._embedding
+    def _look_up(self, ids: Sequence[int]) -> FloatArray:
+        table = self._ends.table()
+        if table is not None:
+            return self.look_up(table, ids)
+        return self._ops.to_host(self._ops.embedding(self._ends.rows(ids), range(len(ids))))
+
+    def _project(self, x: FloatArray) -> FloatArray:
+        norm, matrix, ops = self._ends.norm, self._ends.output(), self._ops
+        assert norm is not None, "the part has an output"
+        if matrix is not None:
+            return self.project(norm, matrix, x)
+        normed = ops.rms_norm(ops.from_host(x), norm, self._model.norm_eps)
+        # To the host before the next piece is asked for, which may lie where this one does.
+        return np.concatenate([ops.to_host(ops.linear(normed, piece)) for piece in self._ends.output_pieces()], axis=1)
 
     def _check_layers(self, layers: Layers) -> None:
         if not any(own.start <= layers.start <= layers.stop <= own.stop for own in self._part.layers):
@@ -164,6 +150,12 @@ class OpsShard(Generic[A, W, K]):
             raise FrameError(
                 f"an activation is {activation.dtype} {list(activation.shape)}, expected float32 {list(expected)}"
             )
+
+
+def _bind(ops: Ops[A, W, K], model: ModelSpec) -> Bind[A, W, K]:
+    """Not a method, lest a shard that fails to load is kept alive, with what was uploaded, by itself."""
+    block = family(model.arch).block
+    return lambda binder, layer, weights: block(ops, binder, model, layer, weights)
 
 
 def _turns(rope: RopeSpec, frequencies: NDArray[np.float64], step: Step) -> tuple[FloatArray, FloatArray]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,7 +22,10 @@ from prima_core.errors import ClusterError, RequestError
 from prima_core.model.names import TOKEN_EMBD
 from prima_core.model.weights import Model
 from prima_core.node.head import Head
+from prima_core.node.view import NodeView, ServerView
 from prima_core.plugins import Registry
+from prima_core.ring.membership import LOST_AFTER_S
+from prima_core.ring.times import NodeTimes
 
 
 @dataclass(slots=True)
@@ -184,24 +188,60 @@ def bench(model: str | None, n_prompt: int, n_gen: int, as_json: bool, settings:
     """Time a prompt and a generation, each token of it."""
     with serving_head(model, {**settings, "context": settings["context"] or n_prompt + n_gen}, registry) as head:
         _timed(head, n_prompt, n_gen)  # warms up
-        facts = bench_facts(head, _timed(head, n_prompt, n_gen))
+        timings, nodes = _timed(head, n_prompt, n_gen)
+        facts = bench_facts(head, timings, nodes)
     if as_json:
         click.echo(msgspec.json.encode(facts).decode())
         return
     for name, value in facts.items():
-        click.echo(f"{name:24} {value:,.3f}" if isinstance(value, float) else f"{name:24} {value}")
+        click.echo(f"{name:24} {_shown(value)}")
 
 
-def _timed(head: Head, n_prompt: int, n_gen: int) -> Timings:
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return "; ".join(f"{node.pop('node')}: {_shown(node)}" for node in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
+    return f"{value:,.3f}" if isinstance(value, float) else f"{value}"
+
+
+def _timed(head: Head, n_prompt: int, n_gen: int) -> tuple[Timings, list[dict[str, Any]]]:
+    """And what each node did from the first token on."""
     prompt = tuple(index % min(256, head.tokenizer.vocab_size) for index in range(n_prompt))
-    timings = Timings(n_prompt)
+    timings, begun = Timings(n_prompt), head.view()
     for event in events(head, Request(prompt, n_gen, GREEDY, ignore_eos=True, reuse_prefix=False)):
         if isinstance(event, Piece):
             timings.token()
-    return timings
+            begun = head.view() if timings.n_generated == 1 else begun
+    return timings, [_node_facts(node, begun) for node in _told_since(head, head.view()).nodes]
 
 
-def bench_facts(head: Head, timings: Timings) -> dict[str, Any]:
+def _told_since(head: Head, view: ServerView) -> ServerView:
+    """The cluster when every node has told of its times again, or does not any more."""
+    until_s = time.monotonic() + LOST_AFTER_S
+    heard = {node.name: node.times.uptime_s for node in view.nodes}
+    while time.monotonic() < until_s and any(node.times.uptime_s <= heard[node.name] for node in head.view().nodes):
+        time.sleep(0.02)
+    return head.view()
+
+
+def _node_facts(node: NodeView, begun: ServerView) -> dict[str, Any]:
+    """Of each step, which here is a token: seconds, and bytes read. What a node told last when the first token came may
+    be half a second old."""
+    now, before = node.times, next((other.times for other in begun.nodes if other.name == node.name), NodeTimes())
+    n_steps = max(1, now.n_steps - before.n_steps)
+    sums = ("compute_s", "stall_s", "wait_s", "link_s", "read_bytes")
+    return {
+        "node": node.name,
+        **{f"{name}_per_token": (getattr(now, name) - getattr(before, name)) / n_steps for name in sums},
+        "disk_bytes_s": now.read_bytes / now.reading_s if now.reading_s else 0.0,
+        "pinned_bytes": now.pinned_bytes,
+        "streamed_bytes": now.streamed_bytes,
+        "buffer_bytes": now.buffer_bytes,
+    }
+
+
+def bench_facts(head: Head, timings: Timings, nodes: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures by name."""
     touched, status = _touched_bytes(head.model), head.driver.status
     return {
@@ -216,6 +256,8 @@ def bench_facts(head: Head, timings: Timings) -> dict[str, Any]:
         "weight_bytes_per_token": touched,
         "weight_gb_s": touched * timings.decode_tok_s / 1e9,
         "rss_bytes": _rss(),
+        "peak_rss_bytes": sum(map(_peak_rss, _family())),
+        "per_node": nodes,
     }
 
 
@@ -233,5 +275,19 @@ def _touched_bytes(model: Model) -> int:
 
 def _rss() -> int:
     """Resident memory of this process and its children; mapped weights are counted in each."""
+    return sum(process.memory_info().rss for process in _family())
+
+
+def _family() -> list[psutil.Process]:
     own = psutil.Process()
-    return sum(process.memory_info().rss for process in (own, *own.children(recursive=True)))
+    return [own, *own.children(recursive=True)]
+
+
+def _peak_rss(process: psutil.Process) -> int:
+    """The most that a process has had; where the system does not tell, what it has."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    memory = process.memory_info()
+    return int(getattr(memory, "peak_wset", memory.rss))

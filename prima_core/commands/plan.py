@@ -4,55 +4,108 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import rich_click as click
 from rich.markup import escape
 from rich.table import Table
 
 from prima_core.commands.setup import Settings, head_options, open_model_argument
 from prima_core.commands.table import wide_console
-from prima_core.errors import ConfigError
+from prima_core.errors import ConfigError, PlanError
 from prima_core.interfaces import BackendOptions
 from prima_core.node.coordinate import Planning, model_facts
 from prima_core.node.driver import Member
 from prima_core.plan.check import complete
-from prima_core.plan.plan import Plan, plan_to_json
-from prima_core.plan.problem import DeviceFacts, problem_from_json
+from prima_core.plan.forecast import Forecast
+from prima_core.plan.plan import Plan, Residency, plan_to_json
+from prima_core.plan.predict import predict
+from prima_core.plan.problem import DeviceFacts, Problem, problem_from_json
 from prima_core.plugins import Registry
 
 
 def plan(model: str | None, problem: str | None, as_json: bool, settings: Settings, registry: Registry) -> None:
     """Print the plan that `prima serve` would make on this machine, or that solves a problem file."""
-    made = _solve_file(problem, registry, settings) if problem is not None else _own_plan(model, registry, settings)
+    solved = _solve_file(problem, registry, settings) if problem is not None else _own_plan(model, registry, settings)
+    made, unknown = _foretold(*solved)
     if as_json:
         click.echo(plan_to_json(made).decode())
         return
-    wide_console().print(_table(made))
+    console = wide_console()
+    console.print(_table(made))
     kv = f"{made.kv_tokens} KV positions in {made.kv_type}, contexts of {made.context}"
     click.echo(f"solver {made.solver or 'none'}, {kv}, {made.credit} steps in flight")
+    if made.forecast is not None:
+        console.print(_forecast_table(made.forecast))
+        click.echo(_told(made.forecast))
+    elif any(need.streamed_bytes for need in made.residency):
+        click.echo(unknown)
+
+
+def _foretold(made: Plan, problem: Problem) -> tuple[Plan, str]:
+    """The plan with its forecast, or why there is none."""
+    try:
+        return msgspec.structs.replace(made, forecast=predict(made, problem)), ""
+    except PlanError as error:
+        return made, error.message
 
 
 def _table(made: Plan) -> Table:
     """A row for each visit and device; the bytes are all that the plan takes there, where it comes first."""
-    table = Table("visit", "node", "device", "layers", "weights and KV")
+    streams = any(need.streamed_bytes for need in made.residency)
+    table = Table("visit", "node", "device", "layers", "weights and KV", *(_STREAMING if streams else ()))
     needs = {(need.node, need.device): need for need in made.residency}
     firsts = {need.node: need.device for need in reversed(made.residency)}
     for index, visit in enumerate(made.visits):
         for part in visit.parts(firsts[visit.node]):
             need = needs.pop((visit.node, part.device), None)
-            size = f"{need.weight_bytes / 1e6:,.0f} + {need.kv_bytes / 1e6:,.0f} MB" if need else ""
-            table.add_row(*map(escape, (str(index), visit.node, part.device, f"[{part.start}, {part.stop})", size)))
+            row = (str(index), visit.node, part.device, f"[{part.start}, {part.stop})", *_bytes_of(need, streams))
+            table.add_row(*map(escape, row))
+    for need in needs.values():  # ends of the model on a device without layers
+        table.add_row(*map(escape, ("", need.node, need.device, "", *_bytes_of(need, streams))))
     return table
 
 
-def _solve_file(path: str, registry: Registry, settings: Settings) -> Plan:
+_STREAMING = ("stays", "from disk for every token", "buffer")
+
+
+def _bytes_of(need: Residency | None, streams: bool) -> tuple[str, ...]:
+    if need is None:
+        return ("",) * (4 if streams else 1)
+    sizes = (need.pinned_bytes, need.streamed_bytes, need.buffer_bytes) if streams else ()
+    return f"{_mb(need.weight_bytes)} + {_mb(need.kv_bytes)} MB", *(f"{_mb(size)} MB" for size in sizes)
+
+
+def _mb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.0f}"
+
+
+def _forecast_table(forecast: Forecast) -> Table:
+    table = Table("node", "computes", "waits for its disk", "links", "reads")
+    for node in forecast.nodes:
+        times = (f"{1e3 * time_s:,.1f} ms" for time_s in (node.compute_s, node.stall_s, node.link_s))
+        table.add_row(escape(node.node), *times, f"{_mb(node.read_bytes)} MB")
+    return table
+
+
+def _told(forecast: Forecast) -> str:
+    first = f", {forecast.prompt_s:.3g} s to the first of {forecast.n_prompt}" if forecast.prompt_s is not None else ""
+    return (
+        f"foretold: {1e3 * forecast.token_s:,.1f} ms per token (with perfectly even visits"
+        f" {1e3 * forecast.bound_s:,.1f}){first}; most of it is {forecast.limit}"
+    )
+
+
+def _solve_file(path: str, registry: Registry, settings: Settings) -> tuple[Plan, Problem]:
     try:
         problem = problem_from_json(Path(path).read_bytes())
     except OSError as error:
         raise ConfigError(f"cannot read the problem {path}: {error.strerror}", hint="check --problem") from error
-    return complete(registry.solver(settings["solver"]).solve(problem), problem)
+    if settings.get("rounds"):
+        problem = msgspec.structs.replace(problem, rounds=settings["rounds"])
+    return complete(registry.solver(settings["solver"]).solve(problem), problem), problem
 
 
-def _own_plan(model: str | None, registry: Registry, settings: Settings) -> Plan:
+def _own_plan(model: str | None, registry: Registry, settings: Settings) -> tuple[Plan, Problem]:
     with open_model_argument(model, settings) as opened:
         options = head_options(settings, opened.file.metadata)
         backend, _ = registry.open_backend(options.node.backend, BackendOptions(kernels=options.node.kernels), None)
@@ -62,4 +115,5 @@ def _own_plan(model: str | None, registry: Registry, settings: Settings) -> Plan
         members = tuple(Member(name, options.node.memory, devices, "") for name in names)
         facts = model_facts(opened, options.context, options.kv_type, options.plan)
         solve = registry.solver(options.solver).solve
-        return Planning(facts, options.name, options.parallel, solve, options.plan)(members)
+        planning = Planning(facts, options.name, options.parallel, solve, options.plan, options.rounds)
+        return planning(members), planning.problem(members, 1, streaming=True)

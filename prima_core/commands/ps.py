@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 
 import msgspec
@@ -18,13 +18,13 @@ from prima_core.commands.setup import Settings
 from prima_core.commands.table import wide_console
 from prima_core.errors import ClusterError, ConfigError
 from prima_core.model.visible import visible
-from prima_core.node.view import NodeView, ServerView
+from prima_core.node.view import DeviceView, NodeView, ServerView
 from prima_core.ring.times import NodeTimes
 
 TIMEOUT_S = 5.0
 EVERY_S = 1.0
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
-_ACTIVITIES = ("compute", "wait", "link", "disk")
+_ACTIVITIES = ("compute", "stall", "wait", "link", "disk")
 
 
 def ps(as_json: bool, watch: bool, settings: Settings) -> None:
@@ -81,7 +81,7 @@ def follow(ask: Callable[[], ServerView], console: Console, sleep: Callable[[flo
 def shown(view: ServerView, before: ServerView | None = None) -> RenderableType:
     """As a table: sums since the start, or with an earlier view the shares and rates of the time between the two."""
     old = {} if before is None else {node.name: node.times for node in before.nodes}
-    table = Table("node", "devices", "layers", "memory", *_ACTIVITIES, "tokens", "sent")
+    table = Table("node", "devices", "layers", "memory", *_ACTIVITIES, "tokens", "sent", "read")
     for node in view.nodes:
         earlier = old.get(node.name)
         figures = _sums(node.times) if earlier is None else _rates(node.times, earlier)
@@ -103,17 +103,29 @@ def _facts(node: NodeView) -> tuple[str, str, str, str]:
     """The last three: a line for each device."""
     ranges = (", ".join(f"[{part.start}, {part.stop})" for part in device.layers) or "-" for device in node.devices)
     layers = "\n".join(ranges) + (f" loading {node.loaded:.0%}" if node.loaded is not None else "")
-    memory = "\n".join(
-        f"{_size(device.weight_bytes)} + {_size(device.kv_bytes)} KV of {_size(device.memory_bytes)}"
-        for device in node.devices
-    )
+    memory = "\n".join((*map(_memory, node.devices), *_remarks(node)))
     devices = "\n".join(device.id for device in node.devices)
     return f"{node.name} (head)" if node.is_head else node.name, devices, layers, memory
 
 
+def _memory(device: DeviceView) -> str:
+    kept, streamed = device.weight_bytes - device.streamed_bytes, device.streamed_bytes
+    held = f"{_size(kept)} + {_size(device.kv_bytes)} KV of {_size(device.memory_bytes)}"
+    return f"{held}, {_size(streamed)} from disk" if streamed else held
+
+
+def _remarks(node: NodeView) -> Iterator[str]:
+    """Weights that the plan wanted to stay, where other programs need the memory now; a disk that is slow."""
+    given = node.times.streamed_bytes - sum(device.streamed_bytes for device in node.devices)
+    if given > node.weight_bytes // 100:  # tensors are whole: a little more than planned is nothing
+        yield f"{_size(given)} left to others for now"
+    if node.has_slow_disk:
+        yield f"slow disk: {_size(node.times.read_bytes / node.times.reading_s)}/s"
+
+
 def _sums(times: NodeTimes) -> tuple[str, ...]:
     seconds = (f"{getattr(times, f'{activity}_s'):,.2f} s" for activity in _ACTIVITIES)
-    return *seconds, f"{times.n_tokens:,}", _size(times.sent_bytes)
+    return *seconds, f"{times.n_tokens:,}", _size(times.sent_bytes), _size(times.read_bytes)
 
 
 def _rates(now: NodeTimes, before: NodeTimes) -> tuple[str, ...]:
@@ -124,7 +136,8 @@ def _rates(now: NodeTimes, before: NodeTimes) -> tuple[str, ...]:
         return max(0.0, (getattr(now, name) - getattr(before, name)) / passed_s) if passed_s > 0 else 0.0
 
     shares = (f"{rate(f'{activity}_s'):.0%}" for activity in _ACTIVITIES)
-    return *shares, f"{rate('n_tokens'):,.0f}/s", f"{_size(rate('sent_bytes'))}/s"
+    sent, read = (f"{_size(rate(name))}/s" for name in ("sent_bytes", "read_bytes"))
+    return *shares, f"{rate('n_tokens'):,.0f}/s", sent, read
 
 
 def _size(n_bytes: float) -> str:

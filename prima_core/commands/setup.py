@@ -107,6 +107,7 @@ def head_options(settings: Settings, metadata: Mapping[str, object]) -> HeadOpti
         wait=settings.get("wait", 1),
         solver=settings.get("solver", "even"),
         plan=_plan(settings.get("plan")),
+        rounds=settings.get("rounds") or 0,
         context=settings.get("context"),
         kv_type=KvType(settings["kv_type"]) if settings.get("kv_type") else None,
         context_shift=settings.get("context_shift", False),

@@ -39,13 +39,14 @@ class Inventory:
         system: System,
     ) -> None:
         self._file, self._system, self._ends = file, system, tuple(ends)
-        self.mapped = MappedStore(file, spec)
+        self.mapped = MappedStore(file, spec, system)
         layers = (self.mapped.views(layer).values() for layer in range(spec.n_layers))
         self._weights = {weight.name: weight for weight in itertools.chain(self.mapped.shared().values(), *layers)}
         self.holding = holding(file.tensors, visits, ends)
         self._station_of = {layer: index for index, layer in enumerate(self.holding.layers)}
         self.stations: list[tuple[Unit, ...]] = [()] * (len(self._station_of) + len(self.holding.blocks))
         self.version = 0
+        self._given_back: set[str] = set()  # a device has a copy of its own, which counts as kept
         self._is_closed = False
         self._resizing = threading.Lock()
         self._set(resized(self.holding, Streamed(), streamed_bytes))
@@ -77,6 +78,8 @@ class Inventory:
         """Of what is kept, how much is not in memory any more; None where the system does not tell."""
         lost = 0
         for weight in self._kept():
+            if weight.name in self._given_back:
+                continue
             resident = self._system.resident_bytes(weight.data, self._path(weight.name))
             if resident is None:
                 return None
@@ -91,6 +94,12 @@ class Inventory:
             self._weights = {}
 
     # ------------------------------------------------------------ pages
+
+    def give_back(self, weights: Iterable[Weight]) -> None:
+        """From now on only a device's copy of them counts: pages are not missed here."""
+        for name in [weight.name for weight in weights]:
+            self._given_back.add(name)
+            self._system.forget(self._weights[name].data)
 
     def drop(self, name: str) -> None:
         info = self._file.tensors[name]
@@ -140,6 +149,8 @@ class Inventory:
         for weight in weights:
             if self._is_closed:
                 return False
+            if weight.name in self._given_back:
+                continue
             try:
                 self._system.populate(weight.data)
             except OSError as error:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
+if sys.platform == "win32":
+    raise ImportError("there is nothing of this in Windows")
+
 import ctypes
 import errno
-import fcntl
 import os
-import sys
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prima_core.memory import posix
-from prima_core.memory.system import Memory
+from prima_core.memory import cgroups, posix
+from prima_core.memory.system import Memory, MemoryKind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,8 +23,7 @@ if TYPE_CHECKING:
 
     from prima_core.memory.system import DirectFile
 
-assert sys.platform != "win32"  # for mypy: nothing of this is there
-
+MADV_HUGEPAGE = 14
 MADV_POPULATE_READ = 22  # since 5.14
 O_DIRECT = getattr(os, "O_DIRECT", 0)  # 0: another system, or a build without it
 FADV_RANDOM, FADV_DONTNEED = 1, 4  # s390 has others, and no prima
@@ -30,22 +33,35 @@ _CAP_FOWNER = 3
 
 
 class Linux:
-    def __init__(self, proc: Path = Path("/proc")) -> None:
+    """`proc`: where the kernel tells of itself. `is_phone`: Android's."""
+
+    def __init__(self, proc: Path = Path("/proc"), is_phone: bool | None = None) -> None:
         self._proc = proc
+        self._kind = MemoryKind.PHONE if (is_android() if is_phone is None else is_phone) else MemoryKind.MACHINE
         self._pages = posix.Pages()
 
     def memory(self) -> Memory:
-        facts = _key_values((self._proc / "meminfo").read_text())
-        return Memory(facts["MemTotal"] * 1024, facts["MemAvailable"] * 1024)
+        facts = cgroups.key_values((self._proc / "meminfo").read_text())
+        mapped = max(0, facts.get("Mapped", 0) - facts.get("Shmem", 0))
+        machine = Memory(facts["MemTotal"] * 1024, facts["MemAvailable"] * 1024, mapped * 1024, self._kind)
+        if self._kind is MemoryKind.PHONE:  # its groups are the system's own and tell an app nothing
+            return machine
+        groups = [group for group in cgroups.limits(self._proc) if group.total_bytes < machine.total_bytes]
+        return min(machine, *groups, key=lambda memory: memory.available_bytes) if groups else machine
 
     def pressure(self) -> float | None:
-        return None
+        files = [self._proc / "pressure" / "memory", *cgroups.pressure_files(self._proc)]
+        told = [share for path in files if (share := _pressure(path)) is not None]
+        return max(told, default=None)
 
     def open_direct(self, path: Path) -> DirectFile:
         return _DirectFile(path)
 
-    def buffer(self, n_bytes: int) -> memoryview:
-        return posix.anonymous(n_bytes)
+    def buffer(self, n_bytes: int, *, is_filled: bool = False) -> memoryview:
+        buffer = posix.anonymous(n_bytes)
+        if is_filled:  # a system without large pages refuses, and gives small ones
+            self._pages.advise(*posix.whole_pages(posix.address(buffer), n_bytes), MADV_HUGEPAGE)
+        return buffer
 
     def release(self, part: memoryview) -> None:
         self._pages.advise(*posix.whole_pages(posix.address(part), len(part)), posix.MADV_DONTNEED)
@@ -58,8 +74,11 @@ class Linux:
                 self._pages.touch(data[start:])
                 return
 
-    def drop(self, data: NDArray[np.uint8], path: Path, offset: int) -> None:
+    def forget(self, data: NDArray[np.uint8]) -> None:
         self._pages.advise(*posix.whole_pages(posix.address(data), len(data)), posix.MADV_DONTNEED)
+
+    def drop(self, data: NDArray[np.uint8], path: Path, offset: int) -> None:
+        self.forget(data)
         begin, end = posix.whole_pages(offset, len(data))
         if begin < end:
             _drop_cached(path, begin, end)
@@ -107,6 +126,8 @@ class _DirectFile:
         os.close(self._fd)
 
     def _go_through_the_cache(self) -> None:
+        import fcntl
+
         fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~O_DIRECT)
         _advise_file(self._fd, 0, 0, FADV_RANDOM)  # nothing behind what is read: it would stay
         self._is_direct = False
@@ -174,7 +195,18 @@ def _alignment(fd: int) -> int:
     return int(max(SAFE_ALIGNMENT, answer.memory_alignment, answer.offset_alignment))
 
 
-def _key_values(text: str) -> dict[str, int]:
-    """Of lines `Name: 123 kB`."""
-    words = (line.replace(":", " ").split() for line in text.splitlines())
-    return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()}
+# ---------------------------------------------------------------- what it tells of itself
+
+
+def is_android() -> bool:
+    return hasattr(sys, "getandroidapilevel") or "ANDROID_ROOT" in os.environ
+
+
+def _pressure(path: Path) -> float | None:
+    """Of `some avg10=1.23 avg60=...`, in per cent; None where the kernel does not count it, or not for us."""
+    try:
+        text = path.read_text()
+    except OSError:
+        return None
+    found = re.search(r"^some avg10=([0-9.]+)", text, re.MULTILINE)
+    return float(found[1]) / 100 if found else None

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
+if sys.platform == "win32":
+    raise ImportError("there is nothing of this in Windows")
+
 import ctypes
 import errno
 import mmap
 import os
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-assert sys.platform != "win32"  # for mypy: nothing of this is there
 
 PAGE = mmap.PAGESIZE
 MADV_WILLNEED = 3  # POSIX's numbers are the same on Linux and macOS
@@ -81,8 +83,9 @@ def _copy_some(piece: memoryview, receive: int, send: int) -> None:
 
 
 def anonymous(n_bytes: int) -> memoryview:
-    """Private zeroed memory in whole pages, given back with its last view."""
-    return memoryview(mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    """Private zeroed memory, given back with its last view; a page is taken when it is first written."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    return memoryview(mmap.mmap(-1, n_bytes, flags=flags))
 
 
 def read_at(fd: int, into: memoryview, offset: int, alignment: int) -> int:

@@ -335,10 +335,15 @@ class ReadAhead:
     def _start(self, piece: _Piece) -> _Piece:
         piece.slot.unread -= 1
         piece.slot.in_flight += 1
-        if not self._n_reading:
-            self._reading_since = time.perf_counter()
-        self._n_reading += 1
+        self._count_reading(1)
         return piece
+
+    def _count_reading(self, more: int) -> None:
+        now = time.perf_counter()
+        if self._n_reading:
+            self._counts.reading_s += now - self._reading_since
+        self._reading_since = now
+        self._n_reading += more
 
     def _read(self, piece: _Piece) -> None:
         slot, n_bytes, what = piece.slot, 0, ""
@@ -358,9 +363,7 @@ class ReadAhead:
         slot = piece.slot
         slot.in_flight -= 1
         self._counts.read_bytes += n_bytes
-        self._n_reading -= 1
-        if not self._n_reading:
-            self._counts.reading_s += time.perf_counter() - self._reading_since
+        self._count_reading(-1)
         if what and slot.turn.error is None:
             slot.turn.error = self._fault(slot.unit, what)
             self._pieces = deque(waiting for waiting in self._pieces if waiting.slot.turn is not slot.turn)

@@ -92,9 +92,12 @@ class StreamingStore:
         self._n_used = spec.experts.n_used if spec.experts else 0
         self._experts: Experts | None = None
         self._with_experts: dict[int, Mapping[str, Weight]] = {}
-        self._fit_experts()
-        if any(self._inventory.stations):
+        try:
+            self._fit_experts()
             self._check_buffer()
+        except BaseException:
+            self.close()
+            raise
 
     # ------------------------------------------------------------ `interfaces.Store`, of the thread that computes
 
@@ -123,8 +126,7 @@ class StreamingStore:
         return self._inventory.mapped.views(layer)
 
     def give_back(self, weights: Iterable[Weight]) -> None:
-        for weight in weights:
-            self._inventory.drop(weight.name)
+        self._inventory.give_back(weights)
 
     def shared(self) -> Mapping[str, Weight]:
         return self._inventory.mapped.shared()
@@ -309,7 +311,7 @@ class StreamingStore:
         self._fitted_version = version
 
     def _open_reader(self) -> None:
-        buffer = self._system.buffer(self._buffer_bytes - self._group_bytes)
+        buffer = self._system.buffer(self._buffer_bytes - self._group_bytes, is_filled=True)
         paths = [part.path for part in self._file.parts]
         self._reader = ReadAhead(self._inventory.stations, self._open_files(), paths, buffer, self._counts)
 
@@ -319,7 +321,7 @@ class StreamingStore:
             reader.close()
 
     def _check_buffer(self) -> None:
-        least = self._least_buffer()
+        least = self._least_buffer() if any(self._inventory.stations) else 0
         if least > self._buffer_bytes:
             raise PlanError(
                 f"weights are streamed through a buffer of {self._buffer_bytes:,} bytes, but a layer's need {least:,}",

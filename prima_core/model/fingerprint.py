@@ -36,10 +36,11 @@ def fingerprint(file: GGUFFile) -> str:
     for part in file.parts:
         with part.header_bytes() as header:
             digest.update(header)
-        for name in sorted(part.header.tensors, key=lambda name: part.header.tensors[name].offset):
-            data = file.view(name).data
-            begin = max(0, (len(data) - _SAMPLE_BYTES) // 2)
-            digest.update(data[begin : begin + _SAMPLE_BYTES].tobytes())
+        with part.read_sparsely():
+            for name in sorted(part.header.tensors, key=lambda name: part.header.tensors[name].offset):
+                data = file.view(name).data
+                begin = max(0, (len(data) - _SAMPLE_BYTES) // 2)
+                digest.update(data[begin : begin + _SAMPLE_BYTES].tobytes())
     return digest.hexdigest()
 
 

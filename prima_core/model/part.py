@@ -5,7 +5,9 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -62,6 +64,20 @@ class Part:
     def header_bytes(self) -> memoryview:
         """The bytes before the weights: metadata and tensor table."""
         return memoryview(self._open_map())[: self.header.n_bytes]
+
+    @contextmanager
+    def read_sparsely(self) -> Iterator[None]:
+        """Meanwhile touching a page reads that page. Systems else read up to some MiB around it, which for a page of
+        each tensor can be half of the file."""
+        self._advise_random(True)
+        try:
+            yield
+        finally:
+            self._advise_random(False)
+
+    def _advise_random(self, is_random: bool) -> None:
+        if sys.platform != "win32":
+            self._open_map().madvise(mmap.MADV_RANDOM if is_random else mmap.MADV_NORMAL)
 
     def check_unchanged(self) -> None:
         """Raise ModelError when the file at the path is not the one that was opened, or was written to since."""

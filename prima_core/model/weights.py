@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import mmap
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,11 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from prima_core.errors import ModelError
 from prima_core.interfaces import Slice, Weight
+from prima_core.memory.system import System, host
 from prima_core.model.fingerprint import ModelId, fingerprint
 from prima_core.model.gguf import GGUFFile
 from prima_core.model.header import TensorInfo, Value
@@ -27,15 +21,12 @@ from prima_core.model.spec import ModelSpec
 from prima_core.model.split import model_name
 from prima_core.model.visible import visible
 
-_PIECE_BYTES = 4 * 1024 * 1024
-_MADV_DONTNEED = 4  # Linux, macOS
-_MADV_POPULATE_READ = 22  # Linux 5.14
-
 
 class MappedStore:
     """All weights of a model as views into the map: `acquire` costs nothing and leaves reading to the page cache."""
 
-    def __init__(self, file: GGUFFile, spec: ModelSpec) -> None:
+    def __init__(self, file: GGUFFile, spec: ModelSpec, system: System) -> None:
+        self._system = system
         self._shared: dict[str, Weight] = {}
         self._layers: list[dict[str, Weight]] = [{} for _ in range(spec.n_layers)]
         for full_name in file.tensors:
@@ -56,7 +47,7 @@ class MappedStore:
 
     def give_back(self, weights: Iterable[Weight]) -> None:
         for weight in weights:
-            drop_pages(weight.data)
+            self._system.forget(weight.data)
 
     def shared(self) -> Mapping[str, Weight]:
         return self._shared
@@ -96,7 +87,7 @@ class Model:
         return ModelId(self.fingerprint, self.file.size, self.spec.name)
 
     def store(self) -> MappedStore:
-        return MappedStore(self.file, self.spec)
+        return MappedStore(self.file, self.spec, host())
 
     def check_unchanged(self) -> None:
         """Raise ModelError when the files are not those that were opened, or were written to since."""
@@ -163,69 +154,3 @@ def bytes_by_type(file: GGUFFile, names: Iterable[str]) -> dict[str, int]:
     for info in (file.tensors[name] for name in names):
         sizes[info.type_name] = sizes.get(info.type_name, 0) + info.n_bytes
     return sizes
-
-
-# ---------------------------------------------------------------- reading ahead of use
-
-
-def populate(weights: Iterable[Weight], progress: Callable[[int], None]) -> None:
-    """Bring the weights into memory, calling `progress` with the bytes of each piece of a few MiB that is there.
-
-    On Linux other threads run on meanwhile. Raises ModelError when the file has become shorter than its map.
-    """
-    populate_read = _populate_read()
-    for weight in weights:
-        for begin in range(0, len(weight.data), _PIECE_BYTES):
-            piece = weight.data[begin : begin + _PIECE_BYTES]
-            if not populate_read(piece):
-                populate_read = _touch
-                _touch(piece)
-            progress(len(piece))
-
-
-def _touch(piece: NDArray[np.uint8]) -> bool:
-    """Read a byte of every page."""
-    piece[::4096].max(initial=0)
-    return True
-
-
-def drop_pages(data: NDArray[np.uint8]) -> None:
-    """Take a view's whole pages out of this process's memory. They stay readable, and cached while nobody needs the
-    room; where the OS has no such call nothing happens."""
-    advise = _madvise()
-    if advise is None:
-        return
-    page = mmap.PAGESIZE
-    begin, end = -(-data.ctypes.data // page) * page, (data.ctypes.data + len(data)) // page * page
-    if end > begin:
-        advise(begin, end - begin, _MADV_DONTNEED)
-
-
-def _populate_read() -> Callable[[NDArray[np.uint8]], bool]:
-    """A function that asks the kernel for a piece's pages, and says whether it knows how to."""
-    madvise = _madvise()
-    if madvise is None or sys.platform != "linux":
-        return _touch
-    page = mmap.PAGESIZE
-
-    def populate_read(piece: NDArray[np.uint8]) -> bool:
-        begin = piece.ctypes.data // page * page
-        if madvise(begin, piece.ctypes.data + len(piece) - begin, _MADV_POPULATE_READ) == 0:
-            return True
-        error = ctypes.get_errno()
-        if error in (errno.EFAULT, errno.EIO):  # pages behind the end of the file, or a disk that fails
-            raise ModelError(
-                f"the weights cannot be read: {os.strerror(error)}", field="file", hint="is the file intact?"
-            )
-        return False
-
-    return populate_read
-
-
-def _madvise() -> Callable[[int, int, int], int] | None:
-    """The C library's: Python's `mmap.madvise` holds the GIL for as long as the disk takes."""
-    if sys.platform == "win32":
-        return None
-    madvise = ctypes.CDLL(None, use_errno=True).madvise
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return madvise

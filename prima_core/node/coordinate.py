@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from prima_core.devices import is_cpu
 from prima_core.engine.scheduler import Room
 from prima_core.errors import PlanError
 from prima_core.interfaces import KvType, Slice
+from prima_core.model.header import TensorInfo
 from prima_core.model.quant import kv_row_bytes
 from prima_core.model.weights import Model, bytes_by_type, end_tensors, layer_names
 from prima_core.node.driver import Member
@@ -30,7 +32,8 @@ def model_facts(
     """
     spec = model.spec
     kept = kv_type or (KvType.F16 if plan is None else plan.kv_type)
-    layers = [bytes_by_type(model.file, layer_names(model.file, layer)) for layer in range(spec.n_layers)]
+    names = [layer_names(model.file, layer) for layer in range(spec.n_layers)]
+    layers = [bytes_by_type(model.file, of_layer) for of_layer in names]
     ends = end_tensors(spec, Slice((), has_input=True, has_output=True))  # a tied output part adds only the norm
     input_types, output_types = bytes_by_type(model.file, ends[:1]), bytes_by_type(model.file, ends[1:])
     return ModelFacts(
@@ -44,7 +47,27 @@ def model_facts(
         layer_types={name: tuple(types.get(name, 0) for types in layers) for name in sorted(set().union(*layers))},
         input_types=input_types,
         output_types=output_types,
+        largest_tensor_bytes=max(_unit_bytes(model.file.tensors[name]) for of_layer in names for name in of_layer),
+        input_row_bytes=0 if spec.tied_output else sum(input_types.values()) // spec.vocab_size,
+        activation_bytes=4 * spec.d_model,
+        expert_bytes=() if spec.experts is None else tuple(_expert_bytes(model, of_layer) for of_layer in names),
+        n_experts=0 if spec.experts is None else spec.experts.count,
+        n_experts_used=0 if spec.experts is None else spec.experts.n_used,
     )
+
+
+def _unit_bytes(tensor: TensorInfo) -> int:
+    """What of a tensor is read at once: of a stack of experts one expert's."""
+    return tensor.n_bytes // tensor.shape[0] if _is_stack(tensor) else tensor.n_bytes
+
+
+def _expert_bytes(model: Model, names: Iterable[str]) -> int:
+    tensors = (model.file.tensors[name] for name in names)
+    return sum(tensor.n_bytes for tensor in tensors if _is_stack(tensor))
+
+
+def _is_stack(tensor: TensorInfo) -> bool:
+    return len(tensor.shape) == 3
 
 
 def _asked_context(asked: int | None, plan: Plan | None) -> int:
@@ -56,42 +79,51 @@ def _asked_context(asked: int | None, plan: Plan | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Planning:
-    """How plans are made: by `solve`, or `fixed` from a file. `parallel`: full contexts that KV should hold."""
+    """How plans are made: by `solve`, or `fixed` from a file. `parallel`: full contexts that KV should hold.
+
+    `rounds`: as in a problem.
+    """
 
     model: ModelFacts
     head: str
     parallel: int
     solve: Callable[[Problem], Plan]
     fixed: Plan | None = None
+    rounds: int = 0
 
     def __call__(self, members: tuple[Member, ...]) -> Plan:
         """The checked plan for these nodes, the head first. Raises PlanError when none fits.
 
-        Where memory does not suffice for `parallel` contexts, fewer are tried, down to one.
+        Where memory does not suffice for `parallel` contexts, fewer are tried, down to one. Only then weights are
+        streamed, as every byte that K and V take from them is read for every token.
         """
         contexts = self.parallel
-        while True:
-            try:
-                return self._plan(self.problem(members, contexts))
-            except PlanError:
-                if contexts == 1:
-                    raise
-                contexts //= 2
+        while contexts:
+            with suppress(PlanError):
+                return self._plan(self.problem(members, contexts, streaming=False))
+            contexts //= 2
+        return self._plan(self.problem(members, 1, streaming=True))
 
-    def problem(self, members: tuple[Member, ...], contexts: int) -> Problem:
+    def problem(self, members: tuple[Member, ...], contexts: int, streaming: bool) -> Problem:
         ordered = sorted(members, key=lambda member: member.name != self.head)
         nodes = tuple(member.facts for member in ordered)
-        return Problem(self.model, nodes, self.head, kv_tokens=self.model.context_length * contexts)
+        kv_tokens = self.model.context_length * contexts
+        return Problem(self.model, nodes, self.head, kv_tokens, rounds=self.rounds, streaming=streaming)
 
     def _plan(self, problem: Problem) -> Plan:
         plan = self.fixed if self.fixed is not None else self.solve(problem)
         return complete(plan, problem)
 
 
-def room_of(plan: Plan, chunk_tokens: int | None, longest_chunk: int) -> Room:
+def room_of(plan: Plan, chunk_tokens: int | None, longest_chunk: int, row_bytes: int) -> Room:
     """The engine's room. `chunk_tokens` None: more where a GPU computes, which unpacks its matrices for each chunk. On
-    a CPU longer ones gain less, and hold others up; where nodes take turns, short ones keep all of them busy."""
+    a CPU longer ones gain less, and hold others up; where nodes take turns, short ones keep all of them busy. Where
+    weights come from disk, as many as the plan gathers for one reading of them, each of `row_bytes`."""
+    gathered = (
+        min(GPU_CHUNK, plan.gather_bytes // row_bytes) if any(need.buffer_bytes for need in plan.residency) else 0
+    )
     on_gpu = any(not is_cpu(need.device) for need in plan.residency)
     is_alone = len({visit.node for visit in plan.visits}) == 1
-    chunk = chunk_tokens or (GPU_CHUNK if on_gpu else LONE_CPU_CHUNK if is_alone else CPU_CHUNK)
+    usual = GPU_CHUNK if on_gpu else LONE_CPU_CHUNK if is_alone else CPU_CHUNK
+    chunk = chunk_tokens or max(usual, gathered)
     return Room(plan.kv_tokens, min(chunk, longest_chunk), MAX_SEQUENCES)

@@ -37,16 +37,18 @@ PROBE_AFTER_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A node of the cluster as the planner sees it. `data_address` is where activations are sent to."""
+    """A node of the cluster as the planner sees it. `data_address` is where activations are sent to, `disk_bytes_s` how
+    fast it reads weights (0: not known)."""
 
     name: str
     memory_bytes: int
     devices: tuple[DeviceFacts, ...]
     data_address: str
+    disk_bytes_s: float = 0.0
 
     @property
     def facts(self) -> NodeFacts:
-        return NodeFacts(self.name, self.memory_bytes, self.devices)
+        return NodeFacts(self.name, self.memory_bytes, self.devices, self.disk_bytes_s)
 
     def with_at_most(self, device: str, memory_bytes: int) -> Member:
         """The node with less memory on a device."""
@@ -284,8 +286,10 @@ class Driver:
                 taken = running.plan.bytes_on(name, device)
                 if device and taken:  # in any case less than that next time, so that this comes to an end
                     self._shrink(name, error, device, min(memory_bytes, taken - 1))
-                else:
+                elif name != running.plan.head or name in running.pending:
                     self._refuse(name, error)
+                # else the head's own weights could not be read in a step, whose requests hear of it: nobody could
+                # take its place, and the next step tries again
             case Unreachable(_, node, error):
                 # The head cannot be left out, nor a node to which this one has nothing to send: then it is the one that
                 # complains.

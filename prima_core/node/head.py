@@ -22,6 +22,7 @@ from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError, ModelError, TemplateError
 from prima_core.events import RequestDone
 from prima_core.interfaces import Credentials, KvType
+from prima_core.memory.system import host
 from prima_core.model.chat import ChatPrompt, ChatTemplate, Message, encode_chat
 from prima_core.model.tokenizer import Tokenizer
 from prima_core.model.visible import visible
@@ -31,6 +32,7 @@ from prima_core.node.coordinate import Planning, model_facts, room_of
 from prima_core.node.driver import Cancel, Driver, Joined, Lost, Member, Reported, State, Status, Submit
 from prima_core.node.join import CONTROL_LIMITS
 from prima_core.node.local import LocalNode, LocalOptions, close_all, start_local
+from prima_core.node.measure import disk_rate
 from prima_core.node.network import advertised, with_port
 from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions, longest_chunk
 from prima_core.node.view import RequestTotals, ServerView, node_view
@@ -39,9 +41,10 @@ from prima_core.plan.plan import Plan, plan_to_json
 from prima_core.plan.problem import DeviceFacts
 from prima_core.plugins import Registry
 from prima_core.ring import control
+from prima_core.ring.gather import row_bytes
 from prima_core.ring.membership import Listener, Membership, PeerFacts
 from prima_core.ring.reports import Assignment, LoadFailed, Loading, Ready, Report, Unreachable
-from prima_core.ring.times import NodeTimes
+from prima_core.ring.times import NodeTimes, reads_slowly
 from prima_core.ring.wire import Epoch, WirePolicy
 
 log = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class HeadOptions:
     """`listen`: where nodes join; None: none can. `wait`: nodes before the first plan, with this one.
+    `rounds`: visits of every node in a pass; 0: the solver's choice.
 
     `chat_template`: the name of one of the model file's."""
 
@@ -61,6 +65,7 @@ class HeadOptions:
     wait: int = 1
     solver: str = "even"
     plan: Plan | None = None
+    rounds: int = 0
     context: int | None = None
     context_shift: bool = False
     kv_type: KvType | None = None
@@ -109,6 +114,7 @@ class Head:
         self._control = Dialer(registry, credentials, CONTROL_LIMITS)
         self._local: Sequence[LocalNode] = ()
         self._times: dict[str, NodeTimes] = {}  # what each worker told last; the membership's thread writes
+        self._slow: set[str] = set()  # nodes whose disk was told of
         self.totals = RequestTotals()  # swapped as a whole by the driver's thread
         data_address = "inproc://" if options.listen is None else with_port(options.listen, 0)
         self.node = Node(options.name, registry, options.node, self._data, data_address, self._report)
@@ -122,6 +128,7 @@ class Head:
             options.parallel,
             self._registry.solver(options.solver).solve,
             options.plan,
+            options.rounds,
         )
         longest = longest_chunk(self.model.spec.d_model)
         room = Room(0, 1, 0)  # nothing, until there is a plan
@@ -130,7 +137,7 @@ class Head:
             engine,
             self,
             planning,
-            lambda plan: room_of(plan, options.chunk, longest),
+            lambda plan: room_of(plan, options.chunk, longest, row_bytes(self.model.spec)),
             Epoch.first(),
             wait_for=max(options.wait, 1 + options.n_local),
             emit=self._registry.emit,
@@ -157,7 +164,9 @@ class Head:
     def _join_itself(self) -> None:
         devices = tuple(DeviceFacts.of(device) for device in self.node.devices)
         address = advertised(self.node.data_address, self._options.advertise)
-        member = Member(self._options.name, self._options.node.memory, devices, address)
+        memory = self._options.node.memory
+        rate = disk_rate((part.path for part in self.model.file.parts), memory, host())
+        member = Member(self._options.name, memory, devices, address, rate)
         self.driver.inbox.put(Joined(member))
 
     def _open_membership(self, address: str, exits: ExitStack) -> None:
@@ -356,20 +365,33 @@ class Head:
 
     def _on_joined(self, facts: PeerFacts) -> None:
         self._tell(f"node {facts.name} joined")
-        self.driver.inbox.put(Joined(Member(facts.name, facts.memory_bytes, facts.devices, facts.data_address)))
+        member = Member(facts.name, facts.memory_bytes, facts.devices, facts.data_address, facts.disk_bytes_s)
+        self.driver.inbox.put(Joined(member))
 
     def _on_lost(self, name: str, why: str) -> None:
         if self.driver.status.state is not State.STOPPED:  # else it is our own children leaving
             self._tell(f"node {name} was lost: {why}")
         self._times.pop(name, None)
+        self._slow.discard(name)
         self.driver.inbox.put(Lost(name, why))
 
     def _on_timed(self, name: str, times: NodeTimes) -> None:
         self._times[name] = times
+        self._watch_disk(name, times)
 
     def _on_done(self, done: RequestDone) -> None:
         self.totals = self.totals.plus(done)
+        self._watch_disk(self._options.name, self.node.worker.meter.times())
         self._registry.emit(done)
+
+    def _watch_disk(self, name: str, times: NodeTimes) -> None:
+        """Tell, once, of a node that reads its weights far slower than it was planned with."""
+        member = next((member for member in self.driver.status.members if member.name == name), None)
+        if member is None or name in self._slow or not reads_slowly(times, member.disk_bytes_s):
+            return
+        self._slow.add(name)
+        rate, planned = times.read_bytes / times.reading_s, member.disk_bytes_s
+        self._tell(f"node {name} reads its weights at {rate / 1e6:,.0f} MB/s; {planned / 1e6:,.0f} MB/s were measured")
 
     def _on_told(self, name: str, message: control.Message) -> None:
         report = _report_of(message)

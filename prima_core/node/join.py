@@ -44,7 +44,7 @@ SEND_TIMEOUT_S = 0.5
 @dataclass(frozen=True, slots=True)
 class JoinOptions:
     """Where the head is (`head`, a full address), where this node listens for it (for frames: at another port of the
-    same host), and where it finds model files."""
+    same host), and where it finds model files. `disk_bytes_s`: how fast it reads them (0: not known)."""
 
     head: str
     listen: str
@@ -52,6 +52,7 @@ class JoinOptions:
     places: tuple[Path, ...]
     advertise: Callable[[str], str] = str
     node: NodeOptions = field(default_factory=NodeOptions)
+    disk_bytes_s: float = 0.0
 
 
 class WorkerNode:
@@ -120,6 +121,7 @@ class WorkerNode:
             data_addresses=(advertise(self._node.data_address),),
             memory_bytes=self._options.node.memory,
             devices=tuple(map(control.DeviceInfo.of, self._node.devices)),
+            disk_bytes_s=self._options.disk_bytes_s,
         )
 
     def _knock(self, link: ReceiveLink, to_head: SendLink, hello: Hello) -> Welcome | None:
@@ -255,7 +257,7 @@ class WorkerNode:
                 self._tell("ready")
                 self._send(control.Ready(epoch))
             case LoadFailed(epoch, error, device, memory_bytes):
-                self._tell(f"cannot load: {error}")
+                self._tell(f"cannot take part: {error}")
                 self._send(control.Refused(epoch, control.Fault.of(error), device, memory_bytes))
             case Unreachable(epoch, node, error):
                 self._send(control.Unreachable(epoch, node, control.Fault.of(error)))

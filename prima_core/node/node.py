@@ -11,10 +11,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import psutil
-
 from prima_core.errors import ConfigError, LinkError, LinkTimeout
 from prima_core.interfaces import Backend, BackendOptions, Credentials, Device, Limits, ReceiveLink, SendLink
+from prima_core.memory.governor import room_bytes
+from prima_core.memory.system import host
 from prima_core.plugins import Registry
 from prima_core.ring.reports import Report
 from prima_core.ring.worker import Worker
@@ -23,13 +23,12 @@ log = logging.getLogger(__name__)
 
 DATA_LIMITS = Limits(max_message_bytes=64 * 1024 * 1024, max_queued=64)
 POLL_S = 0.1
-MEMORY_SHARE = 0.9
-"""Share of the available memory that a node may use when the user set no limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """What the user chose for a node. `memory_bytes` None: a share of what is available, split over `n_sharing`."""
+    """What the user chose for a node. `memory_bytes` None: what is available now, but for a reserve that others are
+    left, split over `n_sharing`."""
 
     backend: str = "auto"
     threads: int = 0
@@ -41,7 +40,7 @@ class NodeOptions:
     def memory(self) -> int:
         if self.memory_bytes is not None:
             return self.memory_bytes
-        return int(psutil.virtual_memory().available * MEMORY_SHARE) // self.n_sharing
+        return room_bytes(host().memory(), self.n_sharing)
 
 
 class Dialer:
@@ -78,7 +77,7 @@ class Node:
         self._options = options
         self._dialer = dialer
         self._listen_address = data_address
-        self.worker = Worker(name, self._open_backend, dialer.dial, report)
+        self.worker = Worker(name, self._open_backend, dialer.dial, report, host())
         self._stopping = threading.Event()
         self._exits = ExitStack()
 

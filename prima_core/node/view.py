@@ -11,7 +11,7 @@ from prima_core.interfaces import Layers
 from prima_core.node.driver import Member, State, Status
 from prima_core.plan.plan import Plan
 from prima_core.plan.problem import DeviceFacts
-from prima_core.ring.times import NodeTimes
+from prima_core.ring.times import NodeTimes, reads_slowly
 
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Upper bounds of a histogram's groups: from a token of a small model to a long prompt on a small machine."""
@@ -19,13 +19,14 @@ BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """A device of a node, and what the plan lays on it."""
+    """A device of a node, and what the plan lays on it: of `weight_bytes` are `streamed_bytes` read in every pass."""
 
     id: str
     memory_bytes: int
     weight_bytes: int
     kv_bytes: int
     layers: tuple[Layers, ...]
+    streamed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class NodeView:
     """A node. `memory_bytes` is what it offers, `weight_bytes` and `kv_bytes` what the plan takes of that; devices
     that share the host's memory share what of it the node may use.
 
-    `loaded`: the share of its weights that is in memory, while it loads."""
+    `loaded`: the share of its weights that is in memory, while it loads. `has_slow_disk`: it gives weights at less than
+    half the rate that was measured."""
 
     name: str
     is_head: bool
@@ -44,6 +46,7 @@ class NodeView:
     layers: tuple[Layers, ...]
     loaded: float | None
     times: NodeTimes
+    has_slow_disk: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ def node_view(member: Member, head: str, status: Status, times: NodeTimes) -> No
         layers=plan.layers_of(member.name) if plan is not None else (),
         loaded=status.progress.get(member.name),
         times=times,
+        has_slow_disk=reads_slowly(times, member.disk_bytes_s),
     )
 
 
@@ -90,6 +94,7 @@ def _device_view(member: Member, device: DeviceFacts, plan: Plan | None) -> Devi
         weight_bytes=sum(need.weight_bytes for need in needs),
         kv_bytes=sum(need.kv_bytes for need in needs),
         layers=tuple(part.layers for part in parts if part.device == device.id),
+        streamed_bytes=sum(need.streamed_bytes for need in needs),
     )
 
 

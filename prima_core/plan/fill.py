@@ -1,4 +1,5 @@
-"""How many layers a node can take, and on which of its devices they lie. For solvers: pure, exact in integers.
+"""How many layers a node can take, and on which of its devices they lie. For solvers: pure, exact in integers where all
+weights stay, with room to spare where some are streamed.
 
 A node's layers, in the order in which it computes them, are cut into one run for each of its devices, in the order of
 the devices. The first device takes as many as it can, then the second, and so on, except where that would leave layers
@@ -7,13 +8,17 @@ over: devices that share the host's memory take from each other, and the same la
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 
+import msgspec
+
 from prima_core.errors import PlanError
 from prima_core.plan.plan import Split, Visit
-from prima_core.plan.problem import NodeFacts, Problem
+from prima_core.plan.problem import DeviceFacts, NodeFacts, Problem
+from prima_core.plan.stream import LEAST_BUFFER_BYTES, gather_bytes, streaming_device
 
 
 def latest_stop(problem: Problem, name: str, start: int) -> int | None:
@@ -36,10 +41,66 @@ def split_visits(problem: Problem, visits: Iterable[Visit]) -> tuple[Visit, ...]
     return tuple(_with_split(visit, devices[visit.node]) for visit in visits)
 
 
+def most_streaming(problem: Problem, name: str) -> int:
+    """So many layers the node can take for sure, whichever these are, when it may stream."""
+    node, model = problem.node(name), problem.model
+    streaming = streaming_device(node)
+    n_layers = sum(_n_kept(problem, node, device) for device in node.places if not device.shares_host)
+    if streaming is not None:
+        kept = _n_kept(problem, node, streaming)
+        room = min(streaming.memory_bytes, node.memory_bytes) - gather_bytes(problem, (name,))
+        largest = max(problem.weight_bytes(streaming), default=0)
+        spare = room - max(LEAST_BUFFER_BYTES, 2 * largest + min(largest, model.largest_tensor_bytes or largest))
+        kv = model.kv_bytes_per_token_layer * problem.kv_tokens
+        n_layers += max(kept, spare // kv if kv else model.n_layers) if spare >= 0 else kept
+    return min(n_layers, model.n_layers)
+
+
+def _n_kept(problem: Problem, node: NodeFacts, device: DeviceFacts) -> int:
+    """Layers of the largest size that stay on a device."""
+    kv = problem.model.kv_bytes_per_token_layer * problem.kv_tokens
+    fixed = problem.fixed_bytes(node.name) if device.id == problem.end_device.id else 0
+    room = min(device.memory_bytes, node.memory_bytes) if device.shares_host else device.memory_bytes
+    return max(0, room - fixed) // max(1, max(problem.weight_bytes(device), default=0) + kv)
+
+
+def split_streaming(problem: Problem, visits: Iterable[Visit]) -> tuple[Visit, ...]:
+    """As `split_visits`; a node with too little room keeps what fits the devices with memory of their own, and the
+    device that may stream takes the rest."""
+    visits = tuple(visits)
+    devices = {name: _streaming_devices(problem, name, visits) for name in {visit.node for visit in visits}}
+    return tuple(_with_split(visit, devices[visit.node]) for visit in visits)
+
+
+def _streaming_devices(problem: Problem, name: str, visits: Sequence[Visit]) -> dict[int, str]:
+    node, streaming = problem.node(name), streaming_device(problem.node(name))
+    try:
+        return _devices(problem, name, visits)
+    except PlanError:
+        if streaming is None:
+            raise
+    if len(node.places) == 1:
+        return {}
+    layers, found = _layers_of(name, visits), {}
+    ids = [device.id for device in node.places]
+    before, behind = node.places[: ids.index(streaming.id)], node.places[ids.index(streaming.id) + 1 :]
+    for devices, order in ((before, layers), (behind[::-1], layers[::-1])):
+        for device in (device for device in devices if not device.shares_host):
+            left = [layer for layer in order if layer not in found]
+            [place] = _places(problem, msgspec.structs.replace(node, devices=(device,)), left)
+            n_taken = bisect_right(place.ends, place.room_bytes) - 1
+            found.update(dict.fromkeys(left[: max(0, n_taken)], device.id))
+    return {layer: found.get(layer, streaming.id) for layer in layers}
+
+
+def _layers_of(name: str, visits: Sequence[Visit]) -> list[int]:
+    return [layer for visit in visits if visit.node == name for layer in visit.layers]
+
+
 def _devices(problem: Problem, name: str, visits: Sequence[Visit]) -> dict[int, str]:
     """The device of each layer of the node."""
     node = problem.node(name)
-    layers = [layer for visit in visits if visit.node == name for layer in visit.layers]
+    layers = _layers_of(name, visits)
     cuts = _cuts(_places(problem, node, layers), _host_room(problem, name))
     if cuts is None:
         have = ", ".join(f"{device.id or 'memory'} {device.memory_bytes / 1e9:.2f} GB" for device in node.places)

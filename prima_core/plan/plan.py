@@ -9,6 +9,7 @@ import msgspec
 
 from prima_core.errors import PlanError
 from prima_core.interfaces import KvType, Layers
+from prima_core.plan.forecast import Forecast
 
 
 class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,7 +45,10 @@ class Residency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes that the plan takes on a device of a node: weights as large as they are there, and room for KV.
 
     `streamed_bytes` of `weight_bytes` are not kept in memory but read from disk in every pass, ahead of their use, into
-    a buffer of `buffer_bytes` of the host's memory. Both are 0 where all weights stay.
+    a buffer of `buffer_bytes` of the host's memory. Both are 0 where all weights stay. A solver may leave both 0:
+    `complete` fills them. What of a node is streamed goes in this order: a token embedding that is not also the output
+    matrix (of which only the rows of a step's tokens are read, by the map), stacks of experts, the rest of the layers
+    evenly, and last the output matrix.
     """
 
     node: str
@@ -66,7 +70,9 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `kv_tokens`: KV positions, over all sequences, that every visited node has room for (0: the problem's).
     `kv_type`: what K and V are kept in. `context`: positions that a sequence may reach (0: the problem's).
     `end_device`: the head's device with the input and the output part ("": its first).
-    `in_flight`: steps that may be between launch and collect (0: one more than there are visits).
+    `in_flight`: steps that may be between launch and collect (0: automatic, see `credit`).
+    `gather_bytes`: activations of a prompt that a node which streams may collect, to run them together (0: none).
+    `forecast`: for who looks at it; nothing depends on it.
     """
 
     n_layers: int
@@ -79,10 +85,22 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     end_device: str = ""
     in_flight: int = 0
     solver: str = ""
+    gather_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    forecast: Forecast | None = None
 
     @property
     def credit(self) -> int:
-        return self.in_flight or len(self.visits) + 1
+        """Steps that may be under way. One more than there are visits keeps every node busy. But a node which streams
+        and is visited several times in a pass reads ahead in the order of its visits: a second step would come in
+        between, and have it read again what it has just let go. So there one step goes round at a time, of a prompt a
+        large chunk."""
+        return self.in_flight or (1 if self.streams_in_rounds else len(self.visits) + 1)
+
+    @property
+    def streams_in_rounds(self) -> bool:
+        """Whether some node streams weights and is visited more than once in a pass. Of a completed plan."""
+        streaming = {need.node for need in self.residency if need.buffer_bytes}
+        return any(sum(visit.node == node for visit in self.visits) > 1 for node in streaming)
 
     @property
     def nodes(self) -> tuple[str, ...]:

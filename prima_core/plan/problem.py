@@ -13,6 +13,9 @@ from prima_core.errors import PlanError
 from prima_core.interfaces import MAX_GROWTH, Device, KvType
 
 Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+MAX_ROUNDS = 1024
+Rate = Annotated[float, Meta(ge=0, le=1e18)]  # NaN and infinity keep no bounds
+Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 Name = Annotated[str, Meta(max_length=256, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]  # ends on terminals
 
 
@@ -21,7 +24,12 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `output_bytes` the final norm and the output matrix (0 where it is tied to the embedding).
 
     `context_length` is that of the longest sequence that is served, `kv_type` what its K and V are kept in.
-    The last three say how many of these bytes are of which type, for devices where some types grow; empty: not known.
+    The types say how many of these bytes are of which type, for devices where some types grow; empty: not known.
+
+    For weights that do not stay in memory: `largest_tensor_bytes` of any layer, of a stack of experts one expert's
+    (0: not known). `input_row_bytes`: a token's row of an embedding that is not also the output matrix, all that is
+    read of it (0: it is the output matrix, or not known). `expert_bytes`: of each layer, what its stacks of experts
+    take; a token goes through `n_experts_used` of `n_experts`. `activation_bytes`: of one token, from node to node.
     """
 
     name: str
@@ -34,11 +42,28 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layer_types: dict[str, tuple[Size, ...]] = {}
     input_types: dict[str, Size] = {}
     output_types: dict[str, Size] = {}
+    largest_tensor_bytes: Size = 0
+    input_row_bytes: Size = 0
+    activation_bytes: Size = 0
+    expert_bytes: tuple[Size, ...] = ()
+    n_experts: Size = 0
+    n_experts_used: Size = 0
 
     def __post_init__(self) -> None:
         for name, sizes in self.layer_types.items():
             if len(sizes) != self.n_layers:
                 raise ValueError(f"layer_types has {len(sizes)} sizes for {name}, the model {self.n_layers} layers")
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        if not self.expert_bytes:
+            return
+        if len(self.expert_bytes) != self.n_layers:
+            raise ValueError(f"expert_bytes has {len(self.expert_bytes)} sizes, the model {self.n_layers} layers")
+        if any(part > whole for part, whole in zip(self.expert_bytes, self.layer_bytes, strict=True)):
+            raise ValueError("expert_bytes says more than layer_bytes")
+        if not 1 <= self.n_experts_used <= self.n_experts:
+            raise ValueError(f"a token goes through {self.n_experts_used} of {self.n_experts} experts")
 
     @property
     def n_layers(self) -> int:
@@ -46,12 +71,18 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A device of a node; the fields are those of `interfaces.Device`."""
+    """A device of a node; the first fields are those of `interfaces.Device`.
+
+    Measured, 0 where it is not known: `decode_bytes_s`, weight bytes that it goes through in a second when it computes
+    one token, and `prefill_bytes_s`, weight bytes times tokens where many tokens go through together.
+    """
 
     id: Name
     memory_bytes: Size
     shares_host: bool = True
     growth: dict[str, float] = {}
+    decode_bytes_s: Rate = 0.0
+    prefill_bytes_s: Rate = 0.0
 
     def __post_init__(self) -> None:
         for name, factor in self.growth.items():
@@ -64,11 +95,17 @@ class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A node: how many bytes of its host's memory it may use for weights and KV, and its devices, best first."""
+    """A node: how many bytes of its host's memory it may use for weights and KV, and its devices, best first.
+
+    `disk_bytes_s`: of large reads of the model's file past the page cache (0: not known; weights may be streamed all
+    the same, only no time is foretold then). Nodes that name the same `disk` share its rate; "": a disk of its own.
+    """
 
     name: Name
     memory_bytes: Size
     devices: tuple[DeviceFacts, ...] = ()
+    disk_bytes_s: Rate = 0.0
+    disk: Name = ""
 
     def __post_init__(self) -> None:
         _check_once("device", (device.id for device in self.devices))
@@ -86,19 +123,46 @@ class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return own + min(shared, self.memory_bytes)
 
 
+class LinkFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The way from `source` to `target`, each a node's name or "" for any: how long a message of no length takes, and
+    how many bytes go in a second (0: as many as you like)."""
+
+    source: Name = ""
+    target: Name = ""
+    latency_s: Seconds = 0.0
+    bytes_s: Rate = 0.0
+
+    def time_s(self, n_bytes: float) -> float:
+        return self.latency_s + (n_bytes / self.bytes_s if self.bytes_s else 0.0)
+
+
 class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Assign the layers of `model` to `nodes`. The node `head` runs the input and the output part.
 
-    `kv_tokens` is how many KV positions, over all sequences, every visited node must have room for.
+    `kv_tokens` is how many KV positions, over all sequences, every visited node must have room for. `links`: the first
+    that fits a pair of nodes counts, none: no time. `rounds`: how many times the user wants every node visited in a
+    pass (0: the solver's choice). `streaming`: whether weights that do not fit may be read from disk in every pass.
     """
 
     model: ModelFacts
     nodes: tuple[NodeFacts, ...]
     head: Name
     kv_tokens: Size
+    links: tuple[LinkFacts, ...] = ()
+    rounds: Annotated[int, Meta(ge=0, le=MAX_ROUNDS)] = 0
+    streaming: bool = True
 
     def __post_init__(self) -> None:
         _check_once("node", (node.name for node in self.nodes))
+        known = {"", *(node.name for node in self.nodes)}
+        for name in (name for link in self.links for name in (link.source, link.target)):
+            if name not in known:
+                raise ValueError(f"a link ends at {name!r}, which is no node")
+
+    def link(self, source: str, target: str) -> LinkFacts:
+        """The way between two nodes; none where they are the same."""
+        fitting = (link for link in self.links if link.source in ("", source) and link.target in ("", target))
+        return next(fitting, LinkFacts()) if source != target else LinkFacts()
 
     def node(self, name: str) -> NodeFacts:
         for node in self.nodes:

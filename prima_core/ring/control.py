@@ -47,6 +47,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=_NO_CONTROL)]
 Line = Annotated[str, Meta(max_length=1024, pattern=_NO_CONTROL)]
 Nonce = Annotated[bytes, Meta(min_length=_NONCE_BYTES, max_length=_NONCE_BYTES)]
 Size = Annotated[int, Meta(ge=0)]
+Rate = Annotated[float, Meta(ge=0, le=1e18)]  # NaN and infinity keep no bounds
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
@@ -106,6 +107,7 @@ class Hello(_Message, frozen=True):
     data_addresses: Annotated[tuple[Line, ...], Meta(min_length=1, max_length=16)]
     memory_bytes: Size
     devices: Annotated[tuple[DeviceInfo, ...], Meta(min_length=1, max_length=64)]
+    disk_bytes_s: Rate = 0.0  # 0: not known
 
     def __post_init__(self) -> None:
         if len({device.id for device in self.devices}) != len(self.devices):

@@ -42,6 +42,7 @@ class PeerFacts:
     memory_bytes: int
     devices: tuple[DeviceFacts, ...]
     data_address: str
+    disk_bytes_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -251,7 +252,7 @@ def _facts(hello: Hello, welcome: Welcome) -> PeerFacts:
     devices = tuple(
         DeviceFacts(device.id, device.memory_bytes, device.shares_host, device.growth) for device in hello.devices
     )
-    return PeerFacts(welcome.name, hello.memory_bytes, devices, hello.data_addresses[0])
+    return PeerFacts(welcome.name, hello.memory_bytes, devices, hello.data_addresses[0], hello.disk_bytes_s)
 
 
 def _other_version(hello: Hello, welcome: Welcome) -> ClusterError:

@@ -42,7 +42,9 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """`device`: where memory did not suffice, if that is why; it has `memory_bytes` now that all was given back."""
+    """The assignment could not be loaded, or its weights cannot be read any more while it is served.
+
+    `device`: where memory did not suffice, if that is why; it has `memory_bytes` now that all was given back."""
 
     epoch: Epoch
     error: PrimaError

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Protocol
 
 from msgspec import Meta
 
@@ -17,13 +17,18 @@ class NodeTimes:
     """Crosses the control plane, where the bounds are checked (NaN keeps none).
 
     `uptime_s`: since the node started; what is left of it beside the others the owner thread was idle.
-    `compute_s`: embeddings, layers, logits, and drawing tokens.
+    `compute_s`: embeddings, layers, logits, and drawing tokens, without `stall_s`.
+    `stall_s`: waiting for weights that come from disk in every pass.
     `wait_s`: nothing to do here while a request was running, because other nodes or links were at work. On the head: a
     step was in flight. Elsewhere: until a frame came that goes on with a sequence that had begun before.
     `disk_s`: bringing weights into memory when a part of the model is loaded.
     `link_s`: encoding and decoding frames, and handing them to the transport; not their time on the wire.
     `n_steps`, `n_tokens`: what went through this node's layers, a step once also where it visits the node again.
-    `sent_bytes`: frames to other nodes.
+    `sent_bytes`: frames to other nodes. `read_bytes`: weights read from disk since they were loaded, in `reading_s`
+    seconds in which at least one read was under way.
+
+    No sums, but what is so now: `pinned_bytes` of weights stay in memory, `streamed_bytes` are read in every pass,
+    through a buffer of `buffer_bytes`.
     """
 
     uptime_s: Seconds = 0.0
@@ -34,6 +39,63 @@ class NodeTimes:
     n_steps: Count = 0
     n_tokens: Count = 0
     sent_bytes: Count = 0
+    stall_s: Seconds = 0.0
+    read_bytes: Count = 0
+    reading_s: Seconds = 0.0
+    pinned_bytes: Count = 0
+    streamed_bytes: Count = 0
+    buffer_bytes: Count = 0
+
+
+SLOW_AFTER_S = 3.0
+"""Of reading; what was read in less says little of a disk."""
+
+
+def reads_slowly(times: NodeTimes, disk_bytes_s: float) -> bool:
+    """Whether a disk gives less than half of what was measured (0: not known)."""
+    return times.reading_s >= SLOW_AFTER_S and times.read_bytes / times.reading_s < disk_bytes_s / 2
+
+
+class Reads(Protocol):
+    """What a store has read since it was opened, and what it holds now: see `memory.store.StoreStats`."""
+
+    @property
+    def read_bytes(self) -> int: ...
+    @property
+    def reading_s(self) -> float: ...
+    @property
+    def stall_s(self) -> float: ...
+    @property
+    def pinned_bytes(self) -> int: ...
+    @property
+    def streamed_bytes(self) -> int: ...
+    @property
+    def buffer_bytes(self) -> int: ...
+
+
+class Reader(Protocol):
+    def stats(self) -> Reads:
+        """From any thread."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What weights are read from now, and what was read and waited for before it."""
+
+    reader: Reader | None = None
+    read_bytes: int = 0
+    reading_s: float = 0.0
+    stall_s: float = 0.0
+
+    def sums(self) -> _Source:
+        """With what is read from now, and without a reader."""
+        if self.reader is None:
+            return self
+        now = self.reader.stats()
+        return _Source(
+            None, self.read_bytes + now.read_bytes, self.reading_s + now.reading_s, self.stall_s + now.stall_s
+        )
 
 
 class Meter:
@@ -41,22 +103,43 @@ class Meter:
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
+        self._source = _Source()
         self.compute_s = self.wait_s = self.disk_s = self.send_s = self.decode_s = 0.0
         self.n_steps = self.n_tokens = self.sent_bytes = 0
 
+    def begin(self) -> float:
+        """The time, on a clock that stands still while weights are waited for: for `computed_since`."""
+        return time.perf_counter() - self._stall_s()
+
     def computed_since(self, start: float) -> None:
-        """`start` is of `time.perf_counter`."""
-        self.compute_s += time.perf_counter() - start
+        """`start` is of `begin`."""
+        self.compute_s += self.begin() - start
+
+    def read_from(self, reader: Reader | None) -> None:
+        """Another store is in use from now on, or none; that before it has still to be there."""
+        self._source = replace(self._source.sums(), reader=reader)  # at once: others read it meanwhile
 
     def times(self) -> NodeTimes:
         """From any thread; the sums may be of moments a step apart."""
+        source = self._source
+        sums, now = source.sums(), None if source.reader is None else source.reader.stats()
         return NodeTimes(
             time.perf_counter() - self._start,
-            self.compute_s,
+            max(0.0, self.compute_s),  # clocks of some systems are coarse
             self.wait_s,
             self.disk_s,
             self.send_s + self.decode_s,
             self.n_steps,
             self.n_tokens,
             self.sent_bytes,
+            sums.stall_s,
+            sums.read_bytes,
+            sums.reading_s,
+            now.pinned_bytes if now else 0,
+            now.streamed_bytes if now else 0,
+            now.buffer_bytes if now else 0,
         )
+
+    def _stall_s(self) -> float:
+        reader = self._source.reader
+        return 0.0 if reader is None else reader.stats().stall_s

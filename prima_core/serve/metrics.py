@@ -109,18 +109,26 @@ def _node_metrics(view: ServerView) -> Iterator[Metric]:
     uptime = CounterMetricFamily("prima_node_uptime_seconds", "Since a node was started.", labels=["node"])
     layers = GaugeMetricFamily("prima_node_layers", "Layers that a node computes.", labels=["node"])
     memory = GaugeMetricFamily("prima_node_memory_bytes", "Memory that a node offers.", labels=["node"])
+    weights = GaugeMetricFamily(
+        "prima_node_weight_bytes",
+        "Weights that stay in memory, come from disk, and their buffer.",
+        labels=["node", "kind"],
+    )
     for node in view.nodes:
         times = node.times
-        for activity in ("compute", "wait", "disk", "link"):
+        for activity in ("compute", "stall", "wait", "disk", "link"):
             seconds.add_metric([node.name, activity], getattr(times, f"{activity}_s"))
         uptime.add_metric([node.name], times.uptime_s)
         layers.add_metric([node.name], sum(map(len, node.layers)))
         memory.add_metric([node.name], node.memory_bytes)
-    yield from (seconds, uptime, layers, memory)
+        for kind in ("pinned", "streamed", "buffer"):
+            weights.add_metric([node.name, kind], getattr(times, f"{kind}_bytes"))
+    yield from (seconds, uptime, layers, memory, weights)
     for name, field, help_ in (
         ("steps", "n_steps", "Steps that went through a node's layers."),
         ("tokens", "n_tokens", "Tokens that went through a node's layers."),
         ("sent_bytes", "sent_bytes", "Bytes that a node sent to other nodes."),
+        ("read_bytes", "read_bytes", "Bytes of weights that a node read from disk after they were loaded."),
     ):
         family = CounterMetricFamily(f"prima_node_{name}", help_, labels=["node"])
         for node in view.nodes:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 
-from prima_core.plan.problem import DeviceFacts, ModelFacts, NodeFacts, Problem
+import msgspec
+
+from prima_core.plan.problem import DeviceFacts, LinkFacts, ModelFacts, NodeFacts, Problem
 
 MB = 1_000_000
 _KINDS = ("plain", "cpu", "gpu and cpu", "two gpus", "two gpus and cpu", "unified")
@@ -14,7 +16,8 @@ def random_problem(seed: int, index: int) -> Problem:
     """The `index`th problem of a series: every fourth is small enough to try everything out.
 
     From 1 to 16 nodes with one to three devices, from 1 to 90 layers of odd sizes. Memory is ample in every tenth, else
-    about what is needed: often nothing fits. Some heads have large ends of the model to hold, some nodes have nothing.
+    about what is needed: often nothing fits, and about every second problem does not want weights to be streamed. Some
+    heads have large ends of the model to hold, some nodes have nothing, some clusters are measured.
     """
     chance = random.Random(f"{seed} {index}")
     is_small = index % 4 == 0
@@ -33,12 +36,34 @@ def random_problem(seed: int, index: int) -> Problem:
         rooms[names.index(problem.head)] += int(fixed * chance.choice((0.5, 1.0, 1.0, 1.2)))
     types = tuple(model.layer_types)
     nodes = tuple(_node(chance, name, room, types, is_ample(index)) for name, room in zip(names, rooms, strict=True))
-    return Problem(model, nodes, problem.head, problem.kv_tokens)
+    return _measured(random.Random(f"{seed} {index} rates"), Problem(model, nodes, problem.head, problem.kv_tokens))
 
 
 def is_ample(index: int) -> bool:
     """Whether the first device of every node could hold all of the problem's model alone."""
     return index % 10 == 3
+
+
+def _measured(chance: random.Random, problem: Problem) -> Problem:
+    """With streaming wanted or not, some rounds asked for, and rates known or not."""
+    streaming, rounds = chance.random() < 0.5, chance.choice((0, 0, 0, 1, 3))
+    if chance.random() < 0.5:
+        return msgspec.structs.replace(problem, streaming=streaming, rounds=rounds)
+    disk = chance.choice(("", "one for all"))
+    nodes = tuple(
+        msgspec.structs.replace(
+            node,
+            devices=tuple(
+                msgspec.structs.replace(device, decode_bytes_s=chance.uniform(5e9, 5e11), prefill_bytes_s=1e12)
+                for device in node.places
+            ),
+            disk_bytes_s=chance.uniform(2e8, 5e9),
+            disk=disk,
+        )
+        for node in problem.nodes
+    )
+    links = (LinkFacts(latency_s=chance.choice((0.0, 0.001, 0.01)), bytes_s=1e8),)
+    return msgspec.structs.replace(problem, nodes=nodes, links=links, streaming=streaming, rounds=rounds)
 
 
 def _model(chance: random.Random, n_layers: int) -> ModelFacts:
@@ -56,6 +81,8 @@ def _model(chance: random.Random, n_layers: int) -> ModelFacts:
         layer_types={"Q6_K": some, "Q4_K": tuple(a - b for a, b in zip(layers, some, strict=True))},
         input_types={"Q6_K": ends // 2},
         output_types={"Q6_K": ends - ends // 2},
+        largest_tensor_bytes=usual // 4,
+        activation_bytes=16384,
     )
 
 

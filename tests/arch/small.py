@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from prima_core.arch.families import family
 from prima_core.interfaces import Weight
+from prima_core.model.names import layer_tensor
 from prima_core.model.quant import GGUFType
 from prima_core.model.rope import RopeKind, RopeSpec
 from prima_core.model.spec import ModelSpec
@@ -33,7 +34,10 @@ class ArrayStore:
 
     def __init__(self, model: SmallModel) -> None:
         self.shared_weights = {name: f32_weight(name, values) for name, values in model.shared.items()}
-        self.layers = [{name: f32_weight(name, values) for name, values in layer.items()} for layer in model.layers]
+        self.layers = [
+            {name: f32_weight(layer_tensor(index, name), values) for name, values in layer.items()}
+            for index, layer in enumerate(model.layers)
+        ]
         self.held: list[int] = []
         self.log: list[int] = []
         self.given_back: list[str] = []

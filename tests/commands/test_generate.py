@@ -186,8 +186,28 @@ def test_bench_prints_its_figures(prima: Prima, tiny: Path) -> None:
         assert facts[name] > 0, name
     assert (facts["n_prompt"], facts["n_generated"], facts["nodes"]) == (20, 5, 1)
     assert facts["weight_gb_s"] == pytest.approx(facts["weight_bytes_per_token"] * facts["decode_tok_s"] / 1e9)
+    assert facts["peak_rss_bytes"] >= facts["rss_bytes"] > 0
+    [node] = facts["per_node"]
+    assert node["compute_s_per_token"] > 0
+    assert (node["read_bytes_per_token"], node["stall_s_per_token"], node["streamed_bytes"]) == (0, 0, 0)
+    assert node["pinned_bytes"] > tiny.stat().st_size / 2
     table = prima("bench", tiny, "--prompt", 20, "--gen", 5).out
     assert [line.split()[0] for line in table.splitlines()] == list(facts)
+
+
+def test_a_model_larger_than_the_memory_that_it_may_have_is_read_from_disk_and_answers_alike(
+    prima: Prima, tmp_path: Path
+) -> None:
+    wanted = TinyModel(n_layers=8, d_model=512, n_heads=8, n_kv_heads=8, d_ff=4096, types="Q8_0")
+    path = write_tiny_model(tmp_path / "large.gguf", wanted)
+    n_bytes, cap = path.stat().st_size, 52_000_000
+    assert n_bytes > 1.2 * cap
+    ask = ("run", path, "-p", "hello", "-n", 6, *GREEDY, "--json")
+    assert prima(*ask, "--memory", cap).json["generated_ids"] == prima(*ask).json["generated_ids"]
+    [node] = prima("bench", path, "--prompt", 5, "--gen", 5, "--memory", cap, "--json").json["per_node"]
+    assert node["pinned_bytes"] + node["buffer_bytes"] <= cap
+    assert node["streamed_bytes"] <= n_bytes - cap + node["buffer_bytes"] + 4_000_000, "no more than it must"
+    assert node["read_bytes_per_token"] > node["streamed_bytes"] / 2
 
 
 def test_a_token_touches_all_weights_but_the_embeddings(prima: Prima, tiny: Path) -> None:

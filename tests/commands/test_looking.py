@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import gguf
+import msgspec
 import pytest
 
 from prima_core.arch.families import open_model
@@ -14,7 +15,7 @@ from prima_core.model.gguf import GGUFFile
 from prima_core.model.tokenizer import Tokenizer
 from prima_core.node.coordinate import model_facts
 from prima_core.plan.plan import plan_from_json
-from prima_core.plan.problem import ModelFacts, NodeFacts, Problem, problem_to_json
+from prima_core.plan.problem import DeviceFacts, ModelFacts, NodeFacts, Problem, problem_to_json
 from prima_core.testing.tinyvocab import tiny_vocab
 from prima_numpy.kernels import Kernels
 from prima_numpy.threads import default_threads
@@ -90,6 +91,53 @@ def test_a_problem_file_is_solved(prima: Prima, tmp_path: Path) -> None:
     plan = plan_from_json(prima("plan", "--problem", file, "--solver", "even", "--json").out.encode())
     assert (plan.n_layers, plan.nodes, plan.solver) == (4, ("a", "b"), "even")
     assert [need.node for need in plan.residency] == ["a", "b"]
+
+
+def large_problem(disk_bytes_s: float) -> Problem:
+    model = ModelFacts("m", (100_000_000,) * 8, 0, 0, 0, 8, largest_tensor_bytes=20_000_000)
+    cpu = DeviceFacts("cpu", 10**9, decode_bytes_s=10e9, prefill_bytes_s=1e12)
+    nodes = (NodeFacts("a", 350_000_000, (cpu,), disk_bytes_s), NodeFacts("b", 900_000_000, (cpu,), disk_bytes_s))
+    return Problem(model, nodes, head="a", kv_tokens=8)
+
+
+def test_a_plan_larger_than_memory_shows_what_comes_from_disk_and_what_is_foretold(
+    prima: Prima, tmp_path: Path
+) -> None:
+    file, problem = tmp_path / "problem.json", large_problem(1e9)
+    file.write_bytes(problem_to_json(msgspec.structs.replace(problem, nodes=problem.nodes[:1])))
+    plan = plan_from_json(prima("plan", "--problem", file, "--json").out.encode())
+    [need] = plan.residency
+    assert need.streamed_bytes > 450_000_000
+    assert plan.forecast is not None
+    assert plan.forecast.nodes[0].read_bytes == need.streamed_bytes
+    shown = prima("plan", "--problem", file).out
+    for part in ("stays", "from disk for every token", "buffer", "waits for its disk", "most of it is the disk of a"):
+        assert part in shown
+    assert f"{need.buffer_bytes / 1e6:,.0f} MB" in shown
+    assert f"{1e3 * plan.forecast.token_s:,.1f} ms per token" in shown
+
+
+def test_a_plan_without_rates_is_shown_without_times_and_says_why(prima: Prima, tmp_path: Path) -> None:
+    file = tmp_path / "problem.json"
+    problem = large_problem(0.0)
+    file.write_bytes(problem_to_json(msgspec.structs.replace(problem, nodes=problem.nodes[:1])))
+    shown = prima("plan", "--problem", file).out
+    assert "no forecast: disk_bytes_s of a is not known" in shown
+    assert "foretold" not in shown
+    assert prima("plan", "--problem", file, "--json").json["forecast"] is None
+
+
+def test_rounds_are_asked_for_on_the_command_line(prima: Prima, tiny: Path, tmp_path: Path) -> None:
+    plan = prima("plan", tiny, "--nodes", 2, "--rounds", 3, "--json", "-c", 64)
+    assert [visit["node"][-2:] == ".2" for visit in plan.json["visits"]] == [False, True] * 3
+    alone = prima("run", tiny, "-p", "x", "-n", 5, "--temp", 0, "--json")
+    rounds = prima("run", tiny, "-p", "x", "-n", 5, "--temp", 0, "--json", "--transport", "inproc", "--nodes", 2,
+                   "--rounds", 3, "-c", 64, "--wire", "f32")  # fmt: skip
+    assert rounds.json["generated_ids"] == alone.json["generated_ids"]
+    problem = tmp_path / "problem.json"
+    problem.write_bytes(problem_to_json(large_problem(1e9)))
+    asked = prima("plan", "--problem", problem, "--rounds", 2, "--json").json
+    assert len(asked["visits"]) == 4
 
 
 # ---------------------------------------------------------------- prima tokenize

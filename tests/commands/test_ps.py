@@ -128,10 +128,39 @@ def test_the_sums_are_shown() -> None:
         assert f" {figure} " in out
 
 
+def test_what_comes_from_disk_is_shown() -> None:
+    cpu = replace(CPU, streamed_bytes=1_000_000_000)
+    times = replace(TIMES, stall_s=7.5, read_bytes=12_000_000_000, streamed_bytes=1_010_000_000)
+    out = text(replace(VIEW, nodes=(replace(HEAD, devices=(cpu,), times=times),)))
+    for figure in ("1.5 GB + 3 kB KV of 8 GB, 1 GB from disk", "7.50 s", "12 GB"):
+        assert f" {figure} " in out
+    assert "left to others" not in out
+
+
+def test_weights_that_were_given_up_for_other_programs_are_shown() -> None:
+    out = text(replace(VIEW, nodes=(replace(HEAD, times=replace(TIMES, streamed_bytes=500_000_000)),)))
+    assert " 500 MB left to others for now " in out
+
+
+def test_a_slow_disk_is_marked() -> None:
+    times = replace(TIMES, read_bytes=400_000_000, reading_s=4.0)
+    assert "slow disk" not in text(replace(VIEW, nodes=(replace(HEAD, times=times),)))
+    assert " slow disk: 100 MB/s " in text(replace(VIEW, nodes=(replace(HEAD, times=times, has_slow_disk=True),)))
+
+
 def test_what_was_done_meanwhile_is_shown_by_the_nodes_own_clock() -> None:
-    now = replace(TIMES, uptime_s=102.0, compute_s=11.5, wait_s=20.1, n_tokens=460, sent_bytes=5_004_000)
+    now = replace(
+        TIMES,
+        uptime_s=102.0,
+        compute_s=11.5,
+        wait_s=20.1,
+        n_tokens=460,
+        sent_bytes=5_004_000,
+        stall_s=0.5,
+        read_bytes=84,
+    )
     out = text(replace(VIEW, nodes=(replace(HEAD, times=now),)), VIEW)
-    for figure in ("75%", "5%", "0%", "30/s", "2 kB/s"):
+    for figure in ("75%", "5%", "0%", "25%", "30/s", "2 kB/s", "42 B/s"):
         assert f" {figure} " in out
 
 

@@ -173,12 +173,21 @@ def test_a_head_that_others_join_keeps_its_token_for_the_next_time(
 def test_the_head_is_asked_for_what_the_user_said() -> None:
     options = head_options(
         settings(
-            name="desk", nodes=3, context=100, parallel=2, chunk=16, solver="greedy", memory="1GB", chat_template="rag"
+            name="desk",
+            nodes=3,
+            context=100,
+            parallel=2,
+            chunk=16,
+            solver="greedy",
+            memory="1GB",
+            chat_template="rag",
+            rounds=2,
         ),
         {},
     )
     assert (options.name, options.n_local, options.context, options.parallel) == ("desk", 2, 100, 2)
-    assert options.chat_template == "rag"
+    assert (options.chat_template, options.rounds) == ("rag", 2)
+    assert head_options(settings(), {}).rounds == 0
     assert (options.chunk, options.solver, options.node.memory) == (16, "greedy", 10**9)
 
 

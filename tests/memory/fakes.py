@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prima_core.arch.families import open_model
-from prima_core.interfaces import Layers, Slice, Store
+from prima_core.interfaces import Layers, Slice, Store, Weight
 from prima_core.memory.store import StreamingStore
 from prima_core.memory.system import DirectFile, Memory, System
 from prima_core.model.weights import Model, end_tensors
@@ -56,6 +56,7 @@ class FakeSystem:
     reads: list[tuple[int, int]] = field(default_factory=list)
     populated: list[int] = field(default_factory=list)
     dropped: list[tuple[int, int]] = field(default_factory=list)  # offset, bytes
+    forgotten: int = 0
     buffers: list[int] = field(default_factory=list)
     released: list[int] = field(default_factory=list)
     open_files: int = 0
@@ -79,7 +80,7 @@ class FakeSystem:
         self.open_files += 1
         return FakeFile(self, path)
 
-    def buffer(self, n_bytes: int) -> memoryview:
+    def buffer(self, n_bytes: int, *, is_filled: bool = False) -> memoryview:
         self.buffers.append(n_bytes)
         return memoryview(mmap.mmap(-1, n_bytes))[:n_bytes]
 
@@ -93,6 +94,9 @@ class FakeSystem:
             raise OSError(5, "Input/output error")
         self.populated.append(len(data))
 
+    def forget(self, data: NDArray[np.uint8]) -> None:
+        self.forgotten += len(data)
+
     def drop(self, data: NDArray[np.uint8], path: Path, offset: int) -> None:
         self.dropped.append((offset, len(data)))
 
@@ -105,9 +109,13 @@ def _folder() -> TemporaryDirectory[str]:
     return TemporaryDirectory()
 
 
-@cache
 def big_enough(tied: bool = False) -> Model:
-    """A model whose matrices are large enough to be streamed: 0.4 MB a layer, 0.25 MB of output."""
+    """A model whose matrices are large enough to be streamed: 0.5 MB a layer, 0.25 MB of output."""
+    return _written(tied)
+
+
+@cache
+def _written(tied: bool) -> Model:
     shape = TinyModel(
         n_layers=N_LAYERS, d_model=128, n_heads=4, n_kv_heads=4, d_ff=160, vocab_size=500, tied_output=tied
     )
@@ -140,15 +148,29 @@ def streaming(
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("prima-reader")]
 
 
-def assert_layer(store: Store, layer: int, model: Model) -> None:
+def assert_layer(store: Store, layer: int) -> None:
     """The store gives the very bytes of the file."""
-    expected = model.store().views(layer)
+    expected = big_enough().store().views(layer)
     given = store.acquire(layer)
     assert given.keys() == expected.keys()
     for name, weight in given.items():
-        assert (weight.name, weight.type, weight.shape) == (
-            expected[name].name, expected[name].type, expected[name].shape,
-        )  # fmt: skip
-        assert not weight.data.flags.writeable
-        np.testing.assert_array_equal(weight.data, expected[name].data)
+        assert_same(weight, expected[name])
     store.release(layer)
+
+
+def assert_blocks(store: Store, name: str, model: Model) -> list[int]:
+    """How many rows each block of the output has, which together are the file's."""
+    whole = model.file.view(name)
+    rows: list[int] = []
+    for block in store.blocks(name):
+        start = sum(rows)
+        rows.append(block.shape[0])
+        assert_same(block, whole.part(start, start + rows[-1]))
+    assert sum(rows) == whole.shape[0]
+    return rows
+
+
+def assert_same(weight: Weight, expected: Weight) -> None:
+    assert (weight.name, weight.type, weight.shape) == (expected.name, expected.type, expected.shape)
+    assert not weight.data.flags.writeable
+    np.testing.assert_array_equal(weight.data, expected.data)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from prima_core.arch.families import open_model
+from prima_core.memory.system import host
 from prima_core.model.fingerprint import ModelId, find_by_fingerprint, fingerprint
 from prima_core.model.gguf import GGUFFile
+from prima_core.testing.tinymodel import TinyModel, big_shape
 from tests.model.gguf_builder import STRING, Key, build, model_keys, model_tensors, small_model, with_key
 
 
@@ -35,6 +39,20 @@ def test_a_copy_under_another_name_is_the_same_model(path: Path, tmp_path: Path)
     copy = Path(shutil.copy(path, tmp_path / "other.gguf"))
     assert fingerprint_of(copy) == fingerprint_of(path)
     assert len(fingerprint_of(path)) == 64
+
+
+def test_a_fingerprint_reads_little_of_the_file(tmp_path: Path) -> None:
+    """Systems read some MiB around a page that is touched, and so all of a model into other programs' memory."""
+    path = big_shape(tmp_path / "m.gguf", TinyModel(n_layers=4, d_model=512, d_ff=4096, types="F32"))
+    if sys.platform == "linux":
+        with path.open("rb+") as written:
+            os.fsync(written.fileno())
+            os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with GGUFFile.open(path) as file:
+        fingerprint(file)
+        cached = [host().resident_bytes(file.view(name).data, path) for name in file.tensors]
+        assert None not in cached, "this system does not tell"
+        assert sum(filter(None, cached)) < file.size / 4
 
 
 def test_another_header_is_another_model(path: Path) -> None:

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from prima_core.arch.families import open_model
 from prima_core.errors import ModelError
 from prima_core.interfaces import Slice, Store, Weight
-from prima_core.model import weights
+from prima_core.memory.system import host
 from prima_core.model.gguf import GGUFFile
-from prima_core.model.weights import bytes_by_type, end_tensors, layer_names, populate
+from prima_core.model.weights import bytes_by_type, end_tensors, layer_names
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 from tests.model.gguf_builder import ARRAY, STRING, U8, Key, build, model_keys, model_tensors, small_model, with_key
 
@@ -124,37 +123,14 @@ def test_closing_twice_is_fine_and_views_stay_readable(tiny: Path) -> None:
     assert data.view(np.float32).mean() == pytest.approx(1, abs=0.1)
 
 
-def test_populating_reports_every_byte_in_pieces(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_PIECE_BYTES", 10_000)
-    with open_model(tiny) as model:
-        pieces: list[int] = []
-        populate(model.store().acquire(0).values(), pieces.append)
-        assert sum(pieces) == layer_bytes(model.file, 0)
-        assert max(pieces) == 10_000
-
-
-def test_populating_works_where_the_kernel_cannot_help(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def refuse(piece: NDArray[np.uint8]) -> bool:
-        asked.append(len(piece))
-        return False
-
-    monkeypatch.setattr(weights, "_populate_read", lambda: refuse)
-    with open_model(tiny) as model:
-        pieces: list[int] = []
-        populate(model.store().acquire(0).values(), pieces.append)
-        assert sum(pieces) == layer_bytes(model.file, 0)
-        assert len(asked) == 1
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what of a map is in memory")
 def test_what_was_given_back_leaves_the_process_and_can_still_be_read(tmp_path: Path) -> None:
     model_file = TinyModel(n_layers=1, d_ff=4096, types="F32")
     with open_model(write_tiny_model(tmp_path / "tiny.gguf", model_file)) as model:
         store = model.store()
         layer = store.acquire(0)
-        populate(layer.values(), lambda n_bytes: None)
+        for weight in layer.values():
+            host().populate(weight.data)
         before, copies = resident_bytes(layer.values()), [weight.data.copy() for weight in layer.values()]
         store.give_back(layer.values())
         assert resident_bytes(layer.values()) < 0.05 * before
@@ -172,14 +148,6 @@ def resident_bytes(weights: Iterable[Weight]) -> int:
         elif inside and line.startswith("Rss:"):
             total += int(line.split()[1]) * 1024
     return total
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of lost pages by an error instead of a signal")
-def test_populating_a_file_that_was_cut_is_an_error_and_no_signal(tiny: Path) -> None:
-    with open_model(tiny) as model:
-        os.truncate(tiny, 4096)
-        with pytest.raises(ModelError, match="cannot be read"):
-            populate([model.file.view("output.weight")], lambda n_bytes: None)
 
 
 def test_the_identity_of_a_model_does_not_tell_where_it_lies(tiny: Path) -> None:

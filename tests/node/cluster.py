@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from prima_core.node.join import JoinOptions, WorkerNode
 from prima_core.node.local import LocalNode
 from prima_core.node.network import with_port
 from prima_core.plugins import Registry
 from prima_core.ring.security import format_token
 from prima_core.testing import cluster
-from prima_core.testing.cluster import DEADLINE_S, NODE, SECRET
+from prima_core.testing.cluster import DEADLINE_S, NODE, SECRET, until
 
 
 class Cluster(cluster.Cluster):
@@ -75,6 +77,37 @@ def worker_process(
         finally:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def prima_serve(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`prima serve` that has come as far as serving."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prima_core", "serve", *arguments, "--port", "0", "--threads", "1"],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PRIMA_TOKEN": format_token(SECRET)},
+    )
+    pipe, said = process.stderr, list[bytes]()
+    assert pipe is not None
+    reader = threading.Thread(target=lambda: said.extend(iter(pipe.readline, b"")))
+    reader.start()
+    with pipe:
+        try:
+            until("serving", lambda: any(b"serving " in line for line in said) or process.poll() is not None)
+            assert process.poll() is None, b"".join(said).decode()
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+            reader.join(DEADLINE_S)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def left_behind(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in folder.rglob("*")]
 
 
 def free_port() -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
+from prima_core.arch.families import open_model
 from prima_core.engine.scheduler import Room
 from prima_core.errors import ModelError, PlanError
 from prima_core.interfaces import KvType
@@ -13,6 +16,7 @@ from prima_core.node.coordinate import MAX_SEQUENCES, Planning, model_facts, roo
 from prima_core.node.driver import Member
 from prima_core.plan.plan import Plan, Residency, Visit
 from prima_core.plan.problem import DeviceFacts, ModelFacts, Problem
+from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 
 FACTS = ModelFacts("four layers", (100,) * 4, 40, 10, kv_bytes_per_token_layer=1, context_length=50)
 PLAN = Plan(4, "head", (Visit("head", 0, 2), Visit("b", 2, 4)))
@@ -53,6 +57,30 @@ def test_memory_for_less_than_one_context_is_an_error_that_names_the_node() -> N
         planning(parallel=4)((Member("head", 349, (), ""), B))
 
 
+MB = 10**6
+LARGE = ModelFacts("m", (100 * MB,) * 8, 0, 0, 1000, 20_000, largest_tensor_bytes=20 * MB)
+"""A context takes 20 MB of KV in each layer."""
+
+
+@pytest.mark.parametrize(
+    ("memory_mb", "contexts", "streams"), [(1440, 4, False), (1439, 2, False), (960, 1, False), (959, 1, True)]
+)
+def test_weights_are_streamed_only_where_not_even_one_context_fits_beside_them(
+    memory_mb: int, contexts: int, streams: bool
+) -> None:
+    asked: list[Problem] = []
+
+    def solve(problem: Problem) -> Plan:
+        asked.append(problem)
+        return Plan(8, "head", (Visit("head", 0, 8),))
+
+    plan = Planning(LARGE, "head", 4, solve, rounds=3)((Member("head", memory_mb * MB, (), ""),))
+    assert plan.kv_tokens == 20_000 * contexts
+    assert any(need.streamed_bytes for need in plan.residency) == streams
+    assert [problem.streaming for problem in asked] == [False] * (len(asked) - streams) + [True] * streams
+    assert {problem.rounds for problem in asked} == {3}
+
+
 def test_a_plan_file_wins_over_the_solver() -> None:
     fixed = Plan(4, "head", (Visit("b", 0, 4),), kv_tokens=70)
     plan = planning(fixed=fixed)((HEAD, B))
@@ -70,7 +98,7 @@ def test_a_plan_of_a_solver_is_checked() -> None:
 
 
 def test_the_engines_room_is_the_plans() -> None:
-    assert room_of(planning(parallel=2)((HEAD, B)), 33, 1000) == Room(100, 33, MAX_SEQUENCES)
+    assert room_of(planning(parallel=2)((HEAD, B)), 33, 1000, 1) == Room(100, 33, MAX_SEQUENCES)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +115,15 @@ def test_chunks_are_longer_where_a_gpu_computes_or_one_node(
 ) -> None:
     visits = tuple(Visit(node, i, i + 1) for i, node in enumerate(nodes))
     plan = Plan(2, "head", visits, residency=(Residency("head", device, 2, 2),), kv_tokens=5)
-    assert room_of(plan, None, longest).chunk_tokens == chunk
+    assert room_of(plan, None, longest, 1).chunk_tokens == chunk
+
+
+@pytest.mark.parametrize(("gather_bytes", "chunk"), [(0, 64), (500, 64), (3000, 300), (9000, 512)])
+def test_chunks_are_as_long_as_a_gather_where_weights_come_from_disk(gather_bytes: int, chunk: int) -> None:
+    visits, sizes = (Visit("head", 0, 1), Visit("b", 1, 2)), (2, 2, 1, 1)
+    plan = Plan(2, "head", visits, (Residency("b", "a:cpu", *sizes),), 5, gather_bytes=gather_bytes)
+    assert room_of(plan, None, 1000, 10).chunk_tokens == chunk
+    assert room_of(plan, 33, 1000, 10).chunk_tokens == 33
 
 
 def test_the_sizes_of_a_model_are_those_of_its_file(llama: Model) -> None:
@@ -95,6 +131,30 @@ def test_the_sizes_of_a_model_are_those_of_its_file(llama: Model) -> None:
     parts = sum(facts.layer_bytes) + facts.input_bytes + facts.output_bytes
     assert parts == sum(tensor.n_bytes for tensor in llama.file.tensors.values())
     assert (facts.n_layers, facts.context_length) == (llama.spec.n_layers, 128)
+
+
+def test_the_sizes_that_streaming_needs_are_those_of_the_file(llama: Model, tied: Model) -> None:
+    facts = model_facts(llama, 128)
+    layers = [tensor for name, tensor in llama.file.tensors.items() if name.startswith("blk.")]
+    assert facts.largest_tensor_bytes == max(tensor.n_bytes for tensor in layers)
+    assert facts.input_row_bytes * llama.spec.vocab_size == facts.input_bytes
+    assert facts.activation_bytes == 4 * llama.spec.d_model
+    assert (facts.expert_bytes, facts.n_experts) == ((), 0)
+    assert model_facts(tied, 128).input_row_bytes == 0, "it is the output matrix too"
+
+
+def test_stacks_of_experts_are_counted_apart(tmp_path: Path) -> None:
+    wanted = TinyModel(arch="qwen3moe", n_experts=5, n_experts_used=2)
+    with open_model(write_tiny_model(tmp_path / "moe.gguf", wanted)) as moe:
+        facts = model_facts(moe, 128)
+        tensors = moe.file.tensors
+        stacks = {name: tensor.n_bytes for name, tensor in tensors.items() if name.endswith("_exps.weight")}
+        experts = moe.spec.experts
+        assert experts is not None
+        assert sum(facts.expert_bytes) == sum(stacks.values())
+        assert (facts.n_experts, facts.n_experts_used) == (experts.count, experts.n_used) == (5, 2)
+        others = [t.n_bytes for name, t in tensors.items() if name.startswith("blk.") and name not in stacks]
+        assert facts.largest_tensor_bytes == max(max(stacks.values()) // experts.count, *others)
 
 
 @pytest.mark.parametrize(("kv_type", "value"), [(KvType.F16, 2), (KvType.Q8_0, 34 / 32), (KvType.F32, 4)])

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
@@ -25,11 +23,18 @@ from prima_core.node.driver import State
 from prima_core.node.local import ProcessNode
 from prima_core.ring import control, membership
 from prima_core.ring.control import Channel
-from prima_core.ring.security import format_token
 from prima_core.ring.wire import WirePolicy
-from prima_core.testing.cluster import DEADLINE_S, SECRET, plan_of, until
+from prima_core.testing.cluster import DEADLINE_S, plan_of, until
 from prima_inproc.transport import InprocSendLink
-from tests.node.cluster import Cluster, free_port, worker_process, worker_thread
+from tests.node.cluster import (
+    Cluster,
+    free_port,
+    has_ended,
+    left_behind,
+    prima_serve,
+    worker_process,
+    worker_thread,
+)
 from tests.node.conftest import N_LAYERS, PROMPTS, Tokens
 
 Start = Callable[..., Cluster]
@@ -39,10 +44,6 @@ F32 = WirePolicy.F32
 
 
 pytestmark = pytest.mark.usefixtures("temporary_folder")
-
-
-def left_behind(folder: Path) -> list[str]:
-    return [str(path.relative_to(folder)) for path in folder.rglob("*")]
 
 
 def child(cluster: Cluster) -> psutil.Process:
@@ -285,7 +286,7 @@ def test_a_worker_that_no_frame_reaches_is_left_out(
     cluster: Start, one_node: Tokens, llama: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A firewall, say, that lets the control plane through."""
-    monkeypatch.setattr("prima_core.ring.worker.UNREACHABLE_AFTER_S", 0.2)
+    monkeypatch.setattr("prima_core.ring.carry.UNREACHABLE_AFTER_S", 0.2)
     addresses: list[str] = []
 
     def advertise(bound: str) -> str:
@@ -351,33 +352,6 @@ def test_only_who_has_the_token_joins(
 
 
 # ---------------------------------------------------------------- heads that die
-
-
-@contextmanager
-def prima_serve(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`prima serve` that has come as far as serving."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "prima_core", "serve", *arguments, "--port", "0", "--threads", "1"],
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PRIMA_TOKEN": format_token(SECRET)},
-    )
-    pipe, said = process.stderr, list[bytes]()
-    assert pipe is not None
-    reader = threading.Thread(target=lambda: said.extend(iter(pipe.readline, b"")))
-    reader.start()
-    with pipe:
-        try:
-            until("serving", lambda: any(b"serving " in line for line in said) or process.poll() is not None)
-            assert process.poll() is None, b"".join(said).decode()
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-            reader.join(DEADLINE_S)
-
-
-def has_ended(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_local_nodes_of_a_killed_head_leave(models_folder: Path) -> None:

@@ -15,7 +15,7 @@ from prima_core.events import NodeJoined, PlanMade, RequestDone
 from prima_core.model.chat import ChatPrompt
 from prima_core.model.reasoning import ReasoningTags
 from prima_core.model.weights import Model
-from prima_core.node.driver import State
+from prima_core.node.driver import Joined, Member, State
 from prima_core.node.head import HeadOptions
 from prima_core.node.node import NodeOptions
 from prima_core.ring.times import NodeTimes
@@ -278,3 +278,13 @@ def test_without_a_system_message_or_a_shift_nothing_special_stays(
     assert shifting.n_keep([HELLO], shifting.encode_chat([HELLO]).ids) == 0
     usual = cluster(open_models["builtin"]).head
     assert usual.n_keep([SYSTEM, HELLO], usual.encode_chat([SYSTEM, HELLO]).ids) == 0
+
+
+def test_a_node_with_a_slow_disk_is_told_once(alone: Cluster) -> None:
+    alone.head.driver.inbox.put(Joined(Member("w", 1000, (), "inproc://w", disk_bytes_s=1e9)))
+    until("joining", lambda: len(alone.status.members) == 2)
+    for seconds in (1.0, 4.0, 5.0):
+        alone.head._on_timed("w", NodeTimes(read_bytes=int(9e7 * seconds), reading_s=seconds))
+        alone.head._on_timed("head", NodeTimes(read_bytes=int(9e7 * seconds), reading_s=seconds))
+    told = [line for line in alone.told if "reads its weights" in line]
+    assert told == ["node w reads its weights at 90 MB/s; 1,000 MB/s were measured"]

@@ -9,8 +9,12 @@ import pytest
 
 from prima_core.errors import ConfigError, LinkTimeout, PluginError
 from prima_core.interfaces import Credentials
+from prima_core.memory.governor import PROCESS_BYTES
+from prima_core.memory.system import Memory, host
 from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions, longest_chunk, parse_bytes
 from prima_core.plugins import Registry
+
+GB = 10**9
 
 
 def dialer() -> Dialer:
@@ -81,9 +85,10 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         parse_bytes(text)
 
 
-def test_a_node_may_use_a_share_of_what_is_free_unless_the_user_says_how_much() -> None:
-    free = psutil.virtual_memory().available
-    assert 0.2 * free < NodeOptions(n_sharing=3).memory < 0.4 * free
+def test_a_node_leaves_a_reserve_to_others_unless_the_user_says_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(host()), "memory", lambda self: Memory(16 * GB, 13 * GB, mapped_bytes=400 * 10**6))
+    assert NodeOptions().memory == 13 * GB - 400 * 10**6 - 1600 * 10**6 - PROCESS_BYTES
+    assert NodeOptions(n_sharing=2).memory == 5500 * 10**6 - PROCESS_BYTES
     assert NodeOptions(memory_bytes=77, n_sharing=3).memory == 77
 
 

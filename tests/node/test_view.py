@@ -45,6 +45,26 @@ def test_a_node_with_several_devices_is_told_with_the_part_of_each() -> None:
     assert (view.memory_bytes, view.weight_bytes, view.kv_bytes) == (1500, 500, 40)
 
 
+def test_what_comes_from_disk_is_told_of_each_device() -> None:
+    plan = Plan(4, "a", VISITS, (Residency("a", "numpy:cpu", 300, 20, 120, 40), Residency("b", "numpy:cpu", 100, 10)))
+    a, b = (node_view(member, "a", Status(State.SERVING, plan=plan), TIMES) for member in (A, B))
+    assert (a.devices[0].weight_bytes, a.devices[0].streamed_bytes) == (300, 120)
+    assert b.devices[0].streamed_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("measured", "read_bytes", "reading_s", "is_slow"),
+    [(1e9, 10**9, 4.0, True), (1e9, 3 * 10**9, 4.0, False), (1e9, 10**6, 1.0, False), (0.0, 10**9, 4.0, False)],
+    ids=["slow", "less than measured", "hardly anything was read", "not measured"],
+)
+def test_a_disk_is_slow_that_gives_less_than_half_of_what_was_measured(
+    measured: float, read_bytes: int, reading_s: float, is_slow: bool
+) -> None:
+    member = Member("a", 1000, (), "", measured)
+    times = NodeTimes(read_bytes=read_bytes, reading_s=reading_s)
+    assert node_view(member, "a", Status(State.SERVING), times).has_slow_disk == is_slow
+
+
 def test_a_node_without_a_plan_has_no_part() -> None:
     view = node_view(B, "a", Status(State.WAITING), TIMES)
     assert (view.layers, view.weight_bytes, view.kv_bytes, view.loaded) == ((), 0, 0, None)

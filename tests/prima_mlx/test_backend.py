@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from prima_core.arch.families import open_model
 from prima_core.errors import DeviceMemoryError
 from prima_core.interfaces import BackendOptions, KvType, Layers, Slice
+from prima_core.memory.system import Memory
 from prima_core.model.quant import GGUFType
 from prima_core.testing.driving import chunked, logits_of_all
 from prima_core.testing.reference import exact_logits
@@ -50,12 +52,13 @@ from prima_core.arch.families import open_model
 from prima_core.interfaces import BackendOptions, Layers, Slice
 from prima_mlx.backend import MlxBackend
 from prima_mlx.quant import device_bytes
+from prima_core.memory.system import host
 from prima_core.ring.loading import LoadingStore
 
 with open_model(sys.argv[1]) as model:
     backend = MlxBackend(BackendOptions())
     part = Slice((Layers(0, model.spec.n_layers),), has_input=True, has_output=True)
-    store = LoadingStore(model.store(), model.spec, [part], lambda done, total: None)
+    store = LoadingStore(model.store(), model.spec, [part], lambda done, total: None, host())
     views = [*store.shared().values(), *(w for layer in part.layers[0] for w in store.views(layer).values())]
     store.give_back(views)
     before = psutil.Process().memory_info().rss
@@ -121,11 +124,12 @@ def metal(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return wired
 
 
-@pytest.mark.parametrize(("host", "memory_bytes"), [(20 * GIB, 7 * GIB), (2 * GIB, 2 * GIB)])
+@pytest.mark.parametrize(("available", "memory_bytes"), [(20 * GIB, 7 * GIB), (2 * GIB, 2 * GIB)])
 def test_with_metal_the_device_is_the_gpu_in_the_hosts_memory(
-    metal: list[int], monkeypatch: pytest.MonkeyPatch, host: int, memory_bytes: int
+    metal: list[int], monkeypatch: pytest.MonkeyPatch, available: int, memory_bytes: int
 ) -> None:
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": host}))
+    host = SimpleNamespace(memory=lambda: Memory(64 * GIB, available))
+    monkeypatch.setattr(memory, "host", lambda: host)
     monkeypatch.setattr(mx, "get_cache_memory", lambda: 0)
     backend = MlxBackend(BackendOptions())
     [device] = backend.devices()

@@ -168,7 +168,7 @@ def test_other_faults_of_torch_are_not_called_a_lack_of_memory(model: Model, mon
     def broken(*args: object) -> None:
         raise RuntimeError("device-side assert triggered")
 
-    monkeypatch.setattr("prima_torch.ops.fill", broken)
+    monkeypatch.setattr("prima_torch.ops.fill_here", broken)
     with pytest.raises(RuntimeError, match="device-side assert"):
         TorchBackend(BackendOptions()).load(model.spec, "torch:cpu", whole(model), model.store())
 

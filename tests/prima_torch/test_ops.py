@@ -64,7 +64,6 @@ def test_rows_that_kernels_cannot_read_are_refused() -> None:
 def test_linear_in_pieces(ops: TorchOps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops_module, "PIECE_WEIGHTS", 3 * 256)
     monkeypatch.setattr(cuda_ops_module, "DENSE_WEIGHTS", 3 * 256)
-    monkeypatch.setattr(ops_module, "UPLOAD_BYTES", 2 * 144)
     weight, bias = random_weight(GGUFType.Q4_K, 10, 256), f32_weight("b", random_rows(1, 10)[0])
     x = random_rows(33, 256)
     assert_close(ops.linear(on_device(x), ops.matrix(weight, bias)), TWIN.linear(x, TWIN.matrix(weight, bias)))

@@ -15,10 +15,11 @@ from prima_core.arch.families import open_model
 from prima_core.arch.llama import llama_shapes
 from prima_core.arch.shard import FloatArray
 from prima_core.errors import DeviceMemoryError
-from prima_core.interfaces import KvKind, KvOp, KvType, Layers, Slice, Step
+from prima_core.interfaces import KvKind, KvOp, KvType, Layers, Slice, Step, Store
 from prima_core.model.quant import GGUFType
 from prima_core.model.spec import Experts
 from prima_core.testing.driving import joined, logits_of_all, opened, step_of
+from prima_core.testing.streaming import PoisonedStore
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 from prima_torch import graphs
 from prima_torch import kv as kv_module
@@ -39,7 +40,7 @@ def whole(model: SmallModel = MODEL, kv_tokens: int = 2048, kv_type: KvType = Kv
     return Slice(layers, has_input=True, has_output=True, kv_type=kv_type, kv_tokens=kv_tokens)
 
 
-def shard_of(recorder: Recorder | None, part: Slice | None = None, store: ArrayStore | None = None) -> TorchShard:
+def shard_of(recorder: Recorder | None, part: Slice | None = None, store: Store | None = None) -> TorchShard:
     return TorchShard(StaticOps(CPU), MODEL.spec, part or whole(), store or MODEL.store(), recorder)
 
 
@@ -201,19 +202,34 @@ def test_a_pass_without_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         shard_of(CountingRecorder()).embed(step_of(0, [1]))
 
 
-def test_recordings_are_let_go_when_the_store_gives_other_tensors() -> None:
-    store = MODEL.store()
-    shard = shard_of(recorder := CountingRecorder(), store=store)
-    prefill(shard, 0, 2)
-    run(shard, decode((0, 2)))
-    other = small_model(MODEL.spec, seed=1)
-    store.layers[1] = other.store().layers[1]
-    mixed = replace(MODEL, layers=(MODEL.layers[0], other.layers[1]))
-    eager = TorchShard(StaticOps(CPU), MODEL.spec, whole(), mixed.store())
+def test_layers_of_which_something_is_streamed_are_computed_as_they_come() -> None:
+    """And are recorded again when all of them stays; what was recorded before is let go."""
+    store = PoisonedStore(MODEL.store(), lambda name: False)
+    shard, eager = shard_of(recorder := CountingRecorder(), store=store), shard_of(None)
     for s in (shard, eager):
-        prefill(s, 1, 2)
-    assert_alike(run(shard, decode((1, 2))), run(eager, decode((1, 2))))
-    assert (recorder.made, recorder.alive) == (2, 1)
+        prefill(s, 0, 2)
+    counts = []
+    for position, share in enumerate(["", "", "blk.1.ffn_up", "blk.", "", ""]):
+        store.streams = lambda name, share=share: bool(share) and name.startswith(share)  # type: ignore[misc]
+        assert_alike(run(shard, decode((0, 2 + position))), run(eager, decode((0, 2 + position))))
+        counts.append((recorder.made, recorder.replayed, recorder.alive))
+    assert counts == [(1, 1, 1), (1, 2, 1), (1, 2, 0), (1, 2, 0), (2, 3, 1), (2, 4, 1)]
+    assert not store.held
+
+
+def test_ends_that_are_streamed_for_a_while_are_recorded_anew() -> None:
+    store = PoisonedStore(MODEL.store(), lambda name: False)
+    shard, eager = shard_of(recorder := CountingRecorder(), store=store), shard_of(None)
+    made = []
+    for start, is_streamed in enumerate([False, True, False, False]):
+        store.streams = lambda name, streamed=is_streamed: streamed  # type: ignore[misc]
+        step = step_of(0, [7 + start], start, kv=[opened(0)] if start == 0 else [])
+        x = shard.embed(step)
+        np.testing.assert_array_equal(x, eager.embed(step))
+        assert_alike(shard.logits(x, [0]), eager.logits(x, [0]))
+        made.append(recorder.made)
+    assert made == [2, 2, 4, 4]
+    assert recorder.alive == 2
 
 
 def test_recordings_are_bounded_and_the_longest_unused_goes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from prima_core.engine.engine import StepResult
 from prima_core.engine.request import GREEDY, Sampled
 from prima_core.engine.scheduler import PlannedStep, Wanted
-from prima_core.errors import LinkTimeout
-from prima_core.interfaces import Buffer, Chunk, Device, KvOp, KvType, Layers, Shard, Slice, Step, Store
+from prima_core.errors import FrameError, LinkTimeout
+from prima_core.interfaces import Buffer, Chunk, Device, KvOp, KvType, Layers, Shard, Slice, Step, Store, Weight
+from prima_core.memory.system import System, host
 from prima_core.model.spec import ModelSpec
-from prima_core.plan.plan import Plan, Visit
+from prima_core.plan.plan import Plan, Residency, Visit
+from prima_core.ring.gather import row_bytes
 from prima_core.ring.reports import Assignment, Collected, LoadFailed, Loading, Ready, Report
+from prima_core.ring.serving import Holding
+from prima_core.ring.times import Reads
 from prima_core.ring.wire import Epoch, WirePolicy
 from prima_core.ring.worker import Worker
-from tests.arch.small import small_model, small_spec
+from tests.arch.small import ArrayStore, SmallModel, small_model, small_spec
 
 if TYPE_CHECKING:
     from prima_core.model.weights import Model
@@ -40,12 +45,65 @@ def after(token: int) -> Sampled:
     return Sampled(value % VOCAB)
 
 
+class FakeStore(ArrayStore):
+    """A store that says it streams every layer when it is told to: each `acquire` then reads the layer."""
+
+    def __init__(self, model: SmallModel, holding: Holding) -> None:
+        super().__init__(model)
+        self.holding = holding
+        self.has_started = self.is_closed = False
+        self.read_bytes = 0
+        self.stall_s = self.reading_s = 0.0
+        self.stall: Callable[[], float] = lambda: 0.0  # does as if an `acquire` waited so many seconds
+
+    @property
+    def pinned_bytes(self) -> int:
+        return 1000 - self.streamed_bytes
+
+    @property
+    def streamed_bytes(self) -> int:
+        return self.holding.streamed_bytes
+
+    @property
+    def buffer_bytes(self) -> int:
+        return self.holding.buffer_bytes
+
+    def stats(self) -> Reads:
+        return self
+
+    def resize(self, pinned_bytes: int) -> None:
+        """The governor of a test's node may want it."""
+
+    def lost_bytes(self) -> int | None:
+        return None
+
+    def start(self) -> None:
+        assert not self.held
+        self.has_started = True
+
+    def pinned_ends(self) -> Sequence[Weight]:
+        return [] if self.holding.streamed_bytes else [self.shared_weights[name] for name in self.holding.ends]
+
+    def is_streamed(self, name: str) -> bool:
+        return bool(self.holding.streamed_bytes)
+
+    def acquire(self, layer: int) -> Mapping[str, Weight]:
+        if self.has_started and self.holding.streamed_bytes:
+            self.read_bytes += 1
+            self.stall_s += self.stall()
+        return super().acquire(layer)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
 class CountingShard:
     """Keeps a log of its calls; breaks when told to."""
 
-    def __init__(self, node: CountingBackend, part: Slice) -> None:
+    def __init__(self, node: CountingBackend, part: Slice, store: Store) -> None:
         self._node = node
         self._part = part
+        self._store = store
 
     def embed(self, step: Step) -> NDArray[np.float32]:
         assert self._part.has_input
@@ -57,9 +115,14 @@ class CountingShard:
     def run(self, layers: Layers, activation: NDArray[np.float32], step: Step) -> NDArray[np.float32]:
         assert layers in self._part.layers
         self._node.called("run", layers, step)
+        self._node.before_run()
+        if self._node.refuses in [chunk.sequence for chunk in step.chunks]:
+            raise FrameError(f"sequence {self._node.refuses} is not open")
         out = activation.copy()
         for layer in layers:
+            self._store.acquire(layer)
             out[:, 0] = out[:, 0] * 2 + layer
+            self._store.release(layer)
         return out
 
     def logits(self, activation: NDArray[np.float32], rows: Sequence[int]) -> NDArray[np.float32]:
@@ -82,6 +145,8 @@ class CountingBackend:
         self.parts: list[Slice] = []  # loaded
         self.used: list[str] = []  # the device of each
         self.breaks: dict[str, Exception] = {}  # by the call that shall raise it, once
+        self.before_run: Callable[[], None] = lambda: None
+        self.refuses: int | None = None  # a sequence that is not open
         self.change_logits: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda logits: logits
 
     def called(self, call: str, *step: object) -> None:
@@ -106,8 +171,9 @@ class CountingBackend:
         self.used.append(device)
         for layer in (layer for layers in part.layers for layer in layers):
             store.acquire(layer)  # as a backend does, which brings it into memory
+            store.release(layer)
         store.shared()
-        return CountingShard(self, part)
+        return CountingShard(self, part, store)
 
     def close(self) -> None:
         self.closed.append("backend")
@@ -143,15 +209,22 @@ class Ring:
         self.closed_links: list[str] = []
         self.deaf: set[str] = set()
         self.waited = threading.Event()  # a send has timed out
+        self.stores: dict[str, FakeStore] = {}  # of each node that has loaded
         self.workers = {name: self._worker(name) for name in names}
         self.numbers = 0
 
     def _worker(self, name: str) -> Worker:
+        def open_store(model: Model, holding: Holding, system: System) -> FakeStore:
+            self.stores[name] = FakeStore(cast("SmallModel", model), holding)
+            return self.stores[name]
+
         worker = Worker(
             name,
             lambda: self.backends[name],
             lambda address: CallLink(self, address),
             lambda report: self.reports.put((name, report)),
+            host(),
+            open_store,
         )
         worker.start()
         return worker
@@ -166,10 +239,14 @@ class Ring:
         kv_type: KvType = KvType.F16,
         context: int = 0,
         end_device: str = "",
+        streaming: Sequence[str] = (),
+        gather_rows: int = 100,
     ) -> Plan:
-        """Assign these visits, and wait until every node is ready."""
+        """Assign these visits, and wait until every node is ready. Nodes that are `streaming` keep no layer."""
         own = tuple(visit if isinstance(visit, Visit) else Visit(*visit) for visit in visits)
         plan = Plan(N_LAYERS, self.head, own, kv_tokens=1000, kv_type=kv_type, context=context, end_device=end_device)
+        residency = tuple(Residency(name, "", 1000, 0, 600, 50) for name in streaming)
+        plan = replace(plan, residency=residency, gather_bytes=gather_rows * row_bytes(SMALL.spec))
         for name in plan.nodes:
             self.workers[name].load(self.assignment(plan, epoch, wire))
         waiting = set(plan.nodes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -21,9 +21,9 @@ BUSY_S = 0.02
 def ring_of() -> Iterator[MakeRing]:
     made: list[Ring] = []
 
-    def make(*visits: tuple[str, int, int]) -> Ring:
+    def make(*visits: tuple[str, int, int], streaming: Sequence[str] = ()) -> Ring:
         made.append(Ring("head", "b"))
-        made[-1].load(*visits)
+        made[-1].load(*visits, streaming=streaming)
         return made[-1]
 
     yield make
@@ -47,7 +47,7 @@ def test_nothing_is_computed_or_sent_before_the_first_step(ring_of: MakeRing) ->
     for name in ring.workers:
         told = times(ring, name)
         assert told.uptime_s > told.disk_s > 0
-        assert told == NodeTimes(uptime_s=told.uptime_s, disk_s=told.disk_s)
+        assert told == NodeTimes(uptime_s=told.uptime_s, disk_s=told.disk_s, pinned_bytes=1000)
 
 
 def test_steps_and_tokens_are_counted_once_however_often_they_visit(ring_of: MakeRing) -> None:
@@ -113,3 +113,43 @@ def test_a_row_that_has_begun_is_waited_for_also_beside_one_that_has_not(ring_of
     ring.launch(1, 2, kv=(KvOp(KvKind.OPEN, 2, capacity=9),))
     ring.collect()
     assert times(ring, "b").wait_s > 0
+
+
+# ---------------------------------------------------------------- weights that come from disk
+
+
+def test_waiting_for_weights_is_no_computing(ring_of: MakeRing) -> None:
+    ring = ring_of(("head", 0, 6), streaming=["head"])
+    ring.stores["head"].stall = lambda: 100.0
+    ring.answer(1)
+    told = times(ring, "head")
+    assert (told.stall_s, told.compute_s) == (600, 0)
+
+
+def test_what_a_node_holds_now_and_has_read_is_told(ring_of: MakeRing) -> None:
+    ring = ring_of(("head", 0, 2), ("b", 2, 6), streaming=["b"])
+    ring.answer(1)
+    ring.answer(2)
+    told = times(ring, "b")
+    assert (told.pinned_bytes, told.streamed_bytes, told.buffer_bytes, told.read_bytes) == (400, 600, 50, 8)
+    assert times(ring, "head").read_bytes == 0
+
+
+def test_sums_of_reading_go_on_when_another_plan_is_loaded(ring_of: MakeRing) -> None:
+    ring = ring_of(("head", 0, 2), ("b", 2, 6), streaming=["b"])
+    ring.stores["b"].stall = lambda: 1.0
+    ring.answer(1)
+    ring.load(("head", 0, 2), ("b", 2, 6), streaming=["b"])
+    ring.stores["b"].stall = lambda: 2.0
+    ring.answer(2)
+    assert (times(ring, "b").read_bytes, times(ring, "b").stall_s) == (8, 12)
+    ring.workers["b"].unload()
+    ring.close()
+    told = times(ring, "b")
+    assert (told.read_bytes, told.stall_s, told.pinned_bytes, told.streamed_bytes, told.buffer_bytes) == (
+        8,
+        12,
+        0,
+        0,
+        0,
+    )

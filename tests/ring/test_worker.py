@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from prima_core.engine.engine import StepResult
 from prima_core.errors import ClusterError, DeviceMemoryError, LinkBroken, ModelError
 from prima_core.interfaces import Backend, Chunk, Device, KvKind, KvOp, KvType, Layers, SendLink, Slice, Step
+from prima_core.memory.system import host
 from prima_core.plan.plan import Plan, Split, Visit
-from prima_core.ring import wire, worker
+from prima_core.ring import carry, wire, worker
 from prima_core.ring.reports import Assignment, LoadFailed, Loading, Ready, Report, Unreachable
 from prima_core.ring.wire import Epoch, WireDtype, WirePolicy
 from prima_core.ring.worker import Worker
-from tests.ring.fakes import DEADLINE_S, FIRST, N_LAYERS, SMALL, CountingBackend, Ring, after
+from tests.ring.fakes import DEADLINE_S, FIRST, N_LAYERS, SMALL, CountingBackend, FakeStore, Ring, after
 
 if TYPE_CHECKING:
     from prima_core.model.weights import Model
@@ -421,7 +422,7 @@ def test_a_load_that_is_given_up_is_not_told_as_a_failure(ring_of: MakeRing) -> 
 
 
 def test_a_node_that_takes_no_frames_is_told_after_a_while(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "UNREACHABLE_AFTER_S", 0.01)
+    monkeypatch.setattr(carry, "UNREACHABLE_AFTER_S", 0.01)
     ring.deaf.add("c")
     ring.launch(3)
     name, report = ring.outcome()
@@ -452,7 +453,7 @@ def alone(backend: Callable[[], Backend], report: Callable[[Report], None] = lam
     def dial(address: str) -> SendLink:
         raise LinkBroken(address)
 
-    return Worker("alone", backend, dial, report)
+    return Worker("alone", backend, dial, report, host(), lambda model, holding, system: FakeStore(SMALL, holding))
 
 
 def test_a_backend_that_does_not_open_is_told_to_who_starts_the_node() -> None:

@@ -17,7 +17,9 @@ from prima_core.ring.times import NodeTimes
 from prima_core.serve.guard import Guard
 from tests.serve.fakes import FakeService, client_of
 
-TIMES = NodeTimes(100.0, 1.5, 2.5, 3.5, 4.5, 5, 6, 7)
+TIMES = NodeTimes(
+    100.0, 1.5, 2.5, 3.5, 4.5, 5, 6, 7, stall_s=5.5, read_bytes=8, pinned_bytes=9, streamed_bytes=10, buffer_bytes=11
+)
 NAME = 'a "quoted"\\ name'
 LAYERS = (Layers(0, 2), Layers(3, 7))
 DEVICE = DeviceView("numpy:cpu", 1000, 300, 20, LAYERS)
@@ -77,6 +79,11 @@ def samples(accept: str = "") -> dict[tuple[str, frozenset[tuple[str, str]]], fl
         ("prima_node_steps_total", {"node": NAME}, 5),
         ("prima_node_tokens_total", {"node": NAME}, 6),
         ("prima_node_sent_bytes_total", {"node": "b"}, 7),
+        ("prima_node_seconds_total", {"node": "b", "activity": "stall"}, 5.5),
+        ("prima_node_read_bytes_total", {"node": "b"}, 8),
+        ("prima_node_weight_bytes", {"node": "b", "kind": "pinned"}, 9),
+        ("prima_node_weight_bytes", {"node": "b", "kind": "streamed"}, 10),
+        ("prima_node_weight_bytes", {"node": "b", "kind": "buffer"}, 11),
     ],
 )
 def test_prometheus_reads(name: str, labels: dict[str, str], value: float, accept: str) -> None:

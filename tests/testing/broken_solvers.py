@@ -11,6 +11,7 @@ from typing import cast
 import msgspec
 
 from prima_core.errors import PlanError
+from prima_core.plan.check import complete
 from prima_core.plan.plan import Plan, Visit
 from prima_core.plan.problem import Problem
 from prima_even.solver import solve as even
@@ -41,6 +42,22 @@ def over_memory(problem: Problem) -> Plan:
     """All on the head."""
     n_layers = problem.model.n_layers
     return Plan(n_layers, problem.head, (Visit(problem.head, 0, n_layers),))
+
+
+def streams_always(problem: Problem) -> Plan:
+    """Also where it is not wanted."""
+    plan = complete(even(problem), problem)
+    needs = (
+        msgspec.structs.replace(need, streamed_bytes=need.weight_bytes // 2, buffer_bytes=1 << 40)
+        for need in plan.residency
+    )
+    return msgspec.structs.replace(plan, residency=tuple(needs))
+
+
+def small_buffers(problem: Problem) -> Plan:
+    plan = complete(even(problem), problem)
+    needs = (msgspec.structs.replace(need, buffer_bytes=1) if need.buffer_bytes else need for need in plan.residency)
+    return msgspec.structs.replace(plan, residency=tuple(needs))
 
 
 def one_device(problem: Problem) -> Plan:

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prima_core.arch.blocks import BlocksInPlace
+from prima_core.arch.families import family
+from prima_core.arch.family import Block
 from prima_core.arch.fused import Unfused
 from prima_core.arch.ops import AttentionRule, RoutingRule
 from prima_core.arch.rope import Rope
@@ -108,6 +111,23 @@ class RotatesWholeHeads(Ops):
 class DependsOnTheBatch(Ops):
     def linear(self, x: FloatArray, matrix: Matrix) -> FloatArray:
         return super().linear(x, matrix) * np.float32(1 + 1e-6 * len(x))
+
+
+class CopiesNothing(Ops):
+    """And says that it does."""
+
+    copies = True
+
+
+class RefillsNothing(CopiesNothing):
+    def matrix(self, weight: Weight, bias: Weight | None = None) -> Matrix:
+        return super().matrix(replace(weight, data=weight.data.copy()), bias)
+
+    def refill(self, slot: Matrix, weight: Weight, bias: Weight | None = None) -> Matrix:
+        return slot
+
+    def settle(self, x: FloatArray) -> FloatArray:
+        return x
 
 
 class LosesLongChunks(Ops):
@@ -352,6 +372,29 @@ class CountsLayersFromItsOwnFirst(OneShard):
         plain = self._model.rope
         shifted = {rope: ropes[plain] if self._first else ropes[rope] for rope in ropes}
         return super().compute(layers, x, shifted, kv)
+
+
+class BindsOnce(OneShard):
+    """Wherever the store says that a layer's tensors lie now."""
+
+    class Blocks(BlocksInPlace[FloatArray, Matrix, Pass]):
+        def _block(self, layer: int, weights: Mapping[str, Weight]) -> Block[FloatArray, Pass]:
+            if layer not in self._bound:
+                self._bound[layer] = weights, self._bind(self._ops, layer, weights)
+            return self._bound[layer][1]
+
+    def __init__(self, ops: Ops, model: ModelSpec, part: Slice, store: Store) -> None:
+        super().__init__(ops, model, part, store)
+        block = family(model.arch).block
+        self.blocks = self.Blocks(ops, lambda binder, *rest: block(ops, binder, model, *rest), store)
+
+
+class KeepsLayers(OneShard):
+    """As if it were to be used for ever."""
+
+    def __init__(self, ops: Ops, model: ModelSpec, part: Slice, store: Store) -> None:
+        super().__init__(ops, model, part, store)
+        store.release = lambda layer: None  # type: ignore[method-assign]
 
 
 class LivesAfterClose(OneShard):

@@ -28,6 +28,7 @@ def test_our_solver_passes_and_equals_itself() -> None:
     checks = by_name(check_solver(plugin))
     assert {check.state for check in checks.values()} == {State.OK}
     assert checks["compared with even"].figures["bytes on the fullest node"] == "1.00"
+    assert checks["compared with even"].figures["foretold time per token"] == "1.00"
     assert checks["finds plans"].figures["plans missed"] == 0
     assert 40 < int(checks["errors"].figures["plans"]) < 100, "of both kinds"
     assert "ms for" in str(checks["speed"].figures["slowest"])
@@ -41,6 +42,8 @@ def test_our_solver_passes_and_equals_itself() -> None:
         (broken.unknown_device, "layers"),
         (broken.over_memory, "memory"),
         (broken.one_device, "memory"),
+        (broken.streams_always, "memory"),
+        (broken.small_buffers, "memory"),
         (broken.dice, "same answer twice"),
         (broken.mutates, "problem unchanged"),
         (broken.foreign_exception, "errors"),
@@ -99,6 +102,9 @@ def test_problems_are_the_same_for_the_same_numbers_and_of_many_kinds() -> None:
     assert problems[1] != random_problem(8, 1)
     assert {len(problem.nodes) for problem in problems} >= {1, 2, 3, 8, 16}
     assert {len(node.devices) for problem in problems for node in problem.nodes} == {0, 1, 2, 3}
+    assert {problem.streaming for problem in problems} == {True, False}
+    assert {problem.rounds for problem in problems} == {0, 1, 3}
+    assert {bool(node.disk_bytes_s) for problem in problems for node in problem.nodes} == {True, False}
     assert any(device.growth for problem in problems for node in problem.nodes for device in node.devices)
     assert any(node.room_bytes == 0 for problem in problems for node in problem.nodes)
     assert any(problem.fixed_bytes(problem.head) > problem.model.layer_bytes[0] for problem in problems)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from prima_core.errors import ConfigError, PluginError
 from prima_core.interfaces import Backend, BackendOptions, BackendPlugin, Device, KvType
-from prima_core.testing.backends import border, kv, numbers, ops
+from prima_core.testing.backends import border, kv, numbers, ops, streaming
 from prima_core.testing.backends.subject import Models, Subject, Tolerance
 from prima_core.testing.examples import ARCHS, TYPES
 from prima_core.testing.limits import watched
@@ -150,6 +150,8 @@ class _Suite:
             check(f"{n} sequences together", partial(numbers.check_company, subject, n))
         for cut in numbers.CUTS:
             check(f"layers cut: {cut.name}", partial(numbers.check_cut, subject, cut))
+        for name, tiny in streaming.MODELS.items():
+            check(f"a store that streams: {name}", partial(streaming.check_streamed, subject, tiny))
         for kv_type in self._selection.kv_types:
             self._check_kv(subject, kv_type)
         for name, border_check in BORDER.items():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from prima_core.arch.families import open_model
 from prima_core.errors import ConfigError, ModelError
-from prima_core.interfaces import Backend, Device, KvType, Layers, Shard, Slice, Step
+from prima_core.interfaces import Backend, Device, KvType, Layers, Shard, Slice, Step, Store
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_core.model.weights import Model
 from prima_core.testing.driving import Visit, logits_of_all, step_of
@@ -125,10 +125,10 @@ class Subject:
     models: Models
 
     @contextmanager
-    def part(self, tiny: TinyModel, part: Slice) -> Iterator[Shard]:
-        """A part of the model on the device."""
+    def part(self, tiny: TinyModel, part: Slice, store: Store | None = None) -> Iterator[Shard]:
+        """A part of the model on the device, of the model's own store or another."""
         model = self.models.open(tiny)
-        store = model.store()
+        store = store or model.store()
         with ExitStack() as exits:
             exits.callback(store.close)
             shard = self.backend.load(model.spec, self.device.id, part, store)
@@ -136,17 +136,17 @@ class Subject:
             yield shard
 
     @contextmanager
-    def whole(self, tiny: TinyModel, kv_type: KvType = KvType.F32) -> Iterator[Loaded]:
+    def whole(self, tiny: TinyModel, kv_type: KvType = KvType.F32, store: Store | None = None) -> Iterator[Loaded]:
         layers = Layers(0, tiny.n_layers)
-        with self.part(tiny, replace(WHOLE, layers=(layers,), kv_type=kv_type)) as shard:
+        with self.part(tiny, replace(WHOLE, layers=(layers,), kv_type=kv_type), store) as shard:
             yield Loaded(((shard, layers),))
 
     @contextmanager
-    def offered(self, tiny: TinyModel, kv_type: KvType = KvType.F32) -> Iterator[Loaded]:
+    def offered(self, tiny: TinyModel, kv_type: KvType = KvType.F32, store: Store | None = None) -> Iterator[Loaded]:
         """As `whole`; raises NotOffered where the backend refuses the model."""
         with ExitStack() as exits:
             try:
-                loaded = exits.enter_context(self.whole(tiny, kv_type))
+                loaded = exits.enter_context(self.whole(tiny, kv_type, store))
             except ModelError as error:
                 raise NotOffered(str(error)) from error
             yield loaded

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import psutil
-
 from prima_core.arch.fits import check_fits
 from prima_core.arch.shard import OpsShard
 from prima_core.errors import ConfigError, PluginError
 from prima_core.interfaces import BackendOptions, Device, Shard, Slice, Store
+from prima_core.memory.system import host
 from prima_core.model.spec import ModelSpec
 from prima_example_backend.ops import Float64Ops
 
@@ -22,7 +21,7 @@ class Float64Backend:
             raise ConfigError(f"kernels {options.kernels!r} are unknown", hint="leave --kernels out")
 
     def devices(self) -> Sequence[Device]:
-        return [Device(DEVICE, psutil.virtual_memory().available, "CPU, float64")]
+        return [Device(DEVICE, host().memory().available_bytes, "CPU, float64")]
 
     def describe(self) -> Mapping[str, str]:
         return {"arithmetic": "float64", "threads": "numpy's own"}
@@ -35,7 +34,7 @@ class Float64Backend:
 
     def load(self, model: ModelSpec, device: str, part: Slice, store: Store) -> Shard:
         ops = self.ops(device)
-        check_fits(device, psutil.virtual_memory().available, model, part, store)
+        check_fits(device, host().memory().available_bytes, model, part, store)
         return OpsShard(ops, model, part, store)
 
     def close(self) -> None:

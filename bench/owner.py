@@ -1,0 +1,211 @@
+"""What a node leaves to other programs: it answers while a hog takes memory, and takes its own back afterwards.
+
+    python -m bench.owner MODEL.gguf [--limit 3GB] [--machine] [--hog 1.5GB] [--rate 500MB] [--file 1GB] [-t 2]
+                          [-- --memory 2.5GB ...]
+
+With --limit in a control group of this size that the node, the hog and the cached pages of what they read share; that
+wants root. With --machine the group stands for a machine, of which a node leaves more to others. With --machine alone
+it is this machine, all of it: nothing else may need memory meanwhile. The hog takes what is left and half of what is
+pinned in a group; of a machine, what is left but for half of the reserve. A file of --file bytes is read before; how
+much of it stays cached is watched (a kernel that pages cold files out takes of it even so). What follows `--` goes to
+`prima serve`.
+
+Prints a line each second, and what matters at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from bench.cpu_models import cache_folder
+from prima_core.memory.governor import reserve_bytes
+from prima_core.memory.system import Memory, host
+from prima_core.node.node import parse_bytes
+from prima_core.testing.pressure import GROUP_IS_MACHINE, CachedFile, Hog, MemoryGroup, memory_group, why_no_groups
+from prima_core.testing.served import Served
+
+CALM_S, HELD_S, BACK_WITHIN_S, EVERY_S = 8.0, 15.0, 90.0, 1.0
+PROMPT, N_TOKENS = "The owner of this machine", 8
+GB = 1e9
+
+
+@dataclass(slots=True)
+class Client:
+    """Asks the same again and again, in a thread of its own, until something fails."""
+
+    node: Served
+    first: str = ""
+    n_right: int = 0
+    n_other: int = 0
+    fault: str = ""
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        try:
+            self.first = self.node.answer(PROMPT, N_TOKENS)
+            while not self.stopping.is_set():
+                is_right = self.node.answer(PROMPT, N_TOKENS) == self.first
+                self.n_right += is_right
+                self.n_other += not is_right
+        except OSError as error:
+            self.fault = str(error)
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        thread = threading.Thread(target=self.run)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.stopping.set()
+            thread.join()
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    time_s: float
+    pinned_bytes: float
+    read_bytes: float
+    n_steps: float
+    available_bytes: int
+    cached_share: float
+
+
+@dataclass(slots=True)
+class Scene:
+    """Where it happens: `group` None is the machine. `reserve`: what a node leaves of a machine; 0: it is none."""
+
+    node: Served
+    hog: Hog
+    file: CachedFile
+    group: MemoryGroup | None
+    reserve: int
+    calm_bytes: int = 0
+    moments: list[Moment] = field(default_factory=list)
+    began_s: float = field(default_factory=time.monotonic)
+
+    def available(self) -> int:
+        return host().memory().available_bytes if self.group is None else self.group.available_bytes
+
+    def look(self) -> Moment:
+        times = self.node.times()
+        moment = Moment(
+            time.monotonic() - self.began_s,
+            times["pinned_bytes"],
+            times["read_bytes"],
+            times["n_steps"],
+            self.available(),
+            self.file.cached_share(),
+        )
+        self.moments.append(moment)
+        return moment
+
+    def watch(self, what: str, for_s: float, until_pinned: float = float("inf")) -> None:
+        """A line each second, for so long, or until as much is pinned."""
+        end_s = time.monotonic() + for_s
+        while time.monotonic() < end_s:
+            time.sleep(EVERY_S)
+            now = self.look()
+            print(line(what, self.moments[-2], now), flush=True)
+            if now.pinned_bytes >= until_pinned:
+                return
+
+    def hog_bytes(self) -> int:
+        now = self.moments[-1]
+        left = now.available_bytes - int(now.pinned_bytes)
+        return left - self.reserve // 2 if self.reserve else left + int(now.pinned_bytes) // 2
+
+
+HEADER = f"{'s':>5} {'':<10} {'pinned GB':>9} {'available GB':>12} {'file cached':>11} {'tokens/s':>8} {'read GB/s':>9}"
+
+
+def line(what: str, before: Moment, now: Moment) -> str:
+    took_s = now.time_s - before.time_s
+    return (
+        f"{now.time_s:5.0f} {what:<10} {now.pinned_bytes / GB:9.2f} {now.available_bytes / GB:12.2f}"
+        f" {now.cached_share:11.1%} {(now.n_steps - before.n_steps) / took_s:8.2f}"
+        f" {(now.read_bytes - before.read_bytes) / took_s / GB:9.2f}"
+    )
+
+
+def run(scene: Scene, hog_bytes: int | None) -> None:
+    planned = scene.look().pinned_bytes
+    print(HEADER)
+    scene.watch("calm", CALM_S)
+    scene.calm_bytes = scene.moments[-1].available_bytes
+    wanted = scene.hog_bytes() if hog_bytes is None else hog_bytes
+    scene.hog.aim(wanted)
+    scene.watch(f"hog {wanted / GB:.2f}", HELD_S)
+    scene.hog.reached()
+    scene.hog.hold(0)
+    scene.watch("hog left", BACK_WITHIN_S, planned)
+
+
+def tell(scene: Scene, client: Client, taken_before: int) -> None:
+    least = min(moment.pinned_bytes for moment in scene.moments)
+    rates = [(b.n_steps - a.n_steps) / (b.time_s - a.time_s) for a, b in pairwise(scene.moments)]
+    print(f"answers: {client.n_right} as the first, {client.n_other} others; {client.fault or 'none failed'}")
+    print(f"pinned: {scene.moments[0].pinned_bytes / GB:.2f} GB, at least {least / GB:.2f} GB,", end=" ")
+    print(f"{scene.moments[-1].pinned_bytes / GB:.2f} GB at the end")
+    print(f"tokens a second: {max(rates):.2f} at best, {min(rates):.2f} at worst")
+    print(f"least available: {min(moment.available_bytes for moment in scene.moments) / GB:.2f} GB")
+    print(f"of the file, cached at least: {min(moment.cached_share for moment in scene.moments):.1%}")
+    if scene.group is None:
+        print(f"pages that the kernel had to take back: {taken_back() - taken_before}")
+    else:
+        print(f"the group: {scene.group.peak_bytes / GB:.2f} GB at most, {scene.group.n_killed} killed,", end=" ")
+        print(f"{scene.group.number('memory.failcnt')} times full")
+
+
+def taken_back() -> int:
+    """By the kernel of Linux, for want of memory, from caches and programs, since it started."""
+    file = Path("/proc/vmstat")
+    facts = dict(line.split() for line in file.read_text().splitlines()) if file.exists() else {}
+    return sum(int(facts.get(name, 0)) for name in ("pgsteal_kswapd", "pgsteal_direct"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--limit", type=parse_bytes)
+    parser.add_argument("--machine", action="store_true")
+    parser.add_argument("--hog", type=parse_bytes)
+    parser.add_argument("--rate", type=parse_bytes, default=500 * 10**6)
+    parser.add_argument("--file", type=parse_bytes, default=10**9)
+    parser.add_argument("-t", "--threads", default="2")
+    parser.add_argument("serve", nargs="*")
+    args = parser.parse_args()
+    if args.limit and (why := why_no_groups()):
+        sys.exit(f"{why}: only --machine without --limit works here")
+    if not args.limit and not args.machine:
+        parser.error("either --limit or --machine, or both")
+    path = cache_folder() / "owner.bytes"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as exits:
+        group = exits.enter_context(memory_group(args.limit)) if args.limit else None
+        reserve = reserve_bytes(Memory(args.limit or host().memory().total_bytes, 0)) if args.machine else 0
+        file = exits.enter_context(CachedFile(path, args.file, group))
+        hog = exits.enter_context(Hog(group, args.rate))
+        hog.hold(0)
+        free = group.available_bytes if group else host().memory().available_bytes
+        prima = GROUP_IS_MACHINE if args.limit and args.machine else ("-m", "prima_core")
+        options = ("-t", args.threads, "--parallel", "1", "-c", "512", *args.serve)
+        scene = Scene(exits.enter_context(Served([str(args.model), *options], group, prima)), hog, file, group, reserve)
+        client, taken_before = Client(scene.node), taken_back()
+        with client.asking():
+            run(scene, args.hog)
+            total = args.limit or host().memory().total_bytes
+            print(f"memory pressure of the node before the hog: {(free - scene.calm_bytes) / total:.1%}")
+        tell(scene, client, taken_before)
+
+
+if __name__ == "__main__":
+    main()

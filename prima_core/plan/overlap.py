@@ -1,0 +1,87 @@
+"""How long a pass takes when nodes read weights from disk while others compute: formulas, plain numbers.
+
+A node keeps all but D = X + B bytes of its weights: X is what its memory lacks, B the buffer that the rest streams
+through. While others compute it reads at most B ahead, in each of the v gaps between its visits. So of the D bytes of
+a pass max(0, D - v B) are read while it computes or waits. One visit gains nothing by a larger buffer, as D grows as B
+does; with more visits all is hidden at B = X / (v - 1), if the disk can read that much in the time of a pass.
+
+That is a bound: reading is perfectly even, visits are evenly spaced. `simulate.py` follows the actual visits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_HALVINGS = 60
+_ROUNDING = 1 + 1e-9  # buffers are often such that reading takes just as long as the pass
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A node that streams. `over_bytes`: what its memory lacks (X), `compute_s`: its own computing in a pass.
+
+    Its buffer is from `least_bytes` to `most_bytes`. Readers with the same `disk` share its rate; "": its own.
+    """
+
+    over_bytes: int
+    n_visits: int
+    compute_s: float
+    bytes_s: float
+    least_bytes: int = 0
+    most_bytes: int = 1 << 62
+    disk: str = ""
+
+    def stall_s(self, buffer_bytes: float) -> float:
+        """Its waiting in a pass, when the disk keeps up with the passes."""
+        exposed = self.over_bytes - (self.n_visits - 1) * buffer_bytes
+        return max(0.0, exposed / self.bytes_s - self.compute_s)
+
+    def buffer_for(self, read_bytes: float) -> float:
+        """The buffer that hides most when no more than so many bytes are to be read in a pass."""
+        if self.n_visits == 1:
+            return self.least_bytes
+        wanted = min(read_bytes - self.over_bytes, self.over_bytes / (self.n_visits - 1))
+        return min(max(wanted, self.least_bytes), self.most_bytes)
+
+
+def pass_s(readers: Sequence[Reader], buffers: Sequence[float], rest_s: float) -> float:
+    """The time of a pass. `rest_s`: all nodes' computing, and all links."""
+    waiting_s = sum(reader.stall_s(size) for reader, size in zip(readers, buffers, strict=True))
+    return max(rest_s + waiting_s, reading_s(readers, buffers))
+
+
+def reading_s(readers: Sequence[Reader], buffers: Sequence[float]) -> float:
+    """What the busiest disk needs for a pass."""
+    needs: dict[object, float] = {}
+    for index, (reader, size) in enumerate(zip(readers, buffers, strict=True)):
+        disk = reader.disk or index
+        needs[disk] = needs.get(disk, 0.0) + (reader.over_bytes + size) / reader.bytes_s
+    return max(needs.values(), default=0.0)
+
+
+def best_buffers(readers: Sequence[Reader], rest_s: float) -> list[int]:
+    """The buffers with which a pass takes the least time: what they hide, and what reading them costs, in balance."""
+    low, high = 0.0, rest_s + sum(reader.over_bytes / reader.bytes_s for reader in readers) + 1e-9
+    while not _can_pass(readers, high, rest_s):
+        low, high = high, 2 * high
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _can_pass(readers, middle, rest_s) else (middle, high)
+    return [int(size) for size in _buffers_for(readers, high)]
+
+
+def _can_pass(readers: Sequence[Reader], time_s: float, rest_s: float) -> bool:
+    return pass_s(readers, _buffers_for(readers, time_s), rest_s) <= time_s * _ROUNDING
+
+
+def _buffers_for(readers: Sequence[Reader], time_s: float) -> list[float]:
+    """The best ones for passes that take so long; readers of a disk share it as they need it."""
+    wanted: dict[object, float] = {}
+    for index, reader in enumerate(readers):
+        disk = reader.disk or index
+        wanted[disk] = wanted.get(disk, 0.0) + reader.over_bytes / reader.bytes_s
+    return [
+        reader.buffer_for(reader.over_bytes * time_s / (wanted[reader.disk or index] or 1.0))
+        for index, reader in enumerate(readers)
+    ]

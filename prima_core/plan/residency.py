@@ -1,0 +1,228 @@
+"""What a plan takes on its nodes: filled in where the solver left it open, checked where it did not. Exact in integers.
+
+Weights that fit stay. Of a node whose weights do not fit the rest is streamed, where the problem allows it, with the
+buffers of least time where all rates are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from prima_core.errors import PlanError
+from prima_core.plan.costs import PassCost, missing_rate, pass_cost, routed_share
+from prima_core.plan.overlap import Reader, best_buffers
+from prima_core.plan.plan import Plan, Residency
+from prima_core.plan.problem import NodeFacts, Problem
+from prima_core.plan.simulate import disks_of, simulate
+from prima_core.plan.stream import Overload, gather_bytes, overload_of, streaming_device
+
+
+def residency_of(plan: Plan, problem: Problem, kv_tokens: int) -> tuple[tuple[Residency, ...], int]:
+    """And the plan's `gather_bytes`. Raises PlanError for a node with too little memory, which says what would do."""
+    asked = {(need.node, need.device): need for need in plan.residency if need.streamed_bytes or need.buffer_bytes}
+    needs = {name: _taking_over(asked, _needs(plan, problem, name, kv_tokens)) for name in plan.nodes}
+    _check_asked(plan, problem, needs, asked)
+    faults = {name: fault for name, own in needs.items() if (fault := _fault(problem.node(name), own, 0)) is not None}
+    for name, fault in faults.items():
+        if not problem.streaming or any(need.streamed_bytes for need in needs[name]):
+            raise fault
+    gather = plan.gather_bytes if asked else gather_bytes(problem, faults)
+    needs.update(_divided(plan, problem, needs, faults, gather))
+    for name, own in needs.items():
+        streams = any(need.buffer_bytes for need in own)
+        if (left := _fault(problem.node(name), own, gather if streams else 0)) is not None:
+            raise left
+    residency = tuple(need for own in needs.values() for need in own)
+    return residency, gather if any(need.buffer_bytes for need in residency) else 0
+
+
+def _needs(plan: Plan, problem: Problem, name: str, kv_tokens: int) -> list[Residency]:
+    """What the plan takes on each device of a node that it uses, when all weights stay."""
+    devices = {device.id: device for device in problem.node(name).places}
+    first, end = next(iter(devices)), problem.end_device.id if name == problem.head else None
+    layers: dict[str, list[int]] = {} if end is None else {end: []}
+    for visit in plan.visits:
+        if visit.node == name:
+            for part in visit.parts(first):
+                layers.setdefault(part.device, []).extend(part.layers)
+    kv = problem.model.kv_bytes_per_token_layer * kv_tokens
+    needs = []
+    for device in (device for device in devices if device in layers):
+        sizes = problem.weight_bytes(devices[device])
+        weights = sum(sizes[layer] for layer in layers[device])
+        fixed = problem.fixed_bytes(name) if device == end else 0
+        needs.append(Residency(name, device, weights + fixed, kv * len(layers[device])))
+    return needs
+
+
+# ---------------------------------------------------------------- what the plan says itself
+
+Asked = Mapping[tuple[str, str], Residency]
+
+
+def _taking_over(asked: Asked, needs: Sequence[Residency]) -> list[Residency]:
+    """With what the plan says is streamed; of the rest it is not believed."""
+    return [
+        msgspec.structs.replace(need, streamed_bytes=said.streamed_bytes, buffer_bytes=said.buffer_bytes)
+        if (said := asked.get((need.node, need.device)))
+        else need
+        for need in needs
+    ]
+
+
+def _check_asked(plan: Plan, problem: Problem, needs: Mapping[str, Sequence[Residency]], asked: Asked) -> None:
+    for (name, device), said in asked.items():
+        own = needs.get(name, ())
+        need = next((need for need in own if need.device == device), None)
+        if need is None:
+            raise PlanError(f"the plan streams weights on {device!r} of node {name!r}, which has none in it")
+        if not problem.streaming:
+            raise PlanError(f"the plan streams weights on node {name!r}, where all are to stay in memory")
+        if not 0 <= said.streamed_bytes <= need.weight_bytes or said.buffer_bytes < 0:
+            raise PlanError(
+                f"node {name!r} would stream {said.streamed_bytes} bytes of {need.weight_bytes} on {device}"
+                f" through a buffer of {said.buffer_bytes}"
+            )
+        place = next(place for place in problem.node(name).places if place.id == device)
+        load = overload_of(plan, problem, own, place, 0)
+        tight = load.tight_buffer(max(0, said.streamed_bytes - load.table_bytes))
+        if said.buffer_bytes < tight:
+            raise PlanError(
+                f"node {name!r} streams {said.streamed_bytes} bytes through a buffer of {said.buffer_bytes}",
+                hint=f"give it a buffer of {tight} bytes at least, which a layer takes; or leave streamed_bytes and"
+                " buffer_bytes out, then they are chosen",
+            )
+
+
+# ---------------------------------------------------------------- what is chosen
+
+
+def _divided(
+    plan: Plan,
+    problem: Problem,
+    needs: Mapping[str, Sequence[Residency]],
+    faults: Mapping[str, PlanError],
+    gather: int,
+) -> dict[str, list[Residency]]:
+    """The needs of the nodes at fault, whose weights do not all fit, with what is streamed."""
+    loads = {name: _overload(plan, problem, needs[name], fault, gather) for name, fault in faults.items()}
+    reading = {name: load for name, load in loads.items() if load.over_bytes}
+    if not _are_rates_known(plan, problem, reading):
+        return _streaming(needs, loads, {name: load.guessed_buffer() for name, load in reading.items()})
+    wanted = dict(zip(reading, _best_buffers(plan, problem, list(reading.values())), strict=True))
+    divided = [_streaming(needs, loads, {name: int(size * n) for name, size in wanted.items()}) for n in _TRIES]
+    if all(load.n_visits == 1 for load in reading.values()):
+        return divided[0]
+    times = [_pass_s(plan, problem, {**needs, **own}) for own in divided]
+    return next(own for own, time_s in zip(divided, times, strict=True) if time_s <= _AS_GOOD * min(times))
+
+
+_TRIES = (1.0, 1.2, 1.4, 1.7, 2.0)
+"""How many times the buffers of the formulas are simulated: with few layers in a visit, larger ones can be better."""
+_AS_GOOD = 1.005
+"""What is about as fast and reads less is better."""
+
+
+def _pass_s(plan: Plan, problem: Problem, needs: Mapping[str, Sequence[Residency]]) -> float:
+    whole = msgspec.structs.replace(plan, residency=tuple(need for own in needs.values() for need in own))
+    return simulate(pass_cost(whole, problem), disks_of(whole, problem)).pass_s
+
+
+def _are_rates_known(plan: Plan, problem: Problem, names: Iterable[str]) -> bool:
+    missing = missing_rate(msgspec.structs.replace(plan, residency=()), problem)
+    return not missing and all(problem.node(name).disk_bytes_s for name in names)
+
+
+def _overload(plan: Plan, problem: Problem, needs: Sequence[Residency], fault: PlanError, gather: int) -> Overload:
+    node = problem.node(needs[0].node)
+    device = streaming_device(node)
+    if device is None:
+        raise fault
+    load = overload_of(plan, problem, needs, device, 0)
+    if not load.over_bytes:
+        return load  # nothing but the table goes, which is not read in every pass
+    load = overload_of(plan, problem, needs, device, gather)
+    if load.smallest_buffer() > load.room_bytes:
+        least_bytes = node.memory_bytes + load.least_room_bytes - load.room_bytes
+        raise PlanError(
+            f"{fault.message}; with weights read from disk as they are used it would need {least_bytes / 1e9:.2f} GB",
+            hint=fault.hint,
+        )
+    return load
+
+
+def _best_buffers(plan: Plan, problem: Problem, loads: Sequence[Overload]) -> list[int]:
+    cost = pass_cost(msgspec.structs.replace(plan, residency=()), problem)
+    readers = [_reader(load, problem.node(load.node), cost) for load in loads]
+    demanded_s = [
+        load.experts_over_bytes * routed_share(problem, 1) / reader.bytes_s
+        for load, reader in zip(loads, readers, strict=True)
+    ]
+    return best_buffers(readers, cost.busy_s + sum(demanded_s))
+
+
+def _reader(load: Overload, node: NodeFacts, cost: PassCost) -> Reader:
+    return Reader(
+        over_bytes=load.dense_over_bytes,
+        n_visits=load.n_visits,
+        compute_s=cost.compute_s(node.name),
+        bytes_s=node.disk_bytes_s,
+        least_bytes=load.smallest_buffer(),
+        most_bytes=load.room_bytes,
+        disk=node.disk,
+    )
+
+
+def _streaming(
+    needs: Mapping[str, Sequence[Residency]], loads: Mapping[str, Overload], wanted: Mapping[str, int]
+) -> dict[str, list[Residency]]:
+    """The needs of the overloaded nodes, with buffers as wanted as far as they can be."""
+    return {
+        name: [_need_streaming(need, load, wanted.get(name, 0)) for need in needs[name]] for name, load in loads.items()
+    }
+
+
+def _need_streaming(need: Residency, load: Overload, wanted: int) -> Residency:
+    if need.device != load.device:
+        return need
+    size = min(max(wanted, load.smallest_buffer()), load.room_bytes) if load.over_bytes else 0
+    return msgspec.structs.replace(need, streamed_bytes=load.streamed_bytes(size), buffer_bytes=size)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def _fault(node: NodeFacts, needs: Sequence[Residency], gather: int) -> PlanError | None:
+    """Why a node cannot hold this."""
+    devices = {device.id: device for device in node.places}
+    for need in needs:
+        place = devices[need.device]
+        own = need if place.shares_host else msgspec.structs.replace(need, buffer_bytes=0)  # a buffer is the host's
+        where = f" on {need.device}" if need.device else ""
+        if (fault := _lacks_room([own], place.memory_bytes, node.name, where)) is not None:
+            return fault
+    on_host = [need if devices[need.device].shares_host else _only_buffer(need) for need in needs]
+    return _lacks_room(on_host, node.memory_bytes - gather, node.name, "")
+
+
+def _only_buffer(need: Residency) -> Residency:
+    return Residency(need.node, need.device, 0, 0, buffer_bytes=need.buffer_bytes)
+
+
+def _lacks_room(needs: Sequence[Residency], room_bytes: int, node: str, where: str) -> PlanError | None:
+    weights, kv = sum(need.pinned_bytes for need in needs), sum(need.kv_bytes for need in needs)
+    buffers = sum(need.buffer_bytes for need in needs)
+    total = weights + kv + buffers
+    if total <= room_bytes:
+        return None
+    parts = f"weights {weights / 1e9:.2f}, KV {kv / 1e9:.2f}" + (f", buffer {buffers / 1e9:.2f}" if buffers else "")
+    hint = f"let it stream {total - room_bytes} bytes more, or leave streamed_bytes and buffer_bytes to be chosen"
+    return PlanError(
+        f"node {node!r} would need {total / 1e9:.2f} GB{where} ({parts}) and may use {room_bytes / 1e9:.2f} GB",
+        hint=hint if buffers else _LESS,
+    )
+
+
+_LESS = "add a node, give it fewer layers, split them over its devices, or use a shorter context (-c) or --kv-type q8_0"

@@ -1,0 +1,179 @@
+"""A pass through the plan's visits as it happens: nodes compute in turn while the readers of all of them go on.
+
+Reading is a flow: a node's reader fills its buffer in the order in which the node uses its layers, again and again,
+while there is room; a layer begins when all its streamed bytes are there, and leaves the buffer when it is computed.
+Readers on one disk that are busy at the same time share its rate. Passes follow each other, as one token follows
+another, until they take the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from prima_core.errors import PlanError
+from prima_core.plan.costs import LayerCost, PassCost
+from prima_core.plan.plan import Plan
+from prima_core.plan.problem import Problem
+
+_MOST_PASSES = 128
+_COUNTED = 64
+"""Passes whose mean counts where they do not become all the same."""
+_SAME = 1e-7
+_EPSILON_BYTES = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """How a node reads: nodes with the same `name` share a disk; "": its own."""
+
+    bytes_s: float
+    buffer_bytes: int
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """A pass in the long run. By node: seconds in which it waits for its disk, and bytes that it reads."""
+
+    pass_s: float
+    stall_s: Mapping[str, float]
+    read_bytes: Mapping[str, float]
+
+
+def disks_of(plan: Plan, problem: Problem) -> dict[str, Disk]:
+    """Of a completed plan's nodes that stream."""
+    sizes = {name: sum(need.buffer_bytes for need in plan.residency if need.node == name) for name in plan.nodes}
+    nodes = {name: problem.node(name) for name, size in sizes.items() if size}
+    return {name: Disk(node.disk_bytes_s, sizes[name], node.disk) for name, node in nodes.items()}
+
+
+def simulate(cost: PassCost, disks: Mapping[str, Disk]) -> Simulated:
+    """`disks`: of the nodes that stream, with buffers that a layer fits."""
+    flow = _Flow({name: _Reader(disk) for name, disk in disks.items()})
+    used = {name: cost.streamed_bytes(name) + cost.demanded_bytes(name) for name in disks}
+    passes = [_one_pass(cost, flow)]
+    while len(passes) < _MOST_PASSES:
+        passes.append(_one_pass(cost, flow))
+        if _are_near(passes[-2].pass_s, passes[-1].pass_s) and all(
+            _are_near(n_bytes, passes[-1].read_bytes[name]) for name, n_bytes in used.items()
+        ):  # at first buffers fill up, also behind the back of passes that do not take longer for it
+            return passes[-1]
+    return _mean(passes[-_COUNTED:])
+
+
+def _are_near(one: float, other: float) -> bool:
+    return abs(one - other) <= _SAME * max(one, other)
+
+
+def _one_pass(cost: PassCost, flow: _Flow) -> Simulated:
+    began_s, read = flow.now_s, {name: reader.read for name, reader in flow.readers.items()}
+    stall_s = dict.fromkeys(flow.readers, 0.0)
+    for visit in cost.visits:
+        flow.go_on(visit.hop_s)
+        for layer in visit.layers:
+            waiting_s = _one_layer(layer, visit.node, flow)
+            if waiting_s:
+                stall_s[visit.node] += waiting_s
+    read = {name: reader.read - read[name] for name, reader in flow.readers.items()}
+    return Simulated(flow.now_s - began_s, stall_s, read)
+
+
+def _one_layer(layer: LayerCost, node: str, flow: _Flow) -> float:
+    """How long the node waited for it."""
+    began_s, reader = flow.now_s, flow.readers.get(node)
+    if reader is not None and layer.streamed_bytes:
+        flow.read_to(reader, reader.freed + layer.streamed_bytes)
+    if reader is not None and layer.demanded_bytes:
+        flow.demand(reader, layer.demanded_bytes)
+    waited_s = flow.now_s - began_s
+    flow.go_on(layer.compute_s)
+    if reader is not None:
+        reader.freed += layer.streamed_bytes
+    return waited_s
+
+
+def _mean(passes: Sequence[Simulated]) -> Simulated:
+    n = len(passes)
+    return Simulated(
+        sum(one.pass_s for one in passes) / n,
+        {name: sum(one.stall_s[name] for one in passes) / n for name in passes[0].stall_s},
+        {name: sum(one.read_bytes[name] for one in passes) / n for name in passes[0].read_bytes},
+    )
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Bytes since the start: `ahead` into the buffer, `freed` out of it, `read` with those on demand."""
+
+    disk: Disk
+    ahead: float = 0.0
+    freed: float = 0.0
+    read: float = 0.0
+    demanded: float = 0.0
+
+    @property
+    def room(self) -> float:
+        return self.disk.buffer_bytes - (self.ahead - self.freed)
+
+    @property
+    def is_busy(self) -> bool:
+        return self.demanded > 0 or self.room > _EPSILON_BYTES
+
+    @property
+    def wants(self) -> float:
+        """What it reads next without a change: what is demanded goes before what is ahead of its use."""
+        return self.demanded or self.room
+
+    def take(self, n_bytes: float) -> None:
+        self.read += n_bytes
+        if self.demanded:
+            self.demanded = 0.0 if self.demanded - n_bytes < _EPSILON_BYTES else self.demanded - n_bytes
+        else:
+            self.ahead += n_bytes
+
+
+@dataclass(slots=True)
+class _Flow:
+    """The readers of all nodes in one time."""
+
+    readers: Mapping[str, _Reader]
+    now_s: float = 0.0
+    _shared: dict[str, list[_Reader]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._shared = {}
+        for node, reader in self.readers.items():
+            self._shared.setdefault(reader.disk.name or f"\0{node}", []).append(reader)
+
+    def go_on(self, time_s: float) -> None:
+        while time_s > 0:
+            time_s -= self._step(time_s)
+
+    def read_to(self, reader: _Reader, ahead: float) -> None:
+        """Until so many bytes have come into its buffer."""
+        while reader.ahead < ahead - _EPSILON_BYTES:
+            self._step(until=(reader, ahead - reader.ahead))
+
+    def demand(self, reader: _Reader, n_bytes: float) -> None:
+        reader.demanded = n_bytes
+        while reader.demanded:
+            self._step(until=(reader, reader.demanded))
+
+    def _step(self, most_s: float = float("inf"), until: tuple[_Reader, float] | None = None) -> float:
+        """Go on to the next moment at which a reader stops, but not further than asked for; how long that took."""
+        rates = [
+            (reader, reader.disk.bytes_s / len(busy))
+            for readers in self._shared.values()
+            if (busy := [reader for reader in readers if reader.is_busy])
+            for reader in busy
+        ]
+        step_s = min([most_s, *(reader.wants / rate for reader, rate in rates)])
+        if until is not None:
+            step_s = min([step_s, *(until[1] / rate for reader, rate in rates if reader is until[0])])
+        if step_s == float("inf"):
+            raise PlanError("a layer's streamed bytes are more than the buffer", hint="give the node a larger buffer")
+        for reader, rate in rates:
+            reader.take(rate * step_s)
+        self.now_s += step_s
+        return step_s

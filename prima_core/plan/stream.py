@@ -1,0 +1,149 @@
+"""What of a node's weights stays in memory, what is read from disk in every pass, and the buffer between. Exact.
+
+Weights that fit all stay. Else the node keeps what its memory holds beside KV, a buffer of B bytes and the activations
+that it gathers, and reads X + B bytes in every pass, X being what its memory lacks. How large B is best is told by
+`overlap.py` where all rates are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from prima_core.plan.plan import Plan, Residency
+from prima_core.plan.problem import DeviceFacts, NodeFacts, Problem
+
+LEAST_BUFFER_BYTES = 32 << 20
+"""Several reads of some MiB in flight, and as much again in use: with less a disk does not reach its rate."""
+GATHER_BYTES = 32 << 20
+GATHER_SHARE = 32
+"""Activations of a prompt for one reading of the weights: at most so many bytes, and this part of a node's memory. Of
+common models some hundred tokens, which take about as long to compute as the weights to read. More would be taken from
+weights that could stay, and so slow down every token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overload:
+    """A node's device of the host's memory whose weights have `room_bytes`, which is less than they take.
+
+    `layer_bytes`: of each layer there. `table_bytes`: an embedding of which only rows are looked up: it is left on disk
+    first, at no cost. `output_bytes`: the other ends, the last to be streamed.
+    """
+
+    node: str
+    device: str
+    layer_bytes: tuple[int, ...]
+    expert_bytes: int
+    n_visits: int
+    table_bytes: int
+    output_bytes: int
+    room_bytes: int
+    largest_tensor_bytes: int
+    routed_bytes: int
+
+    @property
+    def over_bytes(self) -> int:
+        """What must be read in every pass (X), before there is a buffer."""
+        return max(0, sum(self.layer_bytes) + self.output_bytes - self.room_bytes)
+
+    @property
+    def experts_over_bytes(self) -> int:
+        """The part of it that is experts: these are streamed first, and only the chosen ones are read."""
+        return min(self.over_bytes, self.expert_bytes)
+
+    @property
+    def dense_over_bytes(self) -> int:
+        """The part of it that can be read ahead."""
+        return self.over_bytes - self.experts_over_bytes
+
+    def least_buffer(self, streamed_bytes: int) -> int:
+        """Room for a layer in use and the next one, when so many bytes are streamed (without the table)."""
+        next_too = 2 * self._share(streamed_bytes) + self.largest_tensor_bytes
+        return max(LEAST_BUFFER_BYTES, self.tight_buffer(streamed_bytes), next_too)
+
+    def tight_buffer(self, streamed_bytes: int) -> int:
+        """With less a layer may not come through: its share in whole tensors, and what is left unused at the ring's
+        end, as a tensor lies in one piece. The output matrix comes in blocks as small as need be."""
+        share = self._share(streamed_bytes)
+        if not share:
+            return 0
+        return min(max(self.layer_bytes), share + self.largest_tensor_bytes) + self.largest_tensor_bytes
+
+    def _share(self, streamed_bytes: int) -> int:
+        """Of a layer: an even share of what is not experts, and the experts that a token is routed to."""
+        if not self.layer_bytes or not streamed_bytes:
+            return 0
+        dense = max(0, streamed_bytes - self.expert_bytes)
+        return min(max(self.layer_bytes), -(-dense // len(self.layer_bytes)) + self.routed_bytes)
+
+    def smallest_buffer(self) -> int:
+        """The least with which X + B are streamed: a larger buffer makes more weights stream, and these want more."""
+        size = LEAST_BUFFER_BYTES
+        while (need := self.least_buffer(self.over_bytes + size)) > size:
+            size = need
+        return size
+
+    def guessed_buffer(self) -> int:
+        """Where no rates are known: enough to hide about half, so that not much more is read than must be."""
+        return 0 if self.n_visits == 1 else self.dense_over_bytes // (2 * self.n_visits)
+
+    @property
+    def least_room_bytes(self) -> int:
+        """With less room the node cannot take these layers at all."""
+        everything = sum(self.layer_bytes) + self.output_bytes
+        return min(everything, self.least_buffer(everything))
+
+    def streamed_bytes(self, buffer_bytes: int) -> int:
+        """Of all weights there, the table counted."""
+        return self.over_bytes + buffer_bytes + self.table_bytes
+
+
+def streaming_device(node: NodeFacts) -> DeviceFacts | None:
+    """The device whose weights may be streamed: the last that shares the host's memory, which is its CPU."""
+    return next((device for device in reversed(node.places) if device.shares_host), None)
+
+
+def gather_bytes(problem: Problem, names: Iterable[str]) -> int:
+    """Activations of a prompt that each of these nodes, which stream, may collect."""
+    return min([GATHER_BYTES, *(problem.node(name).memory_bytes // GATHER_SHARE for name in names)])
+
+
+def overload_of(
+    plan: Plan, problem: Problem, needs: Sequence[Residency], device: DeviceFacts, gather_bytes: int
+) -> Overload:
+    """What a node of a plan has to stream on this device, where `needs` are all that it would take."""
+    node = problem.node(needs[0].node)
+    layers = layers_on(plan, node, device.id)
+    kv = sum(need.kv_bytes for need in needs if need.device == device.id)
+    sharing = {place.id for place in node.places if place.shares_host and place.id != device.id}
+    taken = sum(other.weight_bytes + other.kv_bytes for other in needs if other.device in sharing)
+    sizes, model = problem.weight_bytes(device), problem.model
+    has_ends = node.name == problem.head and device.id == problem.end_device.id
+    ends = problem.fixed_bytes(node.name) if has_ends else 0
+    table = model.input_bytes if has_ends and model.input_row_bytes else 0
+    experts = [model.expert_bytes[layer] for layer in layers] if model.expert_bytes else []
+    return Overload(
+        node=node.name,
+        device=device.id,
+        layer_bytes=tuple(sizes[layer] for layer in layers),
+        expert_bytes=sum(experts),
+        n_visits=n_turns(plan, node.name),
+        table_bytes=table,
+        output_bytes=ends - table,
+        room_bytes=max(0, min(device.memory_bytes, node.memory_bytes - taken) - kv - gather_bytes),
+        largest_tensor_bytes=model.largest_tensor_bytes or max((sizes[layer] for layer in layers), default=0),
+        routed_bytes=max(experts, default=0) * model.n_experts_used // max(1, model.n_experts),
+    )
+
+
+def layers_on(plan: Plan, node: NodeFacts, device: str) -> list[int]:
+    """The layers of a node that one of its devices computes, in the order of the visits."""
+    visits = (visit for visit in plan.visits if visit.node == node.name)
+    parts = (part for visit in visits for part in visit.parts(node.places[0].id) if part.device == device)
+    return [layer for part in parts for layer in part.layers]
+
+
+def n_turns(plan: Plan, node: str) -> int:
+    """How many times in a pass the node begins to compute after another one; a node alone has one long turn."""
+    names = [visit.node for visit in plan.visits]
+    return max(1, sum(name == node != names[index - 1] for index, name in enumerate(names)))

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from prima_core.memory.system import DirectFile, System, host
+from prima_core.node import measure
+from prima_core.node.measure import N_READERS, PIECE_BYTES, disk_rate
+
+LARGE = (N_READERS + 4) * PIECE_BYTES
+
+
+@dataclass
+class Disk:
+    """Files of zeros; `before_read` may wait or raise."""
+
+    before_read: Callable[[], None] = lambda: None
+    opened: list[Path] = field(default_factory=list)
+    n_open: int = 0
+
+    def open_direct(self, path: Path) -> DirectFile:
+        self.opened.append(path)
+        self.n_open += 1
+        return cast("DirectFile", self)
+
+    def buffer(self, n_bytes: int) -> memoryview:
+        return memoryview(bytearray(n_bytes))
+
+    def read(self, into: memoryview, offset: int) -> int:
+        self.before_read()
+        return len(into)
+
+    def close(self) -> None:
+        self.n_open -= 1
+
+
+def file_of(folder: Path, name: str, n_bytes: int) -> Path:
+    path = folder / name
+    path.touch()
+    os.truncate(path, n_bytes)  # takes no room
+    return path
+
+
+def rate(disk: Disk, memory_bytes: int, *paths: Path) -> float:
+    return disk_rate(paths, memory_bytes, cast("System", disk))
+
+
+def test_the_largest_file_is_read(tmp_path: Path) -> None:
+    disk, small, large = Disk(), file_of(tmp_path, "small", LARGE), file_of(tmp_path, "large", LARGE + 1)
+    assert rate(disk, 1, small, large, tmp_path / "absent", tmp_path) > 0
+    assert (disk.opened, disk.n_open) == ([large], 0)
+
+
+@pytest.mark.parametrize(("n_bytes", "memory_bytes"), [(LARGE, LARGE), (PIECE_BYTES, 1)], ids=["fits", "tiny"])
+def test_what_need_not_be_known_is_not_measured(tmp_path: Path, n_bytes: int, memory_bytes: int) -> None:
+    disk = Disk()
+    assert rate(disk, memory_bytes, file_of(tmp_path, "model", n_bytes)) == 0
+    assert rate(disk, memory_bytes) == 0
+    assert disk.opened == []
+
+
+def test_a_disk_that_fails_has_no_rate(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise OSError("no")
+
+    disk = Disk(fail)
+    assert rate(disk, 1, file_of(tmp_path, "model", LARGE)) == 0
+    assert disk.n_open == 0
+
+
+@pytest.fixture
+def hanging() -> Iterator[Disk]:
+    free = threading.Event()
+    yield Disk(lambda: cast("None", free.wait()))
+    free.set()
+
+
+def test_a_disk_that_hangs_holds_nobody_up(tmp_path: Path, hanging: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "GIVE_UP_AFTER_S", 0.01)
+    assert rate(hanging, 1, file_of(tmp_path, "model", LARGE)) == 0
+    assert hanging.n_open == 1, "it is in use"
+
+
+def test_this_machines_disk_has_a_rate(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.write_bytes(bytes(LARGE))
+    assert disk_rate([path], 1, host()) > 0
