@@ -70,6 +70,8 @@ class Linux:
         for start in range(0, len(data), _PIECE_BYTES):
             piece = data[start : start + _PIECE_BYTES]
             begin, end = posix.enclosing_pages(posix.address(piece), len(piece))
+            # To populate alone reads megabytes around a cold piece too, into the page cache; this reads the piece.
+            self._pages.advise(begin, end, posix.MADV_WILLNEED)
             if not posix.check_populated(self._pages.advise(begin, end, MADV_POPULATE_READ)):
                 self._pages.touch(data[start:])
                 return

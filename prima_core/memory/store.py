@@ -173,8 +173,7 @@ class StreamingStore:
         return self._inventory.kept_ends()
 
     def start(self) -> None:
-        """Begin to read ahead: once what stays is in memory. Pages of streamed tensors that came along with it (the
-        system reads on behind what it is asked for) go again."""
+        """Begin to read ahead: once what stays is in memory. Pages of streamed tensors that came along with it go."""
         self._is_started = True
         self._inventory.drop_streamed()
         self._fit_reader()
