@@ -16,7 +16,7 @@ from prima_core.interfaces import KvType
 from prima_core.model.weights import Model
 from prima_core.node.head import HeadOptions
 from prima_core.node.node import NodeOptions
-from prima_core.ring import worker
+from prima_core.ring import carry
 from prima_core.ring.wire import WirePolicy
 from prima_core.testing.cluster import Answer
 from tests.node.cluster import Cluster
@@ -35,7 +35,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> Rows:
         seen.setdefault(want.sequence, []).append(logits.copy())
         return sample(logits, want)
 
-    monkeypatch.setattr(worker, "sample", recording)
+    monkeypatch.setattr(carry, "sample", recording)
     return seen
 
 
