@@ -208,7 +208,8 @@ class Device:
 
     `memory_bytes`: what weights and KV may take there now. `shares_host`: this memory is the host's (a CPU's, unified
     memory), so what lies there counts against the node's memory too. `growth`: types of tensors, by name, that take
-    more bytes there than in the file, and how many times as many, from 1 to MAX_GROWTH.
+    more bytes there than in the file, and how many times as many, from 1 to MAX_GROWTH. `copies`: weights are copied
+    there, not used where they were read, so that streamed ones take room both in the host's buffer and there.
     """
 
     id: str
@@ -216,6 +217,7 @@ class Device:
     summary: str = ""
     shares_host: bool = True
     growth: Mapping[str, float] = field(default_factory=dict, hash=False)
+    copies: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ class MlxBackend:
         facts = self.describe()
         shares_host = memory.has_metal() or not memory.has_gpu()
         summary = f"{facts['device']}, {facts['kernels']}"
-        return [Device(self._device, self._available(), summary, shares_host, growth())]
+        return [Device(self._device, self._available(), summary, shares_host, growth(), copies=True)]
 
     def describe(self) -> Mapping[str, str]:
         kernels = (

@@ -94,10 +94,11 @@ class TorchBackend:
     def _described(self, device: torch.device) -> Device:
         free = self._available(device)
         if device == CPU:
-            return Device(_id(device), free, f"CPU, torch {torch.__version__}, {torch.get_num_threads()} threads")
+            summary = f"CPU, torch {torch.__version__}, {torch.get_num_threads()} threads"
+            return Device(_id(device), free, summary, copies=True)
         facts = torch.cuda.get_device_properties(device)
         summary = f"{facts.name}, compute capability {facts.major}.{facts.minor}, {facts.total_memory / 1e9:.1f} GB"
-        return Device(_id(device), free, summary, shares_host=False)
+        return Device(_id(device), free, summary, shares_host=False, copies=True)
 
     def _devices(self) -> list[torch.device]:
         n_gpus = 0 if self._support.fault else torch.cuda.device_count()

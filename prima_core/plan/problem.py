@@ -71,7 +71,7 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A device of a node; the first fields are those of `interfaces.Device`.
+    """A device of a node; `copies` and the first fields are those of `interfaces.Device`.
 
     Measured, 0 where it is not known: `decode_bytes_s`, weight bytes that it goes through in a second when it computes
     one token, and `prefill_bytes_s`, weight bytes times tokens where many tokens go through together.
@@ -83,6 +83,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     growth: dict[str, float] = {}
     decode_bytes_s: Rate = 0.0
     prefill_bytes_s: Rate = 0.0
+    copies: bool = False
 
     def __post_init__(self) -> None:
         for name, factor in self.growth.items():
@@ -91,7 +92,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def of(cls, device: Device) -> DeviceFacts:
-        return cls(device.id, device.memory_bytes, device.shares_host, dict(device.growth))
+        return cls(device.id, device.memory_bytes, device.shares_host, dict(device.growth), copies=device.copies)
 
 
 class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -165,6 +165,28 @@ def test_where_ops_are_their_own_judges_of_order_the_activation_stays_on_the_dev
     assert isinstance(Counting([]), SlotOps)
 
 
+def test_nothing_that_is_streamed_is_read_to_load() -> None:
+    read: list[str] = []
+
+    class Watching(Refilling):
+        def matrix(self, weight: Weight, bias: Weight | None = None) -> Matrix:
+            if weight.data.any():
+                read.append(weight.name)
+            return super().matrix(weight, bias)
+
+    loaded(Watching, gate_and_up)
+    assert not any(map(gate_and_up, read))
+    assert "blk.0.ffn_down.weight" in read
+
+
+def test_each_layer_is_acquired_once_in_a_pass() -> None:
+    for streams in (nothing, gate_and_up, lambda name: name.startswith("blk.1.")):
+        shard, _, store = loaded(Refilling, streams)
+        store.acquired.clear()
+        next(texts(shard))
+        assert store.acquired == [0, 1, 2]
+
+
 def test_a_layer_is_released_as_soon_as_it_is_copied() -> None:
     shard, _, store = loaded(Refilling, gate_and_up)
     store.log.clear()

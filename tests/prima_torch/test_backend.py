@@ -68,7 +68,8 @@ def test_every_gpu_is_a_device_with_memory_of_its_own() -> None:
     devices = TorchBackend(BackendOptions(), support=GPU).devices()
     summary = "NVIDIA Toy, compute capability 9.0, 8.0 GB"
     assert devices[:2] == [
-        Device(f"torch:cuda:{n}", ((n + 2) << 30) - RESERVE_BYTES, summary, shares_host=False) for n in range(2)
+        Device(f"torch:cuda:{n}", ((n + 2) << 30) - RESERVE_BYTES, summary, shares_host=False, copies=True)
+        for n in range(2)
     ]
     assert devices[2].id == "torch:cpu"
 
