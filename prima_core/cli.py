@@ -147,17 +147,33 @@ def chat(registry: Registry, /, model: str | None, **settings: Any) -> None:
 @model_argument
 @click.option("--prompt", "n_prompt", type=click.IntRange(min=1), default=128, show_default=True, help="Prompt tokens.")
 @click.option("--gen", "n_gen", type=click.IntRange(min=2), default=64, show_default=True, help="Generated tokens.")
+@click.option("--cluster", help="Measure an emulated cluster: four-equal, paper or a TOML file. Linux, as root.")
 @options("models", "log_level")
 @options(*CONTEXT, panel=CONTEXT_PANEL)
 @options(*NODE, panel=NODE_PANEL)
 @options(*RING, panel=RING_PANEL)
 @as_json
 @click.pass_obj
-def bench(registry: Registry, /, model: str | None, n_prompt: int, n_gen: int, as_json: bool, **settings: Any) -> None:
+def bench(
+    registry: Registry,
+    /,
+    model: str | None,
+    n_prompt: int,
+    n_gen: int,
+    cluster: str | None,
+    as_json: bool,
+    **settings: Any,  # Any: the values of config.TABLE
+) -> None:
     """Measure the speed of prefill and decode on this machine."""
+    _start(settings)
+    if cluster is not None:
+        from prima_core.cage.limits import Workload
+        from prima_core.commands import bench_cluster
+
+        bench_cluster.bench(cluster, model, Workload(n_prompt, n_gen), as_json, settings)
+        return
     from prima_core.commands import generate
 
-    _start(settings)
     generate.bench(model, n_prompt, n_gen, as_json, settings, registry)
 
 

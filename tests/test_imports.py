@@ -23,6 +23,7 @@ LEVELS = (
     {"engine"},
     {"ring"},
     {"node"},
+    {"cage"},
     {"serve"},
     {"commands"},
     {"cli", "__main__"},

@@ -80,7 +80,7 @@ def packages() -> dict[str, Path]:
 
 def expected_files() -> set[str]:
     """Every Python file, stub and datum of the packages, as they are called in a wheel."""
-    kinds = ("*.py", "*.pyi", "*.gguf", "*.md", "py.typed")
+    kinds = ("*.py", "*.pyi", "*.gguf", "*.md", "*.toml", "py.typed")
     return {
         f"{name}/{path.relative_to(folder).as_posix()}"
         for name, folder in packages().items()

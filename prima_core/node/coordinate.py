@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from prima_core.devices import is_cpu
 from prima_core.engine.scheduler import Room
 from prima_core.errors import PlanError
-from prima_core.interfaces import KvType, Slice
+from prima_core.interfaces import KvType, Layers, Slice
+from prima_core.memory.residency import holding
 from prima_core.model.header import TensorInfo
 from prima_core.model.quant import kv_row_bytes
 from prima_core.model.weights import Model, bytes_by_type, end_tensors, layer_names
 from prima_core.node.driver import Member
 from prima_core.plan.check import complete
 from prima_core.plan.plan import Plan
-from prima_core.plan.problem import ModelFacts, Problem
+from prima_core.plan.problem import MAX_TENSORS, ModelFacts, Problem
 
 MAX_SEQUENCES = 64
 DEFAULT_CONTEXT = 8192
@@ -48,12 +49,21 @@ def model_facts(
         input_types=input_types,
         output_types=output_types,
         largest_tensor_bytes=max(_unit_bytes(model.file.tensors[name]) for of_layer in names for name in of_layer),
+        tensor_bytes=_tensor_bytes(model),
         input_row_bytes=0 if spec.tied_output else sum(input_types.values()) // spec.vocab_size,
         activation_bytes=4 * spec.d_model,
         expert_bytes=() if spec.experts is None else tuple(_expert_bytes(model, of_layer) for of_layer in names),
         n_experts=0 if spec.experts is None else spec.experts.count,
         n_experts_used=0 if spec.experts is None else spec.experts.n_used,
     )
+
+
+def _tensor_bytes(model: Model) -> tuple[tuple[int, ...], ...]:
+    """What a store may stream of each layer as whole tensors; not known where these are unusually many."""
+    stacks = {name for name, tensor in model.file.tensors.items() if _is_stack(tensor)}
+    layers = holding(model.file.tensors, (Layers(0, model.spec.n_layers),), ()).layers
+    sizes = tuple(tuple(size for name, size in of.items() if name not in stacks) for of in layers.values())
+    return sizes if all(len(of) <= MAX_TENSORS for of in sizes) else ()
 
 
 def _unit_bytes(tensor: TensorInfo) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_HALVINGS = 60
+_HALVINGS = 40
 _ROUNDING = 1 + 1e-9  # buffers are often such that reading takes just as long as the pass
 
 
@@ -37,11 +37,9 @@ class Reader:
         exposed = self.over_bytes - (self.n_visits - 1) * buffer_bytes
         return max(0.0, exposed / self.bytes_s - self.compute_s)
 
-    def buffer_for(self, read_bytes: float) -> float:
-        """The buffer that hides most when no more than so many bytes are to be read in a pass."""
-        if self.n_visits == 1:
-            return self.least_bytes
-        wanted = min(read_bytes - self.over_bytes, self.over_bytes / (self.n_visits - 1))
+    def buffer_for(self, share: float) -> float:
+        """That hides this share of what a buffer can hide, as far as it may be so large or small."""
+        wanted = 0.0 if self.n_visits == 1 else share * self.over_bytes / (self.n_visits - 1)
         return min(max(wanted, self.least_bytes), self.most_bytes)
 
 
@@ -55,9 +53,13 @@ def reading_s(readers: Sequence[Reader], buffers: Sequence[float]) -> float:
     """What the busiest disk needs for a pass."""
     needs: dict[object, float] = {}
     for index, (reader, size) in enumerate(zip(readers, buffers, strict=True)):
-        disk = reader.disk or index
+        disk = _disk_of(reader, index)
         needs[disk] = needs.get(disk, 0.0) + (reader.over_bytes + size) / reader.bytes_s
     return max(needs.values(), default=0.0)
+
+
+def _disk_of(reader: Reader, index: int) -> object:
+    return reader.disk or index
 
 
 def best_buffers(readers: Sequence[Reader], rest_s: float) -> list[int]:
@@ -76,12 +78,21 @@ def _can_pass(readers: Sequence[Reader], time_s: float, rest_s: float) -> bool:
 
 
 def _buffers_for(readers: Sequence[Reader], time_s: float) -> list[float]:
-    """The best ones for passes that take so long; readers of a disk share it as they need it."""
-    wanted: dict[object, float] = {}
+    """The largest that help, with which every disk keeps up with passes that take so long."""
+    disks: dict[object, list[Reader]] = {}
     for index, reader in enumerate(readers):
-        disk = reader.disk or index
-        wanted[disk] = wanted.get(disk, 0.0) + reader.over_bytes / reader.bytes_s
-    return [
-        reader.buffer_for(reader.over_bytes * time_s / (wanted[reader.disk or index] or 1.0))
-        for index, reader in enumerate(readers)
-    ]
+        disks.setdefault(_disk_of(reader, index), []).append(reader)
+    shares = {disk: _share(sharing, time_s) for disk, sharing in disks.items()}
+    return [reader.buffer_for(shares[_disk_of(reader, index)]) for index, reader in enumerate(readers)]
+
+
+def _share(readers: Sequence[Reader], time_s: float) -> float:
+    """How much of what buffers can hide is to be hidden, for readers of one disk."""
+    low, high = 0.0, 1.0
+    if reading_s(readers, [reader.buffer_for(high) for reader in readers]) <= time_s:
+        return high
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        fits = reading_s(readers, [reader.buffer_for(middle) for reader in readers]) <= time_s
+        low, high = (middle, high) if fits else (low, middle)
+    return low

@@ -14,6 +14,8 @@ from prima_core.interfaces import MAX_GROWTH, Device, KvType
 
 Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 MAX_ROUNDS = 1024
+MAX_TENSORS = 16
+"""Of a layer, apart from small ones: combinations of them are tried."""
 Rate = Annotated[float, Meta(ge=0, le=1e18)]  # NaN and infinity keep no bounds
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 Name = Annotated[str, Meta(max_length=256, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]  # ends on terminals
@@ -27,9 +29,11 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     The types say how many of these bytes are of which type, for devices where some types grow; empty: not known.
 
     For weights that do not stay in memory: `largest_tensor_bytes` of any layer, of a stack of experts one expert's
-    (0: not known). `input_row_bytes`: a token's row of an embedding that is not also the output matrix, all that is
-    read of it (0: it is the output matrix, or not known). `expert_bytes`: of each layer, what its stacks of experts
-    take; a token goes through `n_experts_used` of `n_experts`. `activation_bytes`: of one token, from node to node.
+    (0: not known). `tensor_bytes`: of each layer its tensors that can be streamed as a whole, without experts (empty:
+    not known, then buffers are larger than they must be). `input_row_bytes`: a token's row of an embedding that is not
+    also the output matrix, all that is read of it (0: it is the output matrix, or not known). `expert_bytes`: of each
+    layer, what its stacks of experts take; a token goes through `n_experts_used` of `n_experts`. `activation_bytes`: of
+    one token, from node to node.
     """
 
     name: str
@@ -48,12 +52,20 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expert_bytes: tuple[Size, ...] = ()
     n_experts: Size = 0
     n_experts_used: Size = 0
+    tensor_bytes: tuple[Annotated[tuple[Size, ...], Meta(max_length=MAX_TENSORS)], ...] = ()
 
     def __post_init__(self) -> None:
         for name, sizes in self.layer_types.items():
             if len(sizes) != self.n_layers:
                 raise ValueError(f"layer_types has {len(sizes)} sizes for {name}, the model {self.n_layers} layers")
+        self._check_tensors()
         self._check_experts()
+
+    def _check_tensors(self) -> None:
+        if self.tensor_bytes and len(self.tensor_bytes) != self.n_layers:
+            raise ValueError(f"tensor_bytes is for {len(self.tensor_bytes)} layers, the model has {self.n_layers}")
+        if any(sum(sizes) > whole for sizes, whole in zip(self.tensor_bytes, self.layer_bytes, strict=False)):
+            raise ValueError("tensor_bytes says more than layer_bytes")
 
     def _check_experts(self) -> None:
         if not self.expert_bytes:
@@ -178,13 +190,15 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def end_device(self) -> DeviceFacts:
-        """Where the input and output part lie: on the head's first device that has room for them, else its first."""
+        """Where the input and output part lie: on the head's first device that has room for them, else where they may
+        be streamed, on its last that shares the host's memory, else on its first."""
         head = self.node(self.head)
         for device in head.places:
             room = min(device.memory_bytes, head.memory_bytes) if device.shares_host else device.memory_bytes
             if self._end_bytes(device) <= room:
                 return device
-        return head.places[0]
+        sharing = [device for device in head.places if device.shares_host]
+        return sharing[-1] if sharing and self.streaming else head.places[0]
 
     def _end_bytes(self, device: DeviceFacts) -> int:
         model = self.model

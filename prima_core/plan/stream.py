@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+from prima_core.memory.residency import spread
 from prima_core.plan.plan import Plan, Residency
 from prima_core.plan.problem import DeviceFacts, NodeFacts, Problem
 
 LEAST_BUFFER_BYTES = 32 << 20
 """Several reads of some MiB in flight, and as much again in use: with less a disk does not reach its rate."""
+ALIGNING_BYTES = 1 << 20
+"""Direct reads are of whole blocks of the disk, so that each tensor takes up to two blocks more."""
 GATHER_BYTES = 32 << 20
 GATHER_SHARE = 32
 """Activations of a prompt for one reading of the weights: at most so many bytes, and this part of a node's memory. Of
@@ -22,7 +26,7 @@ common models some hundred tokens, which take about as long to compute as the we
 weights that could stay, and so slow down every token."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Overload:
     """A node's device of the host's memory whose weights have `room_bytes`, which is less than they take.
 
@@ -40,6 +44,7 @@ class Overload:
     room_bytes: int
     largest_tensor_bytes: int
     routed_bytes: int
+    tensor_bytes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def over_bytes(self) -> int:
@@ -58,6 +63,8 @@ class Overload:
 
     def least_buffer(self, streamed_bytes: int) -> int:
         """Room for a layer in use and the next one, when so many bytes are streamed (without the table)."""
+        if self.tensor_bytes:
+            return max(LEAST_BUFFER_BYTES, self.tight_buffer(streamed_bytes))
         next_too = 2 * self._share(streamed_bytes) + self.largest_tensor_bytes
         return max(LEAST_BUFFER_BYTES, self.tight_buffer(streamed_bytes), next_too)
 
@@ -67,7 +74,18 @@ class Overload:
         share = self._share(streamed_bytes)
         if not share:
             return 0
+        if self.tensor_bytes:
+            return self._layer_in_whole_tensors(streamed_bytes) + self.routed_bytes
         return min(max(self.layer_bytes), share + self.largest_tensor_bytes) + self.largest_tensor_bytes
+
+    def _layer_in_whole_tensors(self, streamed_bytes: int) -> int:
+        """The most that a layer and its largest tensor take when the store has chosen which tensors these are."""
+        layers = [{str(index): size for index, size in enumerate(sizes)} for sizes in self.tensor_bytes]
+        wanted = min(streamed_bytes - self.expert_bytes, sum(sum(sizes.values()) for sizes in layers))
+        if wanted <= 0:
+            return 0
+        chosen = [[sizes[name] for name in names] for sizes, names in zip(layers, spread(layers, wanted), strict=True)]
+        return max(sum(sizes) + max(sizes, default=0) for sizes in chosen) + ALIGNING_BYTES
 
     def _share(self, streamed_bytes: int) -> int:
         """Of a layer: an even share of what is not experts, and the experts that a token is routed to."""
@@ -76,6 +94,7 @@ class Overload:
         dense = max(0, streamed_bytes - self.expert_bytes)
         return min(max(self.layer_bytes), -(-dense // len(self.layer_bytes)) + self.routed_bytes)
 
+    @cached_property
     def smallest_buffer(self) -> int:
         """The least with which X + B are streamed: a larger buffer makes more weights stream, and these want more."""
         size = LEAST_BUFFER_BYTES
@@ -132,6 +151,7 @@ def overload_of(
         output_bytes=ends - table,
         room_bytes=max(0, min(device.memory_bytes, node.memory_bytes - taken) - kv - gather_bytes),
         largest_tensor_bytes=model.largest_tensor_bytes or max((sizes[layer] for layer in layers), default=0),
+        tensor_bytes=tuple(model.tensor_bytes[layer] for layer in layers) if model.tensor_bytes else (),
         routed_bytes=max(experts, default=0) * model.n_experts_used // max(1, model.n_experts),
     )
 

@@ -11,6 +11,7 @@ from prima_core.arch.families import open_model
 from prima_core.engine.scheduler import Room
 from prima_core.errors import ModelError, PlanError
 from prima_core.interfaces import KvType
+from prima_core.memory.residency import SMALLEST_BYTES
 from prima_core.model.weights import Model
 from prima_core.node.coordinate import MAX_SEQUENCES, Planning, model_facts, room_of
 from prima_core.node.driver import Member
@@ -139,6 +140,8 @@ def test_the_sizes_that_streaming_needs_are_those_of_the_file(llama: Model, tied
     assert facts.largest_tensor_bytes == max(tensor.n_bytes for tensor in layers)
     assert facts.input_row_bytes * llama.spec.vocab_size == facts.input_bytes
     assert facts.activation_bytes == 4 * llama.spec.d_model
+    large = [tensor.n_bytes for tensor in layers if tensor.n_bytes >= SMALLEST_BYTES and len(tensor.shape) > 1]
+    assert sorted(size for sizes in facts.tensor_bytes for size in sizes) == sorted(large)
     assert (facts.expert_bytes, facts.n_experts) == ((), 0)
     assert model_facts(tied, 128).input_row_bytes == 0, "it is the output matrix too"
 
@@ -152,6 +155,7 @@ def test_stacks_of_experts_are_counted_apart(tmp_path: Path) -> None:
         experts = moe.spec.experts
         assert experts is not None
         assert sum(facts.expert_bytes) == sum(stacks.values())
+        assert not {size for sizes in facts.tensor_bytes for size in sizes} & set(stacks.values())
         assert (facts.n_experts, facts.n_experts_used) == (experts.count, experts.n_used) == (5, 2)
         others = [t.n_bytes for name, t in tensors.items() if name.startswith("blk.") and name not in stacks]
         assert facts.largest_tensor_bytes == max(max(stacks.values()) // experts.count, *others)

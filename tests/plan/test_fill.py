@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from itertools import combinations_with_replacement, pairwise
 
+import msgspec
 import pytest
 
 from prima_core.errors import PlanError
@@ -97,7 +98,9 @@ def test_the_ends_lie_on_the_first_device_that_has_room_for_them() -> None:
     assert big.end_device.id == "cpu"
     assert shape(big) == "000u"
     assert problem_of((10,), gpu(30), cpu(), host=30, fixed=30).end_device.id == "gpu:0"
-    assert problem_of((10,), gpu(30), cpu(), host=30, fixed=40).end_device.id == "gpu:0"
+    nowhere = problem_of((10,), gpu(30), cpu(), host=30, fixed=40)
+    assert nowhere.end_device.id == "cpu", "from where they can be streamed"
+    assert msgspec.structs.replace(nowhere, streaming=False).end_device.id == "gpu:0"
 
 
 def can_hold(problem: Problem, start: int, stop: int) -> bool:

@@ -23,7 +23,7 @@ from prima_core.plan.problem import (
 MODEL = ModelFacts(
     "tiny", (100, 100), 10, 10, 1, 64, layer_types={"Q4_K": (50, 50)}, input_types={"Q4_K": 10},
     largest_tensor_bytes=25, input_row_bytes=1, activation_bytes=64,
-    expert_bytes=(60, 60), n_experts=8, n_experts_used=2,
+    expert_bytes=(60, 60), n_experts=8, n_experts_used=2, tensor_bytes=((25, 10), (25,)),
 )  # fmt: skip
 GPU = DeviceFacts("a:gpu", 500, shares_host=False, growth={"Q4_K": 1.5}, decode_bytes_s=1e9, prefill_bytes_s=1e11)
 NODE = NodeFacts("head", 1000, (GPU,), disk_bytes_s=1e9, disk="sda")
@@ -64,6 +64,10 @@ def device(tree: Tree) -> Tree:
         lambda tree: tree["links"][0].update(target="nobody"),
         lambda tree: tree["model"].update(expert_bytes=[60]),
         lambda tree: tree["model"].update(expert_bytes=[60, 101]),
+        lambda tree: tree["model"].update(tensor_bytes=[[1]]),
+        lambda tree: tree["model"].update(tensor_bytes=[[1], [100, 1]]),
+        lambda tree: tree["model"].update(tensor_bytes=[[1], [1] * 17]),
+        lambda tree: tree["model"].update(tensor_bytes=[[1], [-1]]),
         lambda tree: tree["model"].update(n_experts_used=9),
         lambda tree: tree["model"].update(n_experts_used=0),
         lambda tree: tree["model"].update(largest_tensor_bytes=-1),

@@ -12,7 +12,7 @@ from prima_core.plan.check import complete
 from prima_core.plan.plan import Plan, Residency, Split, Visit, plan_from_json, plan_to_json
 from prima_core.plan.predict import predict
 from prima_core.plan.problem import DeviceFacts, LinkFacts, ModelFacts, NodeFacts, Problem
-from prima_core.plan.stream import GATHER_BYTES, LEAST_BUFFER_BYTES
+from prima_core.plan.stream import ALIGNING_BYTES, GATHER_BYTES, LEAST_BUFFER_BYTES
 
 MB = 10**6
 MODEL = ModelFacts("m", (100 * MB,) * 32, 200 * MB, 300 * MB, 1000, 4096, largest_tensor_bytes=30 * MB)
@@ -68,6 +68,20 @@ def test_a_node_streams_what_it_lacks_and_its_buffer_and_uses_its_memory_to_the_
     assert need.buffer_bytes <= 2.1 * (share + 30 * MB), "and not much more, as it is visited once"
     assert complete(plan, problem_of(2500)) == plan
     assert plan_from_json(plan_to_json(plan)) == plan
+
+
+def test_with_known_sizes_of_tensors_buffers_are_as_small_as_the_store_can_do_with() -> None:
+    """Of each layer 40 MB is to be streamed: 30 and 10, and as much as the larger one is lost at the ring's end."""
+    model = msgspec.structs.replace(MODEL, tensor_bytes=((30 * MB, 30 * MB, 30 * MB, 10 * MB),) * 32)
+    memory = 3732 - 32 * 40 + 71 + 37  # and what is gathered
+    problem = problem_of(memory, model=model)
+    need = need_of(complete(ALONE, problem), "a")
+    assert need.buffer_bytes == 70 * MB + ALIGNING_BYTES
+    assert 32 * 39 * MB < need.streamed_bytes <= 32 * 40 * MB
+    assert need.buffer_bytes < need_of(complete(ALONE, problem_of(memory)), "a").buffer_bytes
+    said = msgspec.structs.replace(need, buffer_bytes=need.buffer_bytes - 1)
+    with pytest.raises(PlanError, match=f"a buffer of {need.buffer_bytes} bytes at least"):
+        complete(msgspec.structs.replace(ALONE, residency=(said,)), problem)
 
 
 def test_little_is_gathered_where_memory_is_little() -> None:
@@ -149,6 +163,15 @@ def test_a_device_with_its_own_memory_keeps_its_layers_while_the_cpu_streams() -
     assert cpu.pinned_bytes + cpu.buffer_bytes + cpu.kv_bytes + plan.gather_bytes == 1500 * MB
     with pytest.raises(PlanError, match="on gpu"):
         complete(Plan(32, "a", (Visit("a", 0, 32, (Split("gpu", 0, 12), Split("cpu", 12, 32))),)), problem)
+
+
+def test_ends_too_large_for_every_device_lie_where_they_can_be_streamed() -> None:
+    devices = (DeviceFacts("gpu", 300 * MB, shares_host=False), DeviceFacts("cpu", 10_000 * MB))
+    nodes = (NodeFacts("a", 400 * MB, devices), NodeFacts("b", 9000 * MB))
+    problem = msgspec.structs.replace(problem_of(0), nodes=nodes)
+    plan = complete(Plan(32, "a", (Visit("b", 0, 32),)), problem)
+    assert plan.end_device == "cpu"
+    assert need_of(plan, "a").streamed_bytes > 100 * MB
 
 
 def test_a_node_without_a_device_of_the_hosts_memory_cannot_stream() -> None:
