@@ -91,13 +91,9 @@ class Linux:
         return found if found < len(data) or self._may_know(path) else None
 
     def _may_know(self, path: Path) -> bool:
-        """The kernel's rule (mm/mincore.c): the owner, who has CAP_FOWNER, who may write."""
+        """The kernel's rule (mm/mincore.c): who has CAP_FOWNER, the owner, who may write."""
         status = (self._proc / "self" / "status").read_text()
-        is_mighty = int(status.partition("CapEff:")[2].split()[0], 16) >> _CAP_FOWNER & 1
-        try:
-            return bool(is_mighty) or path.stat().st_uid == os.geteuid() or os.access(path, os.W_OK, effective_ids=True)
-        except OSError:  # it has gone since it was mapped
-            return False
+        return bool(int(status.partition("CapEff:")[2].split()[0], 16) >> _CAP_FOWNER & 1) or posix.is_ours(path)
 
 
 class _DirectFile:

@@ -108,7 +108,13 @@ class System(Protocol):
 def host() -> System:
     """This machine's."""
     if sys.platform == "win32":
-        raise NotImplementedError
+        from prima_core.memory.windows import Windows
+
+        return Windows()
+    if sys.platform == "darwin":
+        from prima_core.memory.darwin import Darwin
+
+        return Darwin()
     from prima_core.memory.linux import Linux
 
     return Linux()
