@@ -47,7 +47,7 @@ class Linux:
         if self._kind is MemoryKind.PHONE:  # its groups are the system's own and tell an app nothing
             return machine
         groups = [group for group in cgroups.limits(self._proc) if group.total_bytes < machine.total_bytes]
-        return min(machine, *groups, key=lambda memory: memory.available_bytes) if groups else machine
+        return min(machine, *groups, key=lambda memory: memory.free_bytes) if groups else machine
 
     def pressure(self) -> float | None:
         files = [self._proc / "pressure" / "memory", *cgroups.pressure_files(self._proc)]

@@ -185,6 +185,11 @@ class StreamingStore:
         """Of the weights of `visits` and `ends`, what is to stay in memory."""
         return self._inventory.pinned_bytes
 
+    @property
+    def copied_bytes(self) -> int:
+        """Of that, what was given back: a device holds it."""
+        return self._inventory.copied_bytes
+
     def lost_bytes(self) -> int | None:
         """Of what is to stay, how much is not in memory any more; None where the system does not tell."""
         return self._inventory.lost_bytes()

@@ -71,6 +71,10 @@ class FakeStore(ArrayStore):
     def stats(self) -> Reads:
         return self
 
+    @property
+    def copied_bytes(self) -> int:
+        return 0
+
     def resize(self, pinned_bytes: int) -> None:
         """The governor of a test's node may want it."""
 
