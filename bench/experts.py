@@ -86,7 +86,7 @@ def loaded(model: Model, part: Slice, share: float) -> Iterator[StreamingStore]:
     store = StreamingStore(model.file, model.spec, part.layers, ends, streamed, BUFFER_BYTES, host())
     try:
         weights = [weight for layer in part.layers[0] for weight in store.views(layer).values()]
-        for weight in (*(weight for weight in weights if not store.is_streamed(weight.name)), *store.pinned_ends()):
+        for weight in [weight for weight in weights if not store.is_streamed(weight.name)] + store.pinned_ends():
             host().populate(weight.data)
         store.start()
         yield store

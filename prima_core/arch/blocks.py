@@ -200,8 +200,8 @@ def _complete(weight: Weight) -> Weight:
     That costs what the router saves, so plans stream stacks elsewhere first."""
     if weight.require is None:
         return weight
-    n_experts, here = weight.shape[0], weight.data.reshape(weight.places, -1)
-    data = np.empty((n_experts, here.shape[1]), np.uint8)
-    for group, places in weight.require(np.arange(n_experts)):
-        data[group] = here[places]
+    places = weight.data.reshape(weight.places, -1)
+    data = np.empty((weight.shape[0], places.shape[1]), np.uint8)
+    for group, found in weight.require(np.arange(weight.shape[0])):
+        data[group] = places[found]
     return replace(weight, data=data.reshape(-1), require=None, places=0)

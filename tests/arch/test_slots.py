@@ -14,7 +14,7 @@ from prima_core.arch import slots
 from prima_core.arch.blocks import CopiedBlocks
 from prima_core.arch.shard import OpsShard
 from prima_core.arch.slots import SlotOps, pieces
-from prima_core.interfaces import Layers, Slice, Weight
+from prima_core.interfaces import ExpertGroup, Layers, Slice, Weight
 from prima_core.model.names import OUTPUT, TOKEN_EMBD
 from prima_core.model.quant import GGUFType
 from prima_core.testing.driving import FloatArray, logits_of_all, opened, step_of
@@ -249,17 +249,16 @@ def test_of_a_streamed_table_only_the_rows_of_the_tokens_are_read() -> None:
 def test_a_stack_of_experts_is_complete_on_a_device() -> None:
     """Its store brings them in groups, and between groups another's bytes are there."""
     values = np.arange(5 * 2 * 3, dtype=np.float32).reshape(5, 2, 3)
-    here = np.full((3, 2, 3), np.nan, np.float32)
+    buffer = np.full(3 * values[0].nbytes, 0xFF, np.uint8)
 
-    def require(chosen: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    def require(chosen: NDArray[np.intp]) -> Iterator[ExpertGroup]:
         for group in np.array_split(np.unique(chosen), 2):
-            places = np.arange(len(group))[::-1]
-            here[places] = values[group]
+            view, places = buffer.view(np.float32).reshape(3, 2, 3), np.arange(len(group))[::-1]
+            view[places] = values[group]
             yield group, places
-            here[:] = np.nan
+            view[places] = np.nan
 
-    data = here.reshape(-1).view(np.uint8)
-    stack = Weight("blk.0.ffn_gate_exps.weight", GGUFType.F32, values.shape, data, require, len(here))
+    stack = Weight("blk.0.ffn_gate_exps.weight", GGUFType.F32, values.shape, buffer, require, places=3)
     store = PoisonedStore(MODEL.store(), nothing)
     held: list[Matrix] = []
 
