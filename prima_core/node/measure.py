@@ -6,8 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from prima_core.model.split import all_parts
 
 if TYPE_CHECKING:
     from prima_core.memory.system import DirectFile, System
@@ -19,6 +22,16 @@ GIVE_UP_AFTER_S = 2.0
 """A disk that hangs is left alone: its file stays open."""
 N_READERS = 4  # as many as read weights: see `memory/reader.py`
 PIECE_BYTES = 4 * 1024 * 1024
+
+
+def largest_model(places: Iterable[Path]) -> Path | None:
+    """Of the model files that these places are or have in them; a split one counts as a whole."""
+    sizes: dict[Path, int] = {}
+    for path in (path for place in places for path in (place.glob("*.gguf") if place.is_dir() else (place,))):
+        with suppress(OSError):
+            first = all_parts(path)[0]
+            sizes[first] = sizes.get(first, 0) + path.stat().st_size
+    return max(sizes, key=lambda path: sizes[path], default=None)
 
 
 def disk_rate(paths: Iterable[Path], memory_bytes: int, system: System) -> float:
@@ -46,7 +59,11 @@ def _rate(file: DirectFile, n_bytes: int, system: System) -> float:
 
     def read(index: int) -> None:
         part = n_bytes // N_READERS
-        buffer, at, end = system.buffer(PIECE_BYTES), index * part // PIECE_BYTES * PIECE_BYTES, (index + 1) * part
+        buffer, at, end = (
+            system.buffer(PIECE_BYTES, is_filled=True),
+            index * part // PIECE_BYTES * PIECE_BYTES,
+            (index + 1) * part,
+        )
         while time.monotonic() < until_s and at + PIECE_BYTES <= end:
             try:
                 done[index] += file.read(buffer, at)

@@ -63,7 +63,8 @@ def test_a_command_of_ones_own_takes_its_place() -> None:
 
 def test_settings_in_the_environment_do_not_reach_nodes_twice() -> None:
     given = {"PATH": "/bin", "PRIMA_NODES": "3", "PRIMA_TOKEN": "old", "PRIMA_CPU": "avx2"}
-    assert environment(given, "new") == {"PATH": "/bin", "PRIMA_TOKEN": "new", "PRIMA_CPU": "avx2"}
+    own = {"PRIMA_TOKEN": "new", "XDG_CACHE_HOME": "/run/cache"}
+    assert environment(given, "new", Path("/run/cache")) == {"PATH": "/bin", "PRIMA_CPU": "avx2", **own}
 
 
 # ---------------------------------------------------------------- figures
