@@ -59,11 +59,8 @@ def _rate(file: DirectFile, n_bytes: int, system: System) -> float:
 
     def read(index: int) -> None:
         part = n_bytes // N_READERS
-        buffer, at, end = (
-            system.buffer(PIECE_BYTES, is_filled=True),
-            index * part // PIECE_BYTES * PIECE_BYTES,
-            (index + 1) * part,
-        )
+        buffer, end = system.buffer(PIECE_BYTES, is_filled=True), (index + 1) * part  # as a reader of weights has it
+        at = index * part // PIECE_BYTES * PIECE_BYTES
         while time.monotonic() < until_s and at + PIECE_BYTES <= end:
             try:
                 done[index] += file.read(buffer, at)

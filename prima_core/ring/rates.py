@@ -70,7 +70,7 @@ def typical_layers(model: Model, n_bytes: int) -> Layers:
         for layer in range(model.spec.n_layers)
     ]
     mean = sum(sizes) / len(sizes)
-    n = min(len(sizes), max(1, round(n_bytes / mean)))
+    n = min(len(sizes), max(1, int(n_bytes / mean)))
     starts = range(len(sizes) - n + 1)
     start = min(starts, key=lambda start: abs(sum(sizes[start : start + n]) - n * mean))
     return Layers(start, start + n)
