@@ -85,7 +85,7 @@ def test_the_clusters_that_come_with_prima_hold_what_they_promise() -> None:
     assert len(set(equal)) == 1
     disks = [limits_of(node, MACHINE) for node in load_cluster("four-disks").nodes]
     assert [replace(one, disk_bytes_s=None) for one in disks] == equal
-    assert sum(one.disk_bytes_s or 0 for one in disks) <= MACHINE.disk_bytes_s
+    assert sum(one.disk_bytes_s or 0 for one in disks) == MACHINE.disk_bytes_s
 
 
 def test_the_home_of_the_paper_is_scaled_to_model_and_disk() -> None:

@@ -31,5 +31,5 @@ def test_a_machine_that_does_not_tell_its_start_is_known_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disks, "_PROC", tmp_path)
-    monkeypatch.setattr(disks.platform, "node", lambda: "desk")
+    monkeypatch.setattr("platform.node", lambda: "desk")
     assert machine_name() == "desk"
