@@ -367,9 +367,14 @@ class TransportPlugin:
 
 @dataclass(frozen=True, slots=True)
 class SolverPlugin:
-    """Offer of a solver: `solve` is pure (no I/O, no clock, the same answer twice); core checks its plan."""
+    """Offer of a solver: `solve` is pure (no I/O, no clock, the same answer twice); core checks its plan.
+
+    `needs_rates`: its plans depend on how fast nodes are also where everything fits in memory, so that a head measures
+    itself, once, before it makes one. Rates may be unknown (0) all the same.
+    """
 
     name: str
     api: int
     summary: str
     solve: Callable[[Problem], Plan]
+    needs_rates: bool = False

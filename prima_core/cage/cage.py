@@ -78,6 +78,7 @@ class Cage:
         self, run: Run, cluster: Cluster, model: Sequence[Path], machine: Machine, found: Sequence[Hierarchy]
     ) -> None:
         self.machine = machine
+        self.cache_folder = run.cache_folder
         self._run = run
         self._found = found
         self._programs: list[Program] = []

@@ -96,7 +96,18 @@ def _text(cell: str) -> Text:
 def _lines(view: ServerView) -> list[str]:
     state = f"{view.model}: {view.state.value}" + (f", {view.reason}" if view.reason else "")
     used = f"{view.kv_tokens_used:,} of {view.kv_tokens:,} KV positions reserved"
-    return [state, f"{view.n_running} running, {view.n_waiting} waiting, {used}, context {view.context_length:,}"]
+    return [
+        state,
+        f"{view.n_running} running, {view.n_waiting} waiting, {used}, context {view.context_length:,}",
+        *_speed(view),
+    ]
+
+
+def _speed(view: ServerView) -> Iterator[str]:
+    """What the plan foretold of one answer at a time, and what the last one had."""
+    if view.forecast is not None:
+        measured = f", {1e3 * view.token_s:,.1f} ms in the last answer" if view.token_s else ""
+        yield f"foretold: {1e3 * view.forecast.token_s:,.1f} ms per token, most of it {view.forecast.limit}{measured}"
 
 
 def _facts(node: NodeView) -> tuple[str, str, str, str]:

@@ -37,18 +37,19 @@ PROBE_AFTER_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A node of the cluster as the planner sees it. `data_address` is where activations are sent to, `disk_bytes_s` how
-    fast it reads weights (0: not known)."""
+    """A node of the cluster as the planner sees it. `data_address` is where activations are sent to; `disk_bytes_s` and
+    `disk` as in `NodeFacts`."""
 
     name: str
     memory_bytes: int
     devices: tuple[DeviceFacts, ...]
     data_address: str
     disk_bytes_s: float = 0.0
+    disk: str = ""
 
     @property
     def facts(self) -> NodeFacts:
-        return NodeFacts(self.name, self.memory_bytes, self.devices, self.disk_bytes_s)
+        return NodeFacts(self.name, self.memory_bytes, self.devices, self.disk_bytes_s, self.disk)
 
     def with_at_most(self, device: str, memory_bytes: int) -> Member:
         """The node with less memory on a device."""

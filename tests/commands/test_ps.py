@@ -20,6 +20,7 @@ from prima_core.errors import ClusterError
 from prima_core.interfaces import Layers
 from prima_core.node.driver import State
 from prima_core.node.view import DeviceView, NodeView, ServerView
+from prima_core.plan.forecast import Forecast
 from prima_core.ring.times import NodeTimes
 from tests.commands.conftest import Prima, Start
 
@@ -69,6 +70,14 @@ def test_a_node_with_several_devices_has_a_line_for_each() -> None:
         ["numpy:cpu", "[0, 5)", "2.5 GB + 3 kB KV of 8 GB"],
         ["mlx:cpu", "-", "0 B + 0 B KV of 1 kB"],
     ]
+
+
+def test_what_was_foretold_is_shown_beside_what_was_measured() -> None:
+    forecast = Forecast(0.25, 0.2, None, 512, 1, "computing", ())
+    assert "foretold" not in text(VIEW)
+    [line] = [line for line in text(replace(VIEW, forecast=forecast)).splitlines() if "foretold" in line]
+    assert line.strip() == "foretold: 250.0 ms per token, most of it computing"
+    assert "computing, 300.0 ms in the last answer" in text(replace(VIEW, forecast=forecast, token_s=0.3))
 
 
 # ---------------------------------------------------------------- a server that is there
