@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ class _Bench:
         _wait_until_ready(head, program, until_s)
         url = PRIMA_URL if self._is_prima else self._cluster.measure.url
         if not url:
-            return self._printed(program)
+            return self._printed(program, [program for _, program in workers])
         api = Api(head.namespace, url)
         self._wait_until_serving(api, until_s)
         return self._asked(api)
@@ -181,13 +181,17 @@ class _Bench:
 
     # ------------------------------------------------------------ by what is printed
 
-    def _printed(self, head: Program) -> Timed:
+    def _printed(self, head: Program, others: Sequence[Program]) -> Timed:
+        def check() -> None:
+            for other in others:
+                other.check_alive()
+
         measure, until_s = self._cluster.measure, time.monotonic() + RESULT_WITHIN_S
         if measure.begin:
-            head.wait_for(measure.begin, until_s)
+            head.wait_for(measure.begin, until_s, check)
         begin = self._marks()
         pattern = measure.tokens_per_s or measure.ms_per_token
-        number = _number(head.wait_for(pattern, until_s)[1], pattern)
+        number = _number(head.wait_for(pattern, until_s, check)[1], pattern)
         tpot_s = 1 / number if measure.tokens_per_s else number / 1000
         return Timed(None, tpot_s, self._work.n_gen, None, begin, self._marks())
 

@@ -235,6 +235,10 @@ def _node_facts(node: NodeView, begun: ServerView) -> dict[str, Any]:
     return {
         "node": node.name,
         **{f"{name}_per_token": (getattr(now, name) - getattr(before, name)) / n_steps for name in sums},
+        "expert_hit_rate": NodeTimes(
+            expert_hits=max(0, now.expert_hits - before.expert_hits),
+            expert_misses=max(0, now.expert_misses - before.expert_misses),
+        ).expert_hit_rate,
         "disk_bytes_s": now.read_bytes / now.reading_s if now.reading_s else 0.0,
         "pinned_bytes": now.pinned_bytes,
         "streamed_bytes": now.streamed_bytes,

@@ -126,10 +126,13 @@ def _memory(device: DeviceView) -> str:
 
 
 def _remarks(node: NodeView) -> Iterator[str]:
-    """Weights that the plan wanted to stay, where other programs need the memory now; a disk that is slow."""
+    """Weights that the plan wanted to stay, where other programs need the memory now; how many of the experts that were
+    chosen were in memory; a disk that is slow."""
     given = node.times.streamed_bytes - sum(device.streamed_bytes for device in node.devices)
     if given > node.weight_bytes // 100:  # tensors are whole: a little more than planned is nothing
         yield f"{_size(given)} left to others for now"
+    if node.times.expert_hit_rate is not None:
+        yield f"experts: {node.times.expert_hit_rate:.0%} were in memory"
     if node.has_slow_disk:
         yield f"slow disk: {_size(node.times.read_bytes / node.times.reading_s)}/s"
 

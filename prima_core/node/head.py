@@ -32,6 +32,7 @@ from prima_core.model.weights import Model
 from prima_core.node.coordinate import Planning, model_facts, room_of
 from prima_core.node.driver import Cancel, Driver, Joined, Lost, Member, Reported, State, Status, Submit
 from prima_core.node.join import CONTROL_LIMITS
+from prima_core.node.lastwords import LastWords
 from prima_core.node.local import LocalNode, LocalOptions, close_all, start_local
 from prima_core.node.network import advertised, with_port
 from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions, longest_chunk
@@ -154,6 +155,10 @@ class Head:
         """Start to serve; `driver.status` tells how far it is. Raises PrimaError for a wrong option."""
         with ExitStack() as exits:
             exits.callback(self._template.close)
+            last_words = LastWords(self._on_files_changed)
+            last_words.start()
+            exits.callback(last_words.close)
+            last_words.watch(self.model)
             self.node.start()
             exits.callback(self.node.close)
             self.driver.start()

@@ -22,6 +22,7 @@ from prima_core.memory.disks import machine_name
 from prima_core.memory.system import host
 from prima_core.model.fingerprint import ModelId, find_by_fingerprint
 from prima_core.model.weights import Model
+from prima_core.node.lastwords import LastWords
 from prima_core.node.measure import largest_model
 from prima_core.node.network import with_port
 from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions
@@ -77,6 +78,7 @@ class WorkerNode:
         self._models: dict[str, Model] = {}
         self._in_use: tuple[Epoch, Model] | None = None  # set by the owner thread
         self._told_percent = -1
+        self._last_words = LastWords(lambda error: self._send(control.Bye.because(str(error))))
         self._profile = Profile()
         credentials = Credentials(secret)
         self._control = Dialer(registry, credentials, CONTROL_LIMITS)
@@ -91,6 +93,8 @@ class WorkerNode:
         """Join and serve until `stop`. Raises PrimaError for what waiting cannot cure."""
         with ExitStack() as exits:
             exits.callback(self._close_models)  # last: the worker thread still has views into them
+            self._last_words.start()
+            exits.callback(self._last_words.close)
             self._node.start()
             exits.callback(self._node.close)
             self._tell(self._node.explanation)
@@ -264,8 +268,9 @@ class WorkerNode:
                 hint="copy the head's file here and name it with --model or its folder with --models",
             )
         self._tell(f"using {path}")
-        self._models[wanted.fingerprint] = open_model(path)
-        return self._models[wanted.fingerprint]
+        model = self._models[wanted.fingerprint] = open_model(path)
+        self._last_words.watch(model)
+        return model
 
     def _close_models(self) -> None:
         for model in self._models.values():

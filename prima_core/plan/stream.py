@@ -17,7 +17,7 @@ from prima_core.plan.problem import DeviceFacts, NodeFacts, Problem
 
 LEAST_BUFFER_BYTES = 32 << 20
 """Several reads of some MiB in flight, and as much again in use: with less a disk does not reach its rate."""
-ALIGNING_BYTES = 1 << 20
+ALIGNING_BYTES = 2 * 4096
 """Direct reads are of whole blocks of the disk, so that each tensor takes up to two blocks more."""
 GATHER_BYTES = 32 << 20
 GATHER_SHARE = 32
@@ -87,7 +87,7 @@ class Overload:
         if wanted <= 0:
             return 0
         chosen = [[sizes[name] for name in names] for sizes, names in zip(layers, spread(layers, wanted), strict=True)]
-        return max(sum(sizes) + max(sizes, default=0) for sizes in chosen) + ALIGNING_BYTES
+        return max(sum(sizes) + max(sizes, default=0) + (len(sizes) + 1) * ALIGNING_BYTES for sizes in chosen)
 
     def _share(self, streamed_bytes: int) -> int:
         """Of a layer: an even share of what is not experts, and the experts that a token is routed to."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,8 @@ def test_the_disk_of_a_file_is_a_whole_one(file: Path) -> None:
 
 
 def test_a_partition_is_limited_as_its_disk(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.platform == "win32":
+        pytest.skip("devices have numbers on other systems")
     device = file.stat().st_dev
     part = tmp_path / "devices" / "sda" / "sda1"
     part.mkdir(parents=True)

@@ -151,6 +151,12 @@ def test_weights_that_were_given_up_for_other_programs_are_shown() -> None:
     assert " 500 MB left to others for now " in out
 
 
+def test_experts_that_were_in_memory_are_shown() -> None:
+    assert "experts" not in text(VIEW)
+    times = replace(TIMES, expert_hits=83, expert_misses=17)
+    assert " experts: 83% were in memory " in text(replace(VIEW, nodes=(replace(HEAD, times=times),)))
+
+
 def test_a_slow_disk_is_marked() -> None:
     times = replace(TIMES, read_bytes=400_000_000, reading_s=4.0)
     assert "slow disk" not in text(replace(VIEW, nodes=(replace(HEAD, times=times),)))

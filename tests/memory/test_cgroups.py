@@ -107,6 +107,14 @@ def test_a_group_of_version_1_counts_its_own_and_its_childrens_pages(tree: Tree)
     assert tree.memory() == Memory(4 * GB, 2 * GB + GB // 2, 40, MemoryKind.GROUP)
 
 
+def test_a_machine_that_lacks_its_reserve_counts_more_than_a_group_with_less_available(tree: Tree) -> None:
+    tree.mounted("0::/prima", V2)
+    tree.version_2("prima", f"{4 * GB}", 3 * GB)
+    assert tree.memory().kind is MemoryKind.GROUP
+    tree.file(tree.proc / "meminfo", MEMINFO.replace("9000000", "1200000"))  # of which 1.6 GB are for others
+    assert tree.memory().kind is MemoryKind.MACHINE
+
+
 def test_a_limit_around_the_group_holds_too(tree: Tree) -> None:
     tree.mounted("0::/outer/middle/inner", V2)
     tree.version_2("outer/middle/inner", f"{4 * GB}", GB)
