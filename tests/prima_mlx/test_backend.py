@@ -52,13 +52,16 @@ from prima_core.arch.families import open_model
 from prima_core.interfaces import BackendOptions, Layers, Slice
 from prima_mlx.backend import MlxBackend
 from prima_mlx.quant import device_bytes
+from prima_core.memory.store import StreamingStore
 from prima_core.memory.system import host
+from prima_core.model.weights import end_tensors
 from prima_core.ring.loading import LoadingStore
 
 with open_model(sys.argv[1]) as model:
     backend = MlxBackend(BackendOptions())
     part = Slice((Layers(0, model.spec.n_layers),), has_input=True, has_output=True)
-    store = LoadingStore(model.store(), model.spec, [part], lambda done, total: None, host())
+    own = StreamingStore(model.file, model.spec, part.layers, end_tensors(model.spec, part), 0, 0, host())
+    store = LoadingStore(own, model.spec, [part], lambda done, total: None, host())
     views = [*store.shared().values(), *(w for layer in part.layers[0] for w in store.views(layer).values())]
     store.give_back(views)
     before = psutil.Process().memory_info().rss
