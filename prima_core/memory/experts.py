@@ -12,7 +12,7 @@ import numpy as np
 
 from prima_core.errors import ModelError
 from prima_core.interfaces import ExpertGroup, Weight
-from prima_core.memory.inventory import unreadable
+from prima_core.memory.inventory import opened
 from prima_core.memory.readers import Batch, Readers
 from prima_core.memory.residents import Indices, Residents
 from prima_core.memory.slots import Bytes, Slots, Source
@@ -40,7 +40,7 @@ class Experts:
     """Experts of which at most `budget_bytes` are in memory: one of each size at least, whatever the budget.
 
     `stacks`: by layer, the full names of the tensors with a matrix of each expert; `n_used` experts see a token. The
-    weights may be used until `close`. Raises ModelError when a file cannot be opened.
+    weights may be used until `close`. Raises ModelError when a file cannot be opened or was changed.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class Experts:
         by_size: dict[tuple[int, ...], list[int]] = {}
         for layer, of_layer in infos.items():
             by_size.setdefault(tuple(info.n_bytes // info.shape[0] for info in of_layer), []).append(layer)
+        n_experts = next(iter(infos.values()))[0].shape[0]
+        self._kinds = [_Kind(sizes, len(layers), n_experts, n_used, system) for sizes, layers in by_size.items()]
         with ExitStack() as on_error:
-            files = _opened(file, {info.part for of_layer in infos.values() for info in of_layer}, system, on_error)
+            files = opened(file, {info.part for of_layer in infos.values() for info in of_layer}, system, on_error)
             self._readers = Readers(max(file.alignment for file in files.values()), system)
             self._on_close = on_error.pop_all()
         self._on_close.callback(self._readers.close)
-        n_experts = next(iter(infos.values()))[0].shape[0]
-        self._kinds = [_Kind(sizes, len(layers), n_experts, n_used, system) for sizes, layers in by_size.items()]
         self._layers: dict[int, LayerExperts] = {}
         for kind, layers in zip(self._kinds, by_size.values(), strict=True):
             for row, layer in enumerate(layers):
@@ -200,15 +200,3 @@ class LayerExperts:
 
 def _source(file: GGUFFile, info: TensorInfo, direct: DirectFile) -> Source:
     return Source(info.name, direct, file.parts[info.part].path, info.offset, info.n_bytes // info.shape[0])
-
-
-def _opened(file: GGUFFile, parts: Iterable[int], system: System, exits: ExitStack) -> dict[int, DirectFile]:
-    files: dict[int, DirectFile] = {}
-    for part in parts:
-        path = file.parts[part].path
-        try:
-            files[part] = system.open_direct(path)
-        except OSError as error:
-            raise unreadable(path, error) from error
-        exits.callback(files[part].close)
-    return files

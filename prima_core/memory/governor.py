@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from prima_core.errors import PrimaError
+from prima_core.memory.reader import JOIN_S
 from prima_core.memory.system import Memory
 
 log = logging.getLogger(__name__)
@@ -186,10 +187,11 @@ class Governor:
             self._thread.start()
 
     def close(self) -> None:
-        """Returns when the store is left alone. Idempotent."""
+        """Returns when the store is left alone, or the last step takes long: it ends when the store is closed.
+        Idempotent."""
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(JOIN_S)
 
     def look(self) -> None:
         """See, decide, act. Raises OSError, PrimaError."""
@@ -199,7 +201,11 @@ class Governor:
         wanted = self._state.wanted_bytes
         self._tell(before, wanted, sight)
         if wanted != before or sight.pinned_bytes > wanted:
-            self._store.resize(wanted)
+            try:
+                self._store.resize(wanted)
+            except BaseException:  # what did not come is a step to take yet
+                self._state = replace(self._state, wanted_bytes=min(before, wanted))
+                raise
 
     def _see(self, now_s: float) -> Sight:
         lost = 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prima_core.errors import ModelError
 from prima_core.interfaces import Layers, Weight
-from prima_core.memory.reader import Unit
+from prima_core.memory.reader import JOIN_S, Unit
 from prima_core.memory.residency import Streamed, holding, resized
 from prima_core.model.gguf import GGUFFile
 from prima_core.model.names import TOKEN_EMBD
@@ -19,7 +20,7 @@ from prima_core.model.spec import ModelSpec
 from prima_core.model.weights import MappedStore
 
 if TYPE_CHECKING:
-    from prima_core.memory.system import System
+    from prima_core.memory.system import DirectFile, System
 
 
 class Inventory:
@@ -93,11 +94,13 @@ class Inventory:
         return lost
 
     def close(self) -> None:
-        """Ends a `resize` at its next tensor. Idempotent."""
+        """Ends a `resize` at its next tensor; one whose disk hangs is not waited for. Idempotent."""
         self._is_closed = True
-        with self._resizing:
-            self.mapped.close()
-            self._weights = {}
+        is_over = self._resizing.acquire(timeout=JOIN_S)
+        self.mapped.close()
+        self._weights = {}
+        if is_over:
+            self._resizing.release()
 
     # ------------------------------------------------------------ pages
 
@@ -161,7 +164,7 @@ class Inventory:
                 self._system.populate(weight.data)
             except OSError as error:
                 raise unreadable(self._path(weight.name), error) from error
-        return True
+        return not self._is_closed
 
     def _drop_experts(self) -> None:
         for name in itertools.chain.from_iterable(self.holding.experts.values()):
@@ -222,6 +225,21 @@ class Inventory:
             output = self._weights[self.holding.output]
             kept.append(output.part(0, min(n_kept, output.shape[0])))
         return kept
+
+
+def opened(file: GGUFFile, parts: Iterable[int], system: System, exits: ExitStack) -> dict[int, DirectFile]:
+    """These parts, past the page cache; `exits` closes them. Raises ModelError when they are not there any more, or not
+    those that are mapped."""
+    files: dict[int, DirectFile] = {}
+    for part in parts:
+        path = file.parts[part].path
+        try:
+            files[part] = system.open_direct(path)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        exits.callback(files[part].close)
+    file.check_unchanged()
+    return files
 
 
 def unreadable(path: Path, error: OSError) -> ModelError:

@@ -98,15 +98,18 @@ class Linux:
 
 class _DirectFile:
     def __init__(self, path: Path) -> None:
-        self._is_direct = True
+        self._is_direct, self.alignment = True, SAFE_ALIGNMENT
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | O_DIRECT)
-            self.alignment = _alignment(self._fd)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self.alignment = SAFE_ALIGNMENT
+            self._go_through_the_cache()
+            return
+        try:
+            self.alignment = _alignment(self._fd)
+        except OSError:
             self._go_through_the_cache()
 
     def read(self, into: memoryview, offset: int) -> int:

@@ -25,7 +25,8 @@ PIECE_BYTES = 4 * 1024 * 1024
 STALLED_AFTER_S = 60.0
 """A disk that gives nothing for so long has failed, even if it does not say so."""
 _LOOKS = 10  # within that time: a process that was stopped meanwhile has missed one of them only
-_JOIN_S = 5.0
+JOIN_S = 5.0
+"""So long a store that is closed waits for reads under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,6 @@ class Turn:
     units: tuple[Unit, ...]
     slots: list[_Slot] = field(default_factory=list)
     error: tuple[str, str] | None = None  # message and hint
-    is_held: bool = False
     is_dropped: bool = False  # or released
 
     @property
@@ -176,7 +176,6 @@ class ReadAhead:
             self._turns.popleft()
             if turn.error is not None:
                 self._fail(turn)
-            turn.is_held = True
             return turn
 
     def view(self, turn: Turn, index: int) -> NDArray[np.uint8]:
@@ -187,7 +186,7 @@ class ReadAhead:
 
     def free(self, turn: Turn) -> None:
         with self._work:
-            turn.is_held, turn.is_dropped = False, True
+            turn.is_dropped = True
             self._reclaim()
 
     # ------------------------------------------------------------ of any thread
@@ -199,7 +198,7 @@ class ReadAhead:
             self._is_closing = True
             self._work.notify_all()
             self._done.notify_all()
-        deadline = time.monotonic() + _JOIN_S
+        deadline = time.monotonic() + JOIN_S
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -325,10 +324,11 @@ class ReadAhead:
             return newest
         if self._is_paused or self._first_of(self._next) is None:
             return None
-        while True:
+        for _ in self._stations:
             turn = self._append(self._next)
             if turn.units:
                 return turn
+        return None  # others emptied the last of them meanwhile
 
     def _append(self, station: int) -> Turn:
         turn = Turn(station, self._stations[station])

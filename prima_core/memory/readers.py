@@ -6,10 +6,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 
 from prima_core.errors import ModelError
-from prima_core.memory.reader import N_READERS, PIECE_BYTES, STALLED_AFTER_S
+from prima_core.memory.reader import JOIN_S, N_READERS, PIECE_BYTES, STALLED_AFTER_S
 from prima_core.memory.slots import Read
 from prima_core.memory.system import System
 
@@ -65,11 +66,16 @@ class Readers:
         return batch
 
     def close(self) -> None:
-        """Ends when what was asked for is read. Idempotent."""
+        """Ends the threads; what none has begun fails, and one whose disk hangs is left behind. Idempotent."""
+        while self._reads:
+            with suppress(IndexError):  # a thread was faster
+                read, batch = self._reads.popleft()
+                self._finish(batch, 0, read.fault("the store was closed"))
         for _ in self._threads:
             self._calls.put(False)
+        deadline = time.monotonic() + JOIN_S
         for thread in self._threads:
-            thread.join(STALLED_AFTER_S)
+            thread.join(max(0.0, deadline - time.monotonic()))
         self._threads = []
 
     def _main(self, scratch: memoryview) -> None:
@@ -83,6 +89,8 @@ class Readers:
                     self._finish(batch, read.run(scratch), None)
                 except ModelError as error:
                     self._finish(batch, 0, error)
+                except Exception as error:  # noqa: BLE001 - thread top: raised where the experts are asked for
+                    self._finish(batch, 0, read.fault(f"{type(error).__name__}: {error}"))
 
     def _finish(self, batch: Batch, n_bytes: int, error: ModelError | None) -> None:
         with self._lock:

@@ -53,13 +53,13 @@ class Read:
         try:
             n_read = self.file.read(scratch[:n_bytes], self.offset - skipped)
         except OSError as error:
-            raise self._fault(error.strerror or str(error)) from error
+            raise self.fault(error.strerror or str(error)) from error
         if n_read < needed:
-            raise self._fault("the file ends before its weights: was it truncated?")
+            raise self.fault("the file ends before its weights: was it truncated?")
         self.into[:] = np.frombuffer(scratch, np.uint8)[skipped:needed]
         return n_bytes
 
-    def _fault(self, why: str) -> ModelError:
+    def fault(self, why: str) -> ModelError:
         return ModelError(
             f"{self.path} cannot be read at byte {self.offset} ({self.what}): {why}",
             field="file",

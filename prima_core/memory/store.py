@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from prima_core.errors import PlanError
 from prima_core.interfaces import Layers, Weight
 from prima_core.memory.experts import Experts, ExpertStats
-from prima_core.memory.inventory import Inventory, unreadable
+from prima_core.memory.inventory import Inventory, opened
 from prima_core.memory.reader import ReadAhead, ReadCounts, Turn, least_buffer
 from prima_core.model.gguf import GGUFFile
 from prima_core.model.names import TOKEN_EMBD, split_layer
@@ -260,18 +261,19 @@ class StreamingStore:
         }
 
     def _block(self, station: int, block: Weight) -> Iterator[Weight]:
-        turn = None if self._reader is None else self._reader.take(station)
-        if self._reader is None or turn is None:
+        reader = self._reader  # the store may be closed before who computes has let go of the block
+        turn = None if reader is None else reader.take(station)
+        if reader is None or turn is None:
             yield block
             return
         try:
             if turn.units:
-                yield replace(block, data=self._reader.view(turn, 0))
+                yield replace(block, data=reader.view(turn, 0))
             else:
                 self._missed_bytes += len(block.data) if self._inventory.stations[station] else 0
                 yield block
         finally:
-            self._reader.free(turn)
+            reader.free(turn)
 
     # ------------------------------------------------------------ experts
 
@@ -341,10 +343,8 @@ class StreamingStore:
     def _open_files(self) -> list[DirectFile]:
         """Raises ModelError when they are not there any more, or not those that are mapped."""
         if not self._files:
-            for part in self._file.parts:
-                try:
-                    self._files.append(self._system.open_direct(part.path))
-                except OSError as error:
-                    raise unreadable(part.path, error) from error
-            self._file.check_unchanged()
+            with ExitStack() as on_error:
+                files = opened(self._file, range(len(self._file.parts)), self._system, on_error)
+                on_error.pop_all()
+            self._files = list(files.values())
         return self._files

@@ -235,7 +235,12 @@ class Worker:
             log.exception("node %s failed", self.name)
 
     def _rates(self, backend: Backend, model: Model, stop: Callable[[], bool]) -> Iterator[tuple[str, DeviceRates]]:
-        for device in backend.devices():
+        try:
+            devices = backend.devices()
+        except Exception as error:  # noqa: BLE001 - as below; and somebody waits for an answer
+            log.info("how fast the devices compute is not known: %s", error)
+            return
+        for device in devices:
             try:
                 yield device.id, device_rates(backend, device, model, self._system, stop)
             except Exception as error:  # noqa: BLE001 - the border to a backend: plans can be made without
@@ -293,7 +298,10 @@ class Worker:
         serving, self._serving, self._carrier = self._serving, None, None
         if serving is not None:
             self.meter.read_from(None)
-            serving.exits.close()
+            try:
+                serving.exits.close()
+            except Exception:  # the border to a backend: the next load is not to fail for it
+                log.exception("node %s could not give back all that it had loaded", self.name)
 
 
 def _is_step(job: _Job) -> bool:

@@ -1,4 +1,5 @@
 import errno
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from prima_core.errors import ModelError
 from prima_core.interfaces import ExpertGroup, Weight
+from prima_core.memory import readers
 from prima_core.memory.experts import Experts
 from prima_core.memory.system import System
 from prima_core.model.gguf import GGUFFile
@@ -257,3 +259,69 @@ def test_close_ends_threads_and_files(file: GGUFFile, system: FakeSystem) -> Non
     experts.close()
     assert system.open_files == 0
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prima-reader")]
+
+
+def n_readers() -> int:
+    return sum(thread.name.startswith("prima-reader") for thread in threading.enumerate())
+
+
+def test_whatever_a_reader_meets_is_told_and_it_goes_on(file: GGUFFile, system: FakeSystem) -> None:
+    def fault(offset: int) -> None:
+        raise ValueError("an address that is not aligned")
+
+    with opened(file, system, one(file, 4)) as experts:
+        system.fault = fault
+        for _ in range(3):
+            with pytest.raises(ModelError, match="ValueError: an address"):
+                require(experts, 0, [3, 5])
+        assert n_readers() == 4
+
+
+def test_close_leaves_a_disk_that_hangs_behind(
+    file: GGUFFile, system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "JOIN_S", 0.01)
+    is_open, is_reached = threading.Event(), threading.Event()
+
+    def fault(offset: int) -> None:
+        is_reached.set()
+        assert is_open.wait(30)
+
+    def ask() -> None:
+        with pytest.raises(ModelError, match="the store was closed"):
+            require(experts, 0, list(range(N_EXPERTS)))
+
+    system.fault = fault
+    with opened(file, system, one(file, 12)) as experts:
+        asking = threading.Thread(target=ask)
+        asking.start()
+        assert is_reached.wait(30)
+        threads = experts._readers._threads
+        experts.close()
+        assert any(thread.is_alive() for thread in threads)
+        is_open.set()
+        for thread in (*threads, asking):
+            thread.join()
+
+
+def test_where_there_is_no_room_for_them_nothing_is_left_open(file: GGUFFile) -> None:
+    class Full(FakeSystem):
+        def buffer(self, n_bytes: int, *, is_filled: bool = False) -> memoryview:
+            if not is_filled:
+                raise OSError(errno.ENOMEM, "Cannot allocate memory")
+            return super().buffer(n_bytes)
+
+    system = Full()
+    with pytest.raises(OSError, match="Cannot allocate"):
+        Experts(file, STACKS, N_USED, 0, system)
+    assert (system.open_files, n_readers()) == (0, 0)
+
+
+def test_a_file_that_was_changed_since_it_was_mapped_is_refused(tmp_path: Path, file: GGUFFile) -> None:
+    path, system = tmp_path / "moe.gguf", FakeSystem()
+    path.write_bytes(file.path.read_bytes())
+    with GGUFFile.open(path) as changed:
+        os.utime(path, ns=(1, 1))
+        with pytest.raises(ModelError, match="changed or replaced"):
+            Experts(changed, STACKS, N_USED, 0, system)
+    assert (system.open_files, n_readers()) == (0, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from random import Random
@@ -326,6 +327,23 @@ def test_what_could_not_be_given_up_is_given_up_at_the_next_look() -> None:
     assert scene.left_bytes >= RESERVE
 
 
+def test_steps_back_that_failed_are_taken_again() -> None:
+    scene = Scene()
+    scene.look()
+    scene.machine.others_bytes = 12 * GB
+    scene.look()
+    held = scene.store.n_held
+    scene.machine.others_bytes = GB
+    for _ in range(400):
+        scene.store.fault = OSError("the disk is away")
+        with suppress(OSError):
+            scene.look()
+    assert scene.store.n_held == held
+    scene.store.fault = None
+    scene.look(400)
+    assert scene.governor.pinned_bytes == PLANNED
+
+
 def test_an_operator_reads_what_goes_and_what_comes_back(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "prima_core.memory.governor")
     scene = Scene(Machine(others_bytes=9 * GB))
@@ -412,3 +430,23 @@ def test_a_fault_is_told_once_and_the_thread_goes_on(
     assert scene.store.resized.wait(10)
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert told == ["what weights stay in memory cannot follow what others leave: meminfo is gone"]
+
+
+def test_closing_does_not_wait_for_a_disk_that_hangs(
+    running: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(governor, "JOIN_S", 0.01)
+    is_open, is_reached = threading.Event(), threading.Event()
+
+    class Hanging(Tensors):
+        def resize(self, pinned_bytes: int) -> None:
+            is_reached.set()
+            assert is_open.wait(30)
+
+    scene = Scene(Machine(others_bytes=12 * GB), Hanging())
+    running(scene)
+    assert is_reached.wait(10)
+    scene.governor.close()
+    assert scene.governor._thread.is_alive()
+    is_open.set()
+    scene.governor._thread.join()

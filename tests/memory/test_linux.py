@@ -138,7 +138,9 @@ def test_where_statx_says_that_there_are_none_the_cache_is_used_and_left_again(
         raise OSError(errno.EINVAL, "the file system has no direct reads")
 
     monkeypatch.setattr(linux, "_alignment", refuse)
+    before = os.listdir("/proc/self/fd")
     assert_reads_and_leaves_nothing(file)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def assert_reads_and_leaves_nothing(file: Path) -> None:

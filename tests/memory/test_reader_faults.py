@@ -6,13 +6,15 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from prima_core.arch.families import open_model
 from prima_core.errors import ModelError
 from prima_core.memory import reader
 from prima_core.memory.store import StreamingStore
-from tests.memory.fakes import N_LAYERS, FakeSystem, assert_layer, big_enough, streaming
+from tests.memory.fakes import N_LAYERS, FakeSystem, assert_layer, big_enough, ends_of, streaming
 
 LAYER_BYTES = 4 * 65_536 + 3 * 81_920
 ALL = N_LAYERS * LAYER_BYTES
@@ -129,7 +131,7 @@ def test_who_asks_waits_for_a_slow_disk_and_that_is_counted() -> None:
 
 
 def test_closing_wakes_who_waits_even_while_the_disk_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_JOIN_S", 0.01)
+    monkeypatch.setattr(reader, "JOIN_S", 0.01)
     gate = Gate()
     with streaming(ALL, 1_000_000, FakeSystem(gate)) as store:
         asking = Asking(store, 0)
@@ -162,3 +164,47 @@ def test_a_file_that_cannot_be_opened_past_the_cache_is_told() -> None:
 
     with pytest.raises(ModelError, match="cannot be read: Too many open files"), streaming(ALL, system=NoFiles()):
         pass
+
+
+def test_stations_that_are_all_emptied_while_they_are_looked_at_end_the_reading_and_not_the_reader() -> None:
+    class Emptied(list[tuple[reader.Unit, ...]]):
+        """Others take the last one back behind the first look at it."""
+
+        def __getitem__(self, index):  # type: ignore[no-untyped-def]
+            found, self[index] = super().__getitem__(index), ()
+            return found
+
+    unit = reader.Unit("blk.0.attn_q.weight", 0, 0, 1000)
+    system = FakeSystem()
+    path = big_enough().path
+    reading = reader.ReadAhead(
+        Emptied([(unit,), ()]), [system.open_direct(path)], [path], system.buffer(4096), reader.ReadCounts()
+    )
+    asking = threading.Thread(target=lambda: asked.append(reading.take(0)), daemon=True)
+    asked: list[object] = []
+    asking.start()
+    asking.join(30)
+    assert len(asked) == 1
+    reading.close()
+    assert not [thread for thread in reading._threads if thread.is_alive()]
+
+
+def test_files_that_were_changed_are_refused_however_often_they_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(big_enough().path.read_bytes())
+    with open_model(path) as model:
+        system = FakeSystem()
+        with streaming(0, 0, system, model) as store:
+            store.resize(0)
+            os.utime(path, ns=(1, 1))
+            for _ in range(2):
+                with pytest.raises(ModelError, match="changed or replaced"):
+                    store.acquire(0)
+            assert system.open_files == 0
+
+
+def test_a_block_may_be_let_go_after_the_store_was_closed() -> None:
+    with streaming(1 << 40, ends=ends_of(big_enough())) as store:
+        blocks = store.blocks("output.weight")
+        next(blocks)
+    blocks.close()  # type: ignore[attr-defined]

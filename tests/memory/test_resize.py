@@ -8,12 +8,13 @@ import pytest
 
 from prima_core.errors import ModelError
 from prima_core.interfaces import Store
-from prima_core.memory import residency
+from prima_core.memory import inventory, residency
 from tests.memory.fakes import N_LAYERS, FakeSystem, assert_blocks, assert_layer, big_enough, ends_of, streaming
 
 LAYER_BYTES = 4 * 65_536 + 3 * 81_920
 ALL = N_LAYERS * LAYER_BYTES
 NORMS = N_LAYERS * 2 * 512
+LAYER_TENSORS = 9
 
 
 def one_pass(store: Store) -> None:
@@ -201,6 +202,34 @@ def test_resizing_ends_when_the_store_is_closed_meanwhile() -> None:
         store.resize(ALL)
         closing.join()
         assert len(system.populated) == 3
+
+
+def test_closing_does_not_wait_for_what_is_taken_back_from_a_disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory, "JOIN_S", 0.01)
+    is_open, is_reached = threading.Event(), threading.Event()
+
+    class Hanging(FakeSystem):
+        def populate(self, data) -> None:  # type: ignore[no-untyped-def]
+            super().populate(data)
+            if len(self.populated) == LAYER_TENSORS:  # the last one of a layer
+                is_reached.set()
+                assert is_open.wait(30)
+
+    def resize() -> None:
+        store.resize(ALL + NORMS)
+        resized.append(True)
+
+    resized: list[bool] = []
+    system = Hanging()
+    with streaming(ALL, 1_000_000, system) as store:
+        resizing = threading.Thread(target=resize)
+        resizing.start()
+        assert is_reached.wait(30)
+        store.close()
+        assert resizing.is_alive()
+        is_open.set()
+        resizing.join()
+    assert (resized, len(system.populated)) == ([True], LAYER_TENSORS)
 
 
 def test_another_thread_may_resize_while_layers_are_acquired() -> None:

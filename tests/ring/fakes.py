@@ -140,6 +140,7 @@ class CountingShard:
 
     def close(self) -> None:
         self._node.closed.append("shard")
+        self._node.called("close")
 
 
 class CountingBackend:

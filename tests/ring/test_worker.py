@@ -504,3 +504,23 @@ def test_a_report_that_fails_does_not_end_the_thread(caplog: pytest.LogCaptureFi
         assert said.epoch == epoch
     node.stop()
     assert "cannot tell" in caplog.text
+
+
+def test_devices_that_cannot_be_asked_are_measured_as_not_known() -> None:
+    backend = CountingBackend()
+    node = alone(lambda: backend)
+    node.start()
+    backend.calls.add("load")
+    backend.breaks["devices after the load"] = OSError("the driver has gone")
+    assert node.measure(cast("Model", SMALL), lambda: False).result(DEADLINE_S) == {}
+    node.stop()
+
+
+def test_a_backend_that_cannot_give_its_part_back_hinders_no_other_load(
+    ring: Ring, caplog: pytest.LogCaptureFixture
+) -> None:
+    ring.backends["b"].breaks["close"] = OSError("the driver has gone")
+    ring.load(("head", 0, 4), ("b", 4, 6), epoch=FIRST.next())
+    number = ring.launch(9, epoch=FIRST.next())
+    assert ring.collect() == StepResult(number, ((9, after(9)),))
+    assert "the driver has gone" in caplog.text
