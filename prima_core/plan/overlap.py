@@ -88,6 +88,10 @@ def _buffers_for(readers: Sequence[Reader], time_s: float) -> list[float]:
 
 def _share(readers: Sequence[Reader], time_s: float) -> float:
     """How much of what buffers can hide is to be hidden, for readers of one disk."""
+    if len(readers) == 1:
+        [reader] = readers
+        spare = time_s * reader.bytes_s - reader.over_bytes
+        return max(0.0, min(1.0, spare * (reader.n_visits - 1) / max(1, reader.over_bytes)))
     low, high = 0.0, 1.0
     if reading_s(readers, [reader.buffer_for(high) for reader in readers]) <= time_s:
         return high
