@@ -1,0 +1,301 @@
+"""The relaxation: how many layers each node takes, on which of its devices, in how many visits. Exact by dynamic
+programming, of a simpler question: layers are all alike, visits are evenly spaced, and every visit costs the node's
+usual link, whoever was before.
+
+`cost(l; T)` is the least that a node with l layers adds to a pass of T seconds: its computing, what of its reading
+nothing hides, and its links. Without T it could read as much as it likes ahead; in T seconds its disk reads no more
+than T times its rate. It falls as T grows, so the least T that is as long as the sum of all costs is found by halving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prima_core.plan.stream import GATHER_BYTES, GATHER_SHARE, LEAST_BUFFER_BYTES
+from prima_halda.cluster import Cluster, Member, Place
+
+Floats = NDArray[np.float64]
+VISITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+_HALVINGS = 24
+_ENOUGH = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a node gets: layers by place, spread over so many visits. `streams`: not all of it stays."""
+
+    member: int
+    counts: tuple[int, ...]
+    n_visits: int
+    streams: bool
+
+    @property
+    def n_layers(self) -> int:
+        return sum(self.counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Relaxed:
+    """`time_s`: no T that is smaller by `_ENOUGH` is as long as the sum of its costs."""
+
+    time_s: float
+    shares: tuple[Share, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What may be asked: `visits` that nodes may have; `disk_share`: of its disk's rate that a node gets; whether
+    layers are taken as large as the largest; and nodes that are left out."""
+
+    visits: tuple[int, ...] = VISITS
+    disk_share: tuple[float, ...] = ()
+    by_largest: bool = False
+    without: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """Of every node (first axis), way to fill its devices (second) and number of layers (last)."""
+
+    counts: list[list[NDArray[np.int64]]]
+    compute_s: Floats
+    over: Floats
+    demanded_s: Floats
+    room: Floats
+    least: Floats
+    possible: NDArray[np.bool_]
+    rates: Floats
+    hops: Floats
+    free_hops: Floats
+
+
+class Relaxation:
+    """Of one cluster, asked with several options. `return_s`: the way back to the head."""
+
+    def __init__(self, cluster: Cluster, by_largest: bool = False) -> None:
+        self.cluster = cluster
+        self._tables = _tables(cluster, by_largest)
+        self._output_s = cluster.output_bytes / cluster.end.bytes_s
+        others = [cluster.hop_s[member.index][cluster.head] for member in cluster.members if member.index != cluster.head]
+        self._return_s = float(np.mean(others)) if others else 0.0
+
+    def solve(self, options: Options) -> Relaxed | None:
+        """None: it cannot be. The head's own layers cost no links: activations begin and end there."""
+        visits = np.array(options.visits, dtype=np.float64)
+        rest_s = self._output_s + self._return_s
+        # With all the time there is, what can be at all; then what fits.
+        least_s = self._sum_s(options, visits, np.inf) + rest_s
+        if not np.isfinite(least_s):
+            return None
+        low = high = least_s * (1 + 1e-9)
+        while self._sum_s(options, visits, high) + rest_s > high * (1 + 1e-12):
+            low, high = high, 1.5 * high
+        for _ in range(_HALVINGS):
+            if high - low <= _ENOUGH * low:
+                break
+            middle = (low + high) / 2
+            fits = self._sum_s(options, visits, middle) + rest_s <= middle
+            low, high = (low, middle) if fits else (middle, high)
+        return Relaxed(high, self._shares(options, visits, high))
+
+    def _sum_s(self, options: Options, visits: Floats, time_s: float) -> float:
+        costs = self._costs(options, visits, time_s).min(axis=(1, 2))
+        sums = costs[0]
+        for cost in costs[1:]:
+            sums = _joined(sums, cost).min(axis=1)
+        return float(sums[-1])
+
+    def _shares(self, options: Options, visits: Floats, time_s: float) -> tuple[Share, ...]:
+        table = self._costs(options, visits, time_s)
+        costs = table.min(axis=(1, 2))
+        sums = [costs[0]]
+        for cost in costs[1:]:
+            sums.append(_joined(sums[-1], cost).min(axis=1))
+        left, shares = self.cluster.n_layers, []
+        for index in range(len(costs) - 1, -1, -1):
+            own = left
+            if index:
+                own = int(np.argmin(_joined(sums[index - 1], costs[index])[left]))
+            if own:
+                shares.append(self._share(index, own, table[index, :, :, own], options.visits))
+            left -= own
+        return tuple(shares[::-1])
+
+    def _share(self, index: int, n_layers: int, costs: Floats, visits: Sequence[int]) -> Share:
+        way, number = np.unravel_index(int(np.argmin(costs)), costs.shape)
+        counts = tuple(int(count[n_layers]) for count in self._tables.counts[index][way])
+        return Share(index, counts, min(visits[int(number)], n_layers), bool(self._tables.over[index, way, n_layers] > 0))
+
+    def _costs(self, options: Options, visits: Floats, time_s: float) -> Floats:
+        """By node, way to fill it, number of visits and of layers; infinite where it cannot be."""
+        t = self._tables
+        v = visits[None, None, :, None]
+        share = np.array(options.disk_share or (1.0,) * len(t.rates))
+        rates = (t.rates * share)[:, None, None, None]
+        over, least = t.over[:, :, None, :], t.least[:, :, None, :]
+        streams = over > 0
+        n_layers = np.arange(t.over.shape[-1])[None, None, None, :]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            most = np.minimum(t.room[:, :, None, :], time_s * rates - over)
+            buffers = np.clip(np.where(v > 1, over / np.maximum(v - 1, 1), 0.0), least, np.maximum(least, most))
+            exposed_s = np.maximum(0.0, over - (v - 1) * buffers) / rates
+            stall_s = np.maximum(0.0, exposed_s - t.compute_s[:, :, None, :])
+        hop_s = t.hops[:, None, None, None] * v - t.free_hops[:, None, None, None]
+        cost = t.compute_s[:, :, None, :] + hop_s + np.where(streams, stall_s + t.demanded_s[:, :, None, :], 0.0)
+        possible = t.possible[:, :, None, :] & (~streams | (most >= least))
+        cost = np.where(possible & (v <= np.maximum(n_layers, 1)), cost, np.inf)
+        cost[:, :, :, 0] = 0.0
+        for index in options.without:
+            cost[index, :, :, 1:] = np.inf
+        return cost
+
+
+def _joined(sums: Floats, cost: Floats) -> Floats:
+    """`[n, k]`: n layers of which the next node takes k."""
+    n = len(sums)
+    padded = np.concatenate([np.full(n - 1, np.inf), sums])
+    return np.lib.stride_tricks.sliding_window_view(padded, n)[:, ::-1] + cost[None, :]
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _tables(cluster: Cluster, by_largest: bool) -> _Tables:
+    filled = [_ways(cluster, member, by_largest) for member in cluster.members]
+    n_ways = max(len(ways) for ways in filled)
+    for ways in filled:
+        ways += [ways[0]] * (n_ways - len(ways))
+
+    def stacked(name: str) -> Floats:
+        return np.array([[getattr(way, name) for way in ways] for ways in filled])
+
+    n = len(cluster.members)
+    into = [np.mean([cluster.hop_s[a][b] for a in range(n) if a != b]) if n > 1 else 0.0 for b in range(n)]
+    return _Tables(
+        counts=[[way.counts for way in ways] for ways in filled],
+        compute_s=stacked("compute_s"),
+        over=stacked("over"),
+        demanded_s=stacked("demanded_s"),
+        room=stacked("room"),
+        least=stacked("least"),
+        possible=stacked("possible").astype(bool),
+        rates=np.array([member.disk_bytes_s or np.inf for member in cluster.members]),
+        hops=np.array(into),
+        free_hops=np.array([into[b] if b == cluster.head else 0.0 for b in range(n)]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A way to fill a node's devices, for every number of layers; `counts` by place."""
+
+    counts: NDArray[np.int64]
+    compute_s: Floats
+    over: Floats
+    demanded_s: Floats
+    room: Floats
+    least: Floats
+    possible: NDArray[np.bool_]
+
+
+def _ways(cluster: Cluster, member: Member, by_largest: bool) -> list[_Way]:
+    fast_first = sorted(member.places, key=lambda place: -place.bytes_s)
+    own_first = sorted(fast_first, key=lambda place: place.shares_host)
+    shapes: dict[tuple[tuple[int, ...], float], list[Place]] = {}
+    for order in (fast_first, own_first):
+        for part in (1.0, 0.8, 0.5, 0.0):  # of accelerators in the host's memory: what streams must lie elsewhere
+            shapes.setdefault((tuple(place.number for place in order), part), order)
+    ways = {}
+    for (_, part), order in shapes.items():
+        way = _way(cluster, member, order, part, by_largest)
+        ways.setdefault(way.counts.tobytes(), way)
+    return list(ways.values())
+
+
+def _way(cluster: Cluster, member: Member, order: Sequence[Place], part: float, by_largest: bool) -> _Way:
+    n_layers = cluster.n_layers
+    counts = np.zeros((len(member.places), n_layers + 1), dtype=np.int64)
+    left, host = np.arange(n_layers + 1), float(member.memory_bytes)
+    host -= sum(place.fixed_bytes for place in member.places if place.shares_host)
+    for place in order:
+        size = _size(place, by_largest) + cluster.kv_bytes
+        room = place.memory_bytes - place.fixed_bytes
+        if place.shares_host:
+            room = min(room, host) * (1.0 if place is member.streaming else part)
+        taken = np.minimum(left, max(0, int(room // max(1.0, size))))
+        counts[member.places.index(place)] = taken
+        left = left - taken
+        host -= float(taken[-1]) * size if place.shares_host else 0.0
+    if member.streaming is not None:
+        counts[member.places.index(member.streaming)] += left
+        left = np.zeros_like(left)
+    return _with_costs(cluster, member, counts, left == 0, by_largest)
+
+
+def _with_costs(
+    cluster: Cluster, member: Member, counts: NDArray[np.int64], possible: NDArray[np.bool_], by_largest: bool
+) -> _Way:
+    compute_s = sum(
+        (own * (place.ends_s[-1] / cluster.n_layers) for place, own in zip(member.places, counts, strict=True)),
+        np.zeros(cluster.n_layers + 1),
+    )
+    totals = [
+        own * (_size(place, by_largest) + cluster.kv_bytes) + place.fixed_bytes
+        for place, own in zip(member.places, counts, strict=True)
+    ]
+    nothing = np.zeros(cluster.n_layers + 1)
+    host = sum((total for place, total in zip(member.places, totals, strict=True) if place.shares_host), nothing)
+    for place, total in zip(member.places, totals, strict=True):
+        if place is not member.streaming:
+            possible = possible & (total <= place.memory_bytes)
+    streaming = member.streaming
+    if streaming is None:
+        return _Way(counts, compute_s, nothing, nothing, nothing, nothing, possible & (host <= member.memory_bytes))
+    total, own = totals[member.places.index(streaming)], counts[member.places.index(streaming)]
+    fits = (host <= member.memory_bytes) & (total <= streaming.memory_bytes)
+    return _streaming_way(cluster, member, counts, compute_s, possible, by_largest, host - total, own, fits)
+
+
+def _streaming_way(
+    cluster: Cluster,
+    member: Member,
+    counts: NDArray[np.int64],
+    compute_s: Floats,
+    possible: NDArray[np.bool_],
+    by_largest: bool,
+    taken: Floats,
+    own: NDArray[np.int64],
+    fits: NDArray[np.bool_],
+) -> _Way:
+    streaming, model = member.streaming, cluster.problem.model
+    assert streaming is not None
+    size = _size(streaming, by_largest)
+    table = cluster.table_bytes if streaming.fixed_bytes else 0
+    gather = min(GATHER_BYTES, member.memory_bytes // GATHER_SHARE)
+    room = np.minimum(streaming.memory_bytes, member.memory_bytes - taken) - own * cluster.kv_bytes
+    weights = own * size + streaming.fixed_bytes - table
+    over = np.where(fits | (weights <= room), 0.0, np.maximum(0.0, weights - room + gather))
+    room = room - gather
+    experts = own * (sum(model.expert_bytes) / cluster.n_layers) if model.expert_bytes else np.zeros_like(over)
+    demanded = np.minimum(over, experts)
+    share = np.minimum(size, (over - demanded) / np.maximum(own, 1))
+    routed = (sum(model.expert_bytes) / cluster.n_layers) * cluster.routed if model.expert_bytes else 0.0
+    largest = min(model.largest_tensor_bytes or size, size)
+    least = np.where(over > 0, np.maximum(LEAST_BUFFER_BYTES, share + routed + 1.5 * largest), 0.0)
+    return _Way(
+        counts=counts,
+        compute_s=compute_s,
+        over=over - demanded,
+        demanded_s=demanded * cluster.routed / member.disk_bytes_s,
+        room=np.maximum(room, 0.0),
+        least=least,
+        possible=possible & ((over == 0) | (least <= room)),
+    )
+
+
+def _size(place: Place, by_largest: bool) -> float:
+    return float(max(place.sizes)) if by_largest else sum(place.sizes) / len(place.sizes)

@@ -1,0 +1,208 @@
+"""The solver `halda`: the relaxation gives starts, the simulation judges them, local search makes the best of them.
+
+Deterministic: work is counted in simulated layers, not in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+
+from prima_core.errors import PlanError
+from prima_core.plan.check import complete
+from prima_core.plan.plan import Certificate, Plan, Residency, Split, Visit
+from prima_core.plan.predict import predict
+from prima_core.plan.problem import Problem
+from prima_core.plan.proportional import proportional
+from prima_core.plan.stream import gather_bytes
+from prima_halda.cluster import Cluster
+from prima_halda.improve import Budget, improved, with_better_buffers
+from prima_halda.judge import Judge, Trial, Way
+from prima_halda.layout import laid_out
+from prima_halda.relax import VISITS, Options, Relaxation, Relaxed, Share
+from prima_halda.ring import EXACT_UP_TO, shortest_ring
+from prima_halda.shortage import explained
+
+_STEPS = 60_000
+"""Simulated layers: about a second."""
+_TRIED_LONGER = 4
+_SPREADS = (1, 2, 4, 8, 16)
+
+
+def solve(problem: Problem) -> Plan:
+    """Raises PlanError when no plan was found, with what is lacking. Where rates are not known the plan is that of
+    `even`, and its certificate says why."""
+    why = unknown_rate(problem)
+    if why:
+        plan = _shared_out(problem)
+        return msgspec.structs.replace(plan, solver="halda", certificate=Certificate(about=f"as `even`: {why}"))
+    cluster = Cluster.of(problem)
+    judge = Judge(cluster)
+    budget = Budget(judge, _STEPS)
+    relaxed, starts = _starts(cluster)
+    trials = _judged(judge, [*starts, *_of_other_solvers(cluster)])
+    if not trials:
+        plan = _shared_out(problem)  # what it finds, though the judge did not
+        return msgspec.structs.replace(plan, solver="halda", certificate=Certificate(about="as `even`"))
+    best: list[Trial] = []
+    for trial in trials[:_TRIED_LONGER]:
+        better = improved(judge, trial, budget, same_visits=bool(problem.rounds))
+        best.append(with_better_buffers(judge, better, budget))
+    return _certified(cluster, _fastest(cluster, sorted([*best, *trials], key=lambda trial: trial.time_s)), relaxed)
+
+
+def unknown_rate(problem: Problem) -> str:
+    """The first rate of computing that is not known; "": all are."""
+    for node in problem.nodes:
+        for device in node.places:
+            if not device.decode_bytes_s:
+                return f"decode_bytes_s of {device.id or 'the memory'} on {node.name} is not known"
+    return ""
+
+
+def _shared_out(problem: Problem) -> Plan:
+    try:
+        plan = proportional(problem)
+        complete(plan, problem)
+    except PlanError as error:
+        raise explained(problem, error) from error
+    return plan
+
+
+# ---------------------------------------------------------------- starts
+
+
+def _starts(cluster: Cluster) -> tuple[Relaxed | None, list[Way]]:
+    problem, ways = cluster.problem, []
+    relaxed = None
+    for by_largest in (False, True):
+        relaxation = Relaxation(cluster, by_largest)
+        for options in _options(cluster):
+            found = relaxation.solve(options)
+            if found is None:
+                continue
+            relaxed = relaxed or found
+            ways += _ways(cluster, found.shares, problem.rounds)
+        if not _differs(cluster):
+            break
+    return relaxed, list(dict.fromkeys(ways))
+
+
+def _differs(cluster: Cluster) -> bool:
+    return len(set(cluster.problem.model.layer_bytes)) > 1
+
+
+def _options(cluster: Cluster) -> Iterator[Options]:
+    rounds = cluster.problem.rounds
+    shares = sorted({(1.0,) * len(cluster.members), _disk_shares(cluster)}, reverse=True)
+    for disk_share in shares:
+        if rounds:
+            yield Options((rounds,), disk_share)
+            continue
+        yield Options(VISITS, disk_share)
+        for n in _SPREADS:
+            yield Options((n,) if n == 1 else (1, n), disk_share)
+
+
+def _disk_shares(cluster: Cluster) -> tuple[float, ...]:
+    """As if all nodes of a disk read all the time."""
+    disks = [member.disk or f"\0{member.index}" for member in cluster.members]
+    return tuple(1 / disks.count(disk) for disk in disks)
+
+
+def _ways(cluster: Cluster, shares: Sequence[Share], rounds: int) -> Iterator[Way]:
+    ring = shortest_ring(
+        cluster.hop_s, cluster.head, [share.member for share in shares if share.member != cluster.head]
+    )
+    most = max(share.n_visits for share in shares)
+    yield laid_out(cluster, shares, ring)
+    if not rounds and most > 1:
+        often = [msgspec_free_replace(share, min(most, share.n_layers)) for share in shares]
+        yield laid_out(cluster, often, ring)
+        yield laid_out(cluster, [msgspec_free_replace(share, most if share.streams else 1) for share in shares], ring)
+
+
+def msgspec_free_replace(share: Share, n_visits: int) -> Share:
+    return Share(share.member, share.counts, min(n_visits, share.n_layers), share.streams)
+
+
+def _of_other_solvers(cluster: Cluster) -> Iterator[Way]:
+    rates = {node.name: node.places[0].decode_bytes_s for node in cluster.problem.nodes}
+    for shares in (None, rates):
+        try:
+            yield _way_of(cluster, proportional(cluster.problem, shares))
+        except PlanError:
+            continue
+
+
+def _way_of(cluster: Cluster, plan: Plan) -> Way:
+    numbers = {(cluster.members[place.member].name, place.id): place.number for place in cluster.places}
+    return tuple(
+        numbers[visit.node, part.device]
+        for visit in plan.visits
+        for part in visit.parts(cluster.problem.node(visit.node).places[0].id)
+        for _ in part.layers
+    )
+
+
+def _judged(judge: Judge, ways: Sequence[Way]) -> list[Trial]:
+    trials = [trial for way in dict.fromkeys(ways) if (trial := judge.trial(way)) is not None]
+    return sorted(trials, key=lambda trial: trial.time_s)
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def _fastest(cluster: Cluster, trials: Sequence[Trial]) -> Plan:
+    """By the last word of `complete` and `predict`."""
+    problem, plans = cluster.problem, []
+    for trial in trials:
+        for plan in (_plan(cluster, trial), _with_buffers(cluster, trial)):
+            try:
+                made = complete(plan, problem)
+                plans.append((predict(made, problem).token_s, len(plans), plan))
+            except PlanError:
+                continue
+        if len(plans) >= 2 * _TRIED_LONGER:
+            break
+    if not plans:
+        return _shared_out(problem)
+    return min(plans, key=lambda item: item[:2])[2]
+
+
+def _plan(cluster: Cluster, trial: Trial) -> Plan:
+    visits = []
+    for index, runs in Judge(cluster).visits(trial.way):
+        member = cluster.members[index]
+        parts = tuple(Split(cluster.places[number].id, start, stop) for number, start, stop in runs)
+        split = parts if len(member.places) > 1 else ()
+        visits.append(Visit(member.name, parts[0].start, parts[-1].stop, split))
+    return Plan(cluster.n_layers, cluster.problem.head, tuple(visits), solver="halda")
+
+
+def _with_buffers(cluster: Cluster, trial: Trial) -> Plan:
+    plan = _plan(cluster, trial)
+    loads = Judge(cluster).loads(trial.way) or {}
+    residency = tuple(
+        Residency(
+            node=load.overload.node,
+            device=load.overload.device,
+            weight_bytes=0,
+            kv_bytes=0,
+            streamed_bytes=load.overload.streamed_bytes(trial.buffers[index]),
+            buffer_bytes=trial.buffers[index],
+        )
+        for index, load in loads.items()
+    )
+    names = [load.overload.node for load in loads.values()]
+    gather = gather_bytes(cluster.problem, names) if names else 0
+    return msgspec.structs.replace(plan, residency=residency, gather_bytes=gather)
+
+
+def _certified(cluster: Cluster, plan: Plan, relaxed: Relaxed | None) -> Plan:
+    if relaxed is None:
+        return plan
+    ring = "exact" if len(plan.nodes) <= EXACT_UP_TO + 1 else "by local search"
+    about = f"the bound is of layers that are alike and visits that are evenly spaced; order of nodes: {ring}"
+    return msgspec.structs.replace(plan, certificate=Certificate(relaxed.time_s, about))
