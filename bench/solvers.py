@@ -41,8 +41,17 @@ def small_problem(seed: int) -> Problem:
     odd = chance.random() < 0.4
     layers = tuple(int(usual * (chance.uniform(0.7, 1.4) if odd else 1)) for _ in range(chance.randint(2, most)))
     ends = chance.choice((0, usual // 2, usual))
-    model = ModelFacts("small", layers, ends // 2, ends, 1000, 4096, largest_tensor_bytes=usual // 5,
-                       activation_bytes=16384, input_row_bytes=chance.choice((0, 4096)))
+    model = ModelFacts(
+        "small",
+        layers,
+        ends // 2,
+        ends,
+        1000,
+        4096,
+        largest_tensor_bytes=usual // 5,
+        activation_bytes=16384,
+        input_row_bytes=chance.choice((0, 4096)),
+    )
     plenty = chance.choice((0.4, 0.6, 0.8, 1.0, 1.3))
     nodes = []
     disk = chance.choice(("", "", "one for all"))
@@ -50,17 +59,42 @@ def small_problem(seed: int) -> Problem:
         room = int(plenty * sum(layers) / n_nodes * chance.uniform(0.4, 1.7)) + 150 * MB
         devices = [DeviceFacts("cpu", room, decode_bytes_s=chance.uniform(4e9, 4e10))]
         if has_gpu[index]:
-            devices.insert(0, DeviceFacts("gpu", int(sum(layers) * chance.uniform(0.1, 0.6)), shares_host=False,
-                                          decode_bytes_s=chance.uniform(5e10, 5e11)))
+            devices.insert(
+                0,
+                DeviceFacts(
+                    "gpu",
+                    int(sum(layers) * chance.uniform(0.1, 0.6)),
+                    shares_host=False,
+                    decode_bytes_s=chance.uniform(5e10, 5e11),
+                ),
+            )
         nodes.append(NodeFacts("abcd"[index], room, tuple(devices), chance.uniform(3e8, 4e9), disk))
-    nodes[0] = NodeFacts("a", nodes[0].memory_bytes + model.output_bytes + model.input_bytes,
-                         tuple(DeviceFacts(d.id, d.memory_bytes + (model.output_bytes + model.input_bytes), d.shares_host, decode_bytes_s=d.decode_bytes_s) for d in nodes[0].devices), nodes[0].disk_bytes_s, disk)
+    nodes[0] = NodeFacts(
+        "a",
+        nodes[0].memory_bytes + model.output_bytes + model.input_bytes,
+        tuple(
+            DeviceFacts(
+                d.id,
+                d.memory_bytes + (model.output_bytes + model.input_bytes),
+                d.shares_host,
+                decode_bytes_s=d.decode_bytes_s,
+            )
+            for d in nodes[0].devices
+        ),
+        nodes[0].disk_bytes_s,
+        disk,
+    )
     alike = chance.random() < 0.5
     links = tuple(
-        LinkFacts(a.name, b.name, chance.choice((0.0005, 0.003, 0.01)), 5e7)
-        for a in nodes for b in nodes if a is not b
+        LinkFacts(a.name, b.name, chance.choice((0.0005, 0.003, 0.01)), 5e7) for a in nodes for b in nodes if a is not b
     )
-    return Problem(model, tuple(nodes), "a", 256, links[:0] + (LinkFacts(latency_s=chance.choice((0.0003, 0.003, 0.01))),) if alike else links)
+    return Problem(
+        model,
+        tuple(nodes),
+        "a",
+        256,
+        links[:0] + (LinkFacts(latency_s=chance.choice((0.0003, 0.003, 0.01))),) if alike else links,
+    )
 
 
 def exhaustive(problem: Problem) -> float:
@@ -77,7 +111,11 @@ def exhaustive(problem: Problem) -> float:
     if not near:
         raise PlanError("there is no plan")
     budget = Budget(judge, 1 << 60)
-    refined = [with_better_buffers(judge, trial, budget) for trial in sorted(near, key=lambda t: t.time_s)[:200] if trial.time_s < NEAR * best]
+    refined = [
+        with_better_buffers(judge, trial, budget)
+        for trial in sorted(near, key=lambda t: t.time_s)[:200]
+        if trial.time_s < NEAR * best
+    ]
     return token_s(_fastest(cluster, sorted(refined, key=lambda t: t.time_s)), problem)
 
 
@@ -104,7 +142,10 @@ def small(first: int, n: int) -> None:
         ratio = own / best if best < float("inf") else (1.0 if own == best else 0.0)
         ratios.append(ratio)
         mark = "" if ratio <= 1.02 else "  <<<"
-        print(f"{seed:4} {len(problem.nodes)}x{problem.model.n_layers} {1e3 * best:9.1f} ms {1e3*own:9.1f} ms {ratio:.4f} {middle - began:6.2f} s {ended - middle:5.2f} s{mark}", flush=True)
+        print(
+            f"{seed:4} {len(problem.nodes)}x{problem.model.n_layers} {1e3 * best:9.1f} ms {1e3 * own:9.1f} ms {ratio:.4f} {middle - began:6.2f} s {ended - middle:5.2f} s{mark}",
+            flush=True,
+        )
     print(f"worst {max(ratios):.4f}, over 2 %: {sum(r > 1.02 for r in ratios)} of {n}")
 
 

@@ -65,8 +65,10 @@ class Cluster:
         members: list[Member] = []
         places: list[Place] = []
         for index, node in enumerate(problem.nodes):
-            own = [_place(problem, node, device, index, len(places) + number, end)
-                   for number, device in enumerate(node.places)]
+            own = [
+                _place(problem, node, device, index, len(places) + number, end)
+                for number, device in enumerate(node.places)
+            ]
             places += own
             members.append(_member(problem, node, index, own))
         ends = next(place for place in places if (problem.nodes[place.member].name, place.id) == end)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import combinations, groupby
+from random import Random
 
 from prima_halda.cluster import Cluster
 from prima_halda.judge import Judge, Trial, Way
@@ -15,6 +16,9 @@ Runs = tuple[tuple[int, int], ...]
 _GAIN = 1 - 1e-6
 _FEW_RUNS = 12
 """With more, layers go only from the longest run of a place to the shortest of another."""
+_FEW_LAYERS = 24
+_FEW_CHANGES = 40
+"""With no more layers, and no more ways to lay one elsewhere, single ones are tried out, and two at once."""
 _FACTORS = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0, 3.0, 5.0)
 
 
@@ -44,6 +48,36 @@ def improved(judge: Judge, trial: Trial, budget: Budget, *, same_visits: bool = 
                 best, is_better = found, True
                 break
     return best
+
+
+def repaired(judge: Judge, way: Way, budget: Budget) -> Way:
+    """A way that lacks less memory, if it can be none, by single layers that go elsewhere or change places."""
+    lack, is_better = judge.lack_bytes(way), True
+    while lack and is_better and not budget.is_spent:
+        is_better = False
+        for other in _by_layers(judge.cluster, way, pairs=False):
+            less = judge.lack_bytes(other)
+            if less < lack:
+                way, lack, is_better = other, less, True
+                break
+            if budget.is_spent:
+                break
+    return way
+
+
+def kicked(judge: Judge, trial: Trial, chance: Random, budget: Budget) -> Trial:
+    """The best way near another one, that is some steps away; or the same as now."""
+    way = list(trial.way)
+    for _ in range(chance.choice((2, 3, 4, 4 * len(way)))):  # so many that nothing is left, at times
+        a, b = chance.randrange(len(way)), chance.randrange(len(way))
+        if chance.random() < 0.5:
+            way[a], way[b] = way[b], way[a]
+        else:
+            way[min(a, b) : max(a, b)] = [chance.randrange(len(judge.cluster.places))] * abs(a - b)
+    found = judge.trial(repaired(judge, tuple(way), budget))
+    if found is None:
+        return trial
+    return min(trial, improved(judge, found, budget), key=lambda one: one.time_s)
 
 
 def with_better_buffers(judge: Judge, trial: Trial, budget: Budget) -> Trial:
@@ -76,6 +110,8 @@ def _neighbours(cluster: Cluster, runs: Runs, same_visits: bool) -> Iterator[Way
     yield from _swaps(runs)
     yield from _exchanges(cluster, runs)
     yield from _insertions(cluster, runs)
+    if len(way := way_of(runs)) <= _FEW_LAYERS:
+        yield from _by_layers(cluster, way, pairs=len(way) * len(cluster.places) <= _FEW_CHANGES)
 
 
 def _transfers(runs: Runs, same_visits: bool) -> Iterator[Way]:
@@ -141,3 +177,23 @@ def _insertions(cluster: Cluster, runs: Runs) -> Iterator[Way]:
             for before in sorted({0, (length - 1) // 2, length - 1}):
                 inside = ((place, before), (other, 1), (place, length - 1 - before))
                 yield way_of((*runs[:index], *inside, *runs[index + 1 :]))
+
+
+def _by_layers(cluster: Cluster, way: Way, *, pairs: bool) -> Iterator[Way]:
+    """A layer goes to another place, two change places, or with `pairs` any two go anywhere."""
+    changes = [
+        (layer, place) for layer in range(len(way)) for place in range(len(cluster.places)) if way[layer] != place
+    ]
+    for layer, place in changes:
+        yield (*way[:layer], place, *way[layer + 1 :])
+    for a, b in combinations(range(len(way)), 2):
+        if way[a] != way[b]:
+            yield _with_two(way, (a, way[b]), (b, way[a]))
+    if pairs:
+        yield from (_with_two(way, one, other) for one, other in combinations(changes, 2) if one[0] != other[0])
+
+
+def _with_two(way: Way, one: tuple[int, int], other: tuple[int, int]) -> Way:
+    changed = list(way)
+    changed[one[0]], changed[other[0]] = one[1], other[1]
+    return tuple(changed)

@@ -83,14 +83,8 @@ class Judge:
 
     def loads(self, way: Way) -> dict[int, Load] | None:
         """Of the nodes that stream; None: some node cannot take what it would have to."""
-        by_place: dict[int, list[int]] = {}
-        for layer, number in enumerate(way):
-            by_place.setdefault(number, []).append(layer)
-        used = {self.cluster.places[number].member for number in by_place} | {self.cluster.head}
         held: dict[int, Layers] = {}
-        for index in sorted(used):
-            places = self.cluster.members[index].places
-            layers = tuple(tuple(by_place.get(place.number, ())) for place in places)
+        for index, layers in self._by_member(way).items():
             fits = self._fit(index, layers)
             if fits is None:
                 return None
@@ -101,6 +95,42 @@ class Judge:
         if any(load is None for load in loads.values()):
             return None
         return {index: load for index, load in loads.items() if load is not None and load.overload.over_bytes}
+
+    def lack_bytes(self, way: Way) -> int:
+        """What must be added to memory before a way can be; 0 where it can be already, or almost."""
+        self.n_steps += 2 + len(way) // 16
+        return sum(self._lack(self.cluster.members[index], layers) for index, layers in self._by_member(way).items())
+
+    def _lack(self, member: Member, layers: Layers) -> int:
+        totals = [
+            sum(place.sizes[layer] for layer in own) + self.cluster.kv_bytes * len(own) + place.fixed_bytes
+            for place, own in zip(member.places, layers, strict=True)
+        ]
+        lack = sum(
+            max(0, total - place.memory_bytes)
+            for place, total in zip(member.places, totals, strict=True)
+            if place is not member.streaming
+        )
+        host = sum(total for place, total in zip(member.places, totals, strict=True) if place.shares_host)
+        if member.streaming is None:
+            return lack + max(0, host - member.memory_bytes)
+        if self._fit(member.index, layers):
+            return 0
+        overload = self._overload(member, layers, gather_bytes(self.cluster.problem, [member.name]))
+        if overload.over_bytes:
+            lack += max(0, self._smallest(overload) - overload.room_bytes)
+        return lack
+
+    def _by_member(self, way: Way) -> dict[int, Layers]:
+        """The layers of every node that is visited, and of the head."""
+        by_place: dict[int, list[int]] = {}
+        for layer, number in enumerate(way):
+            by_place.setdefault(number, []).append(layer)
+        used = {self.cluster.places[number].member for number in by_place} | {self.cluster.head}
+        return {
+            index: tuple(tuple(by_place.get(place.number, ())) for place in self.cluster.members[index].places)
+            for index in sorted(used)
+        }
 
     def _fit(self, index: int, layers: Layers) -> bool | None:
         """Whether all stays in memory; None: it cannot be, streaming or not."""
@@ -128,13 +158,20 @@ class Judge:
         key = (index, layers, gather)
         if key not in self._loads:
             member = self.cluster.members[index]
-            load = self._load_now(member, layers, 0)
-            if load is not None and load.overload.over_bytes:
-                load = self._load_now(member, layers, gather)
-            self._loads[key] = load
+            overload = self._overload(member, layers, 0)
+            if overload.over_bytes:
+                overload = self._overload(member, layers, gather)
+            self._loads[key] = self._load_of(overload)
         return self._loads[key]
 
-    def _load_now(self, member: Member, layers: Layers, gather: int) -> Load | None:
+    def _load_of(self, overload: Overload) -> Load | None:
+        if overload.room_bytes < 0:
+            return None
+        smallest = self._smallest(overload) if overload.over_bytes else 0
+        return Load(overload, smallest, len(overload.layer_bytes)) if smallest <= overload.room_bytes else None
+
+    def _overload(self, member: Member, layers: Layers, gather: int) -> Overload:
+        """`room_bytes` is negative where not even KV fits."""
         cluster, place = self.cluster, member.streaming
         assert place is not None, "only who may stream is asked"
         own = layers[member.places.index(place)]
@@ -143,12 +180,9 @@ class Judge:
             for other, held in zip(member.places, layers, strict=True)
             if other.shares_host and other is not place
         )
-        room = min(place.memory_bytes, member.memory_bytes - taken) - cluster.kv_bytes * len(own) - gather
-        if room < 0:
-            return None
         model, table = cluster.problem.model, cluster.table_bytes if place.fixed_bytes else 0
         experts = [model.expert_bytes[layer] for layer in own] if model.expert_bytes else []
-        overload = Overload(
+        return Overload(
             node=member.name,
             device=place.id,
             layer_bytes=tuple(place.sizes[layer] for layer in own),
@@ -156,12 +190,22 @@ class Judge:
             n_visits=1,
             table_bytes=table,
             output_bytes=place.fixed_bytes - table,
-            room_bytes=room,
+            room_bytes=min(place.memory_bytes, member.memory_bytes - taken) - cluster.kv_bytes * len(own) - gather,
             largest_tensor_bytes=model.largest_tensor_bytes or max((place.sizes[layer] for layer in own), default=0),
             routed_bytes=max(experts, default=0) * model.n_experts_used // max(1, model.n_experts),
         )
-        smallest = _smallest(overload, bool(model.tensor_bytes)) if overload.over_bytes else 0
-        return Load(overload, smallest, len(own)) if smallest <= room else None
+
+    def _smallest(self, overload: Overload) -> int:
+        """Of single tensors a layer's share can be chosen better than as a whole: how well is found out at the end."""
+        if not self.cluster.problem.model.tensor_bytes:
+            return overload.smallest_buffer
+        largest, n_layers = overload.largest_tensor_bytes, max(1, len(overload.layer_bytes))
+        size = LEAST_BUFFER_BYTES
+        for _ in range(3):
+            share = max(0, overload.over_bytes + size - overload.expert_bytes) // n_layers
+            share = min(share, max(overload.layer_bytes, default=0))
+            size = max(LEAST_BUFFER_BYTES, share + overload.routed_bytes + largest * 3 // 2)
+        return size
 
     # ------------------------------------------------------------ time
 
@@ -265,16 +309,3 @@ class Judge:
         n_blocks = int(4 * streamed // buffer_bytes) + 1 if buffer_bytes else 1
         for _ in range(n_blocks if streamed else 1):
             yield LayerCost(compute_s / n_blocks if streamed else compute_s, streamed / n_blocks)
-
-
-def _smallest(overload: Overload, are_tensors_known: bool) -> int:
-    """Of single tensors a layer's share can be chosen better than as a whole: how well is found out at the end."""
-    if not are_tensors_known:
-        return overload.smallest_buffer
-    largest, n_layers = overload.largest_tensor_bytes, max(1, len(overload.layer_bytes))
-    size = LEAST_BUFFER_BYTES
-    for _ in range(3):
-        share = max(0, overload.over_bytes + size - overload.expert_bytes) // n_layers
-        share = min(share, max(overload.layer_bytes, default=0))
-        size = max(LEAST_BUFFER_BYTES, share + overload.routed_bytes + largest * 3 // 2)
-    return size

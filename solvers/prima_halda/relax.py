@@ -80,7 +80,9 @@ class Relaxation:
         self.cluster = cluster
         self._tables = _tables(cluster, by_largest)
         self._output_s = cluster.output_bytes / cluster.end.bytes_s
-        others = [cluster.hop_s[member.index][cluster.head] for member in cluster.members if member.index != cluster.head]
+        others = [
+            cluster.hop_s[member.index][cluster.head] for member in cluster.members if member.index != cluster.head
+        ]
         self._return_s = float(np.mean(others)) if others else 0.0
 
     def solve(self, options: Options) -> Relaxed | None:
@@ -128,7 +130,9 @@ class Relaxation:
     def _share(self, index: int, n_layers: int, costs: Floats, visits: Sequence[int]) -> Share:
         way, number = np.unravel_index(int(np.argmin(costs)), costs.shape)
         counts = tuple(int(count[n_layers]) for count in self._tables.counts[index][way])
-        return Share(index, counts, min(visits[int(number)], n_layers), bool(self._tables.over[index, way, n_layers] > 0))
+        return Share(
+            index, counts, min(visits[int(number)], n_layers), bool(self._tables.over[index, way, n_layers] > 0)
+        )
 
     def _costs(self, options: Options, visits: Floats, time_s: float) -> Floats:
         """By node, way to fill it, number of visits and of layers; infinite where it cannot be."""

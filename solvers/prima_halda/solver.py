@@ -6,6 +6,8 @@ Deterministic: work is counted in simulated layers, not in seconds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from random import Random
 
 import msgspec
 
@@ -17,7 +19,7 @@ from prima_core.plan.problem import Problem
 from prima_core.plan.proportional import proportional
 from prima_core.plan.stream import gather_bytes
 from prima_halda.cluster import Cluster
-from prima_halda.improve import Budget, improved, with_better_buffers
+from prima_halda.improve import Budget, improved, kicked, repaired, with_better_buffers
 from prima_halda.judge import Judge, Trial, Way
 from prima_halda.layout import laid_out
 from prima_halda.relax import VISITS, Options, Relaxation, Relaxed, Share
@@ -26,7 +28,11 @@ from prima_halda.shortage import explained
 
 _STEPS = 60_000
 """Simulated layers: about a second."""
-_TRIED_LONGER = 4
+_TRIED_OUT = 1024
+"""Ways to lay layers on places: if there are no more, all are judged."""
+_TRIED_LONGER = 6
+_KICKS = 64
+_KICK_STEPS = 20_000
 _SPREADS = (1, 2, 4, 8, 16)
 
 
@@ -41,14 +47,14 @@ def solve(problem: Problem) -> Plan:
     judge = Judge(cluster)
     budget = Budget(judge, _STEPS)
     relaxed, starts = _starts(cluster)
-    trials = _judged(judge, [*starts, *_of_other_solvers(cluster)])
+    trials = _judged(judge, _all_starts(judge, [*starts, *_of_other_solvers(cluster)], budget))
     if not trials:
         plan = _shared_out(problem)  # what it finds, though the judge did not
         return msgspec.structs.replace(plan, solver="halda", certificate=Certificate(about="as `even`"))
-    best: list[Trial] = []
-    for trial in trials[:_TRIED_LONGER]:
-        better = improved(judge, trial, budget, same_visits=bool(problem.rounds))
-        best.append(with_better_buffers(judge, better, budget))
+    best = [improved(judge, trial, budget, same_visits=bool(problem.rounds)) for trial in trials[:_TRIED_LONGER]]
+    if not problem.rounds:
+        best.append(_far_from(judge, min(best, key=lambda trial: trial.time_s), budget))
+    best = [with_better_buffers(judge, trial, budget) for trial in best]
     return _certified(cluster, _fastest(cluster, sorted([*best, *trials], key=lambda trial: trial.time_s)), relaxed)
 
 
@@ -87,6 +93,26 @@ def _starts(cluster: Cluster) -> tuple[Relaxed | None, list[Way]]:
         if not _differs(cluster):
             break
     return relaxed, list(dict.fromkeys(ways))
+
+
+def _all_starts(judge: Judge, ways: Sequence[Way], budget: Budget) -> list[Way]:
+    """With those of them that cannot be repaired as far as they can; and all there are, where there are few."""
+    cluster = judge.cluster
+    ways = [*ways, *(repaired(judge, way, budget) for way in ways)]
+    if len(cluster.places) ** cluster.n_layers <= _TRIED_OUT and not cluster.problem.rounds:
+        ways += product(range(len(cluster.places)), repeat=cluster.n_layers)
+    return list(dict.fromkeys(ways))
+
+
+def _far_from(judge: Judge, trial: Trial, budget: Budget) -> Trial:
+    """By steps that a local search would not take, and back to where it leads from there."""
+    chance = Random(judge.cluster.n_layers)  # the same in every run
+    kicks = Budget(judge, judge.n_steps + _KICK_STEPS)
+    for _ in range(_KICKS):
+        if kicks.is_spent:
+            break
+        trial = kicked(judge, trial, chance, budget)
+    return trial
 
 
 def _differs(cluster: Cluster) -> bool:
