@@ -1,8 +1,8 @@
-"""Local search: small changes of a way, as long as the judge finds one that is faster and there is work left to spend."""
+"""Local search: small changes of a way, as long as the judge finds a faster one and there is work left to spend."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import combinations, groupby
 from random import Random
@@ -52,13 +52,13 @@ def improved(judge: Judge, trial: Trial, budget: Budget, *, same_visits: bool = 
 
 def repaired(judge: Judge, way: Way, budget: Budget) -> Way:
     """A way that lacks less memory, if it can be none, by single layers that go elsewhere or change places."""
-    lack, is_better = judge.lack_bytes(way), True
-    while lack and is_better and not budget.is_spent:
+    lacks, is_better = judge.lacks(way), True
+    while lacks and is_better and not budget.is_spent:
         is_better = False
-        for other in _by_layers(judge.cluster, way, pairs=False):
-            less = judge.lack_bytes(other)
-            if less < lack:
-                way, lack, is_better = other, less, True
+        for other in _by_layers(judge.cluster, way, of=frozenset(lacks)):
+            less = judge.lacks(other)
+            if sum(less.values()) < sum(lacks.values()):
+                way, lacks, is_better = other, less, True
                 break
             if budget.is_spent:
                 break
@@ -111,7 +111,9 @@ def _neighbours(cluster: Cluster, runs: Runs, same_visits: bool) -> Iterator[Way
     yield from _exchanges(cluster, runs)
     yield from _insertions(cluster, runs)
     if len(way := way_of(runs)) <= _FEW_LAYERS:
-        yield from _by_layers(cluster, way, pairs=len(way) * len(cluster.places) <= _FEW_CHANGES)
+        yield from _by_layers(cluster, way, of=frozenset(range(len(cluster.members))))
+    if len(way) * len(cluster.places) <= _FEW_CHANGES:
+        yield from _by_pairs(cluster, way)
 
 
 def _transfers(runs: Runs, same_visits: bool) -> Iterator[Way]:
@@ -179,18 +181,26 @@ def _insertions(cluster: Cluster, runs: Runs) -> Iterator[Way]:
                 yield way_of((*runs[:index], *inside, *runs[index + 1 :]))
 
 
-def _by_layers(cluster: Cluster, way: Way, *, pairs: bool) -> Iterator[Way]:
-    """A layer goes to another place, two change places, or with `pairs` any two go anywhere."""
-    changes = [
-        (layer, place) for layer in range(len(way)) for place in range(len(cluster.places)) if way[layer] != place
-    ]
-    for layer, place in changes:
+def _by_layers(cluster: Cluster, way: Way, *, of: Set[int]) -> Iterator[Way]:
+    """A layer of these nodes goes to another place, or changes places with any other."""
+    theirs = [layer for layer, place in enumerate(way) if cluster.places[place].member in of]
+    for layer, place in _changes(cluster, way, theirs):
         yield (*way[:layer], place, *way[layer + 1 :])
-    for a, b in combinations(range(len(way)), 2):
-        if way[a] != way[b]:
-            yield _with_two(way, (a, way[b]), (b, way[a]))
-    if pairs:
-        yield from (_with_two(way, one, other) for one, other in combinations(changes, 2) if one[0] != other[0])
+    for a in theirs:
+        for b in range(len(way)):
+            if way[a] != way[b] and (a < b or b not in theirs):
+                yield _with_two(way, (a, way[b]), (b, way[a]))
+
+
+def _by_pairs(cluster: Cluster, way: Way) -> Iterator[Way]:
+    """Any two layers go anywhere."""
+    for one, other in combinations(_changes(cluster, way, range(len(way))), 2):
+        if one[0] != other[0]:
+            yield _with_two(way, one, other)
+
+
+def _changes(cluster: Cluster, way: Way, layers: Iterable[int]) -> list[tuple[int, int]]:
+    return [(layer, place) for layer in layers for place in range(len(cluster.places)) if way[layer] != place]
 
 
 def _with_two(way: Way, one: tuple[int, int], other: tuple[int, int]) -> Way:

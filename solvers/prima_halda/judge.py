@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from prima_core.plan.costs import LayerCost, PassCost, VisitCost
 from prima_core.plan.overlap import Reader, best_buffers
@@ -54,6 +54,7 @@ class Judge:
     cluster: Cluster
     n_steps: int = 0
     _fits: dict[tuple[int, Layers], bool | None] = field(default_factory=dict)
+    _lacking: dict[tuple[int, Layers], int] = field(default_factory=dict)
     _loads: dict[tuple[int, Layers, int], Load | None] = field(default_factory=dict)
 
     def trial(self, way: Way, under_s: float = float("inf"), buffers: Mapping[int, int] | None = None) -> Trial | None:
@@ -96,12 +97,19 @@ class Judge:
             return None
         return {index: load for index, load in loads.items() if load is not None and load.overload.over_bytes}
 
-    def lack_bytes(self, way: Way) -> int:
-        """What must be added to memory before a way can be; 0 where it can be already, or almost."""
+    def lacks(self, way: Way) -> dict[int, int]:
+        """Bytes that must be added to memory of nodes before a way can be; empty where it can be already, or almost."""
         self.n_steps += 2 + len(way) // 16
-        return sum(self._lack(self.cluster.members[index], layers) for index, layers in self._by_member(way).items())
+        found = {index: self._lack(index, layers) for index, layers in self._by_member(way).items()}
+        return {index: lack for index, lack in found.items() if lack}
 
-    def _lack(self, member: Member, layers: Layers) -> int:
+    def _lack(self, index: int, layers: Layers) -> int:
+        key = (index, layers)
+        if key not in self._lacking:
+            self._lacking[key] = self._lack_now(self.cluster.members[index], layers)
+        return self._lacking[key]
+
+    def _lack_now(self, member: Member, layers: Layers) -> int:
         totals = [
             sum(place.sizes[layer] for layer in own) + self.cluster.kv_bytes * len(own) + place.fixed_bytes
             for place, own in zip(member.places, layers, strict=True)
@@ -248,7 +256,7 @@ class Judge:
 
     def _busy_s(self, visits: Sequence[tuple[int, object]]) -> float:
         stops = [self.cluster.head, *(index for index, _ in visits), self.cluster.head]
-        hops = sum(self.cluster.hop_s[a][b] for a, b in zip(stops, stops[1:], strict=False))
+        hops = sum(self.cluster.hop_s[a][b] for a, b in pairwise(stops))
         return hops + sum(self._computing(visits).values())
 
     def _demanded_s(self, load: Load, index: int) -> float:

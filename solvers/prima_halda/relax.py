@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 VISITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _HALVINGS = 24
 _ENOUGH = 1e-5
+_ROUNDS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +49,10 @@ class Relaxed:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What may be asked: `visits` that nodes may have; `disk_share`: of its disk's rate that a node gets; whether
-    layers are taken as large as the largest; and nodes that are left out."""
+    """What may be asked: `visits` that nodes may have, and `disk_share`: of its disk's rate that a node gets."""
 
     visits: tuple[int, ...] = VISITS
     disk_share: tuple[float, ...] = ()
-    by_largest: bool = False
-    without: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +72,15 @@ class _Tables:
 
 
 class Relaxation:
-    """Of one cluster, asked with several options. `return_s`: the way back to the head."""
+    """Of one cluster, asked with several options. `by_largest`: layers are taken as large as the largest. `hopeful`:
+    links are the quickest, buffers may be as small as can be; then no plan is faster than `time_s`, but for one on the
+    head alone."""
 
-    def __init__(self, cluster: Cluster, by_largest: bool = False) -> None:
+    def __init__(self, cluster: Cluster, *, by_largest: bool = False, hopeful: bool = False) -> None:
         self.cluster = cluster
-        self._tables = _tables(cluster, by_largest)
+        self._tables = _tables(cluster, by_largest, hopeful)
         self._output_s = cluster.output_bytes / cluster.end.bytes_s
-        others = [
-            cluster.hop_s[member.index][cluster.head] for member in cluster.members if member.index != cluster.head
-        ]
-        self._return_s = float(np.mean(others)) if others else 0.0
+        self._return_s = _into(cluster, cluster.head, hopeful)
 
     def solve(self, options: Options) -> Relaxed | None:
         """None: it cannot be. The head's own layers cost no links: activations begin and end there."""
@@ -153,8 +150,6 @@ class Relaxation:
         possible = t.possible[:, :, None, :] & (~streams | (most >= least))
         cost = np.where(possible & (v <= np.maximum(n_layers, 1)), cost, np.inf)
         cost[:, :, :, 0] = 0.0
-        for index in options.without:
-            cost[index, :, :, 1:] = np.inf
         return cost
 
 
@@ -168,8 +163,14 @@ def _joined(sums: Floats, cost: Floats) -> Floats:
 # ---------------------------------------------------------------- tables
 
 
-def _tables(cluster: Cluster, by_largest: bool) -> _Tables:
-    filled = [_ways(cluster, member, by_largest) for member in cluster.members]
+def _into(cluster: Cluster, index: int, hopeful: bool) -> float:
+    """The usual link to a node, or the quickest."""
+    links = [hops[index] for source, hops in enumerate(cluster.hop_s) if source != index]
+    return float(min(links) if hopeful else np.mean(links)) if links else 0.0
+
+
+def _tables(cluster: Cluster, by_largest: bool, hopeful: bool) -> _Tables:
+    filled = [_ways(cluster, member, by_largest, hopeful) for member in cluster.members]
     n_ways = max(len(ways) for ways in filled)
     for ways in filled:
         ways += [ways[0]] * (n_ways - len(ways))
@@ -177,8 +178,7 @@ def _tables(cluster: Cluster, by_largest: bool) -> _Tables:
     def stacked(name: str) -> Floats:
         return np.array([[getattr(way, name) for way in ways] for ways in filled])
 
-    n = len(cluster.members)
-    into = [np.mean([cluster.hop_s[a][b] for a in range(n) if a != b]) if n > 1 else 0.0 for b in range(n)]
+    into = [_into(cluster, member.index, hopeful) for member in cluster.members]
     return _Tables(
         counts=[[way.counts for way in ways] for ways in filled],
         compute_s=stacked("compute_s"),
@@ -189,7 +189,7 @@ def _tables(cluster: Cluster, by_largest: bool) -> _Tables:
         possible=stacked("possible").astype(bool),
         rates=np.array([member.disk_bytes_s or np.inf for member in cluster.members]),
         hops=np.array(into),
-        free_hops=np.array([into[b] if b == cluster.head else 0.0 for b in range(n)]),
+        free_hops=np.array([hop if index == cluster.head else 0.0 for index, hop in enumerate(into)]),
     )
 
 
@@ -206,7 +206,7 @@ class _Way:
     possible: NDArray[np.bool_]
 
 
-def _ways(cluster: Cluster, member: Member, by_largest: bool) -> list[_Way]:
+def _ways(cluster: Cluster, member: Member, by_largest: bool, hopeful: bool) -> list[_Way]:
     fast_first = sorted(member.places, key=lambda place: -place.bytes_s)
     own_first = sorted(fast_first, key=lambda place: place.shares_host)
     shapes: dict[tuple[tuple[int, ...], float], list[Place]] = {}
@@ -215,12 +215,14 @@ def _ways(cluster: Cluster, member: Member, by_largest: bool) -> list[_Way]:
             shapes.setdefault((tuple(place.number for place in order), part), order)
     ways = {}
     for (_, part), order in shapes.items():
-        way = _way(cluster, member, order, part, by_largest)
+        way = _way(cluster, member, order, part, by_largest, hopeful)
         ways.setdefault(way.counts.tobytes(), way)
     return list(ways.values())
 
 
-def _way(cluster: Cluster, member: Member, order: Sequence[Place], part: float, by_largest: bool) -> _Way:
+def _way(
+    cluster: Cluster, member: Member, order: Sequence[Place], part: float, by_largest: bool, hopeful: bool
+) -> _Way:
     n_layers = cluster.n_layers
     counts = np.zeros((len(member.places), n_layers + 1), dtype=np.int64)
     left, host = np.arange(n_layers + 1), float(member.memory_bytes)
@@ -237,11 +239,16 @@ def _way(cluster: Cluster, member: Member, order: Sequence[Place], part: float, 
     if member.streaming is not None:
         counts[member.places.index(member.streaming)] += left
         left = np.zeros_like(left)
-    return _with_costs(cluster, member, counts, left == 0, by_largest)
+    return _with_costs(cluster, member, counts, left == 0, by_largest, hopeful)
 
 
 def _with_costs(
-    cluster: Cluster, member: Member, counts: NDArray[np.int64], possible: NDArray[np.bool_], by_largest: bool
+    cluster: Cluster,
+    member: Member,
+    counts: NDArray[np.int64],
+    possible: NDArray[np.bool_],
+    by_largest: bool,
+    hopeful: bool,
 ) -> _Way:
     compute_s = sum(
         (own * (place.ends_s[-1] / cluster.n_layers) for place, own in zip(member.places, counts, strict=True)),
@@ -261,7 +268,7 @@ def _with_costs(
         return _Way(counts, compute_s, nothing, nothing, nothing, nothing, possible & (host <= member.memory_bytes))
     total, own = totals[member.places.index(streaming)], counts[member.places.index(streaming)]
     fits = (host <= member.memory_bytes) & (total <= streaming.memory_bytes)
-    return _streaming_way(cluster, member, counts, compute_s, possible, by_largest, host - total, own, fits)
+    return _streaming_way(cluster, member, counts, compute_s, possible, by_largest, hopeful, host - total, own, fits)
 
 
 def _streaming_way(
@@ -271,6 +278,7 @@ def _streaming_way(
     compute_s: Floats,
     possible: NDArray[np.bool_],
     by_largest: bool,
+    hopeful: bool,
     taken: Floats,
     own: NDArray[np.int64],
     fits: NDArray[np.bool_],
@@ -286,10 +294,10 @@ def _streaming_way(
     room = room - gather
     experts = own * (sum(model.expert_bytes) / cluster.n_layers) if model.expert_bytes else np.zeros_like(over)
     demanded = np.minimum(over, experts)
-    share = np.minimum(size, (over - demanded) / np.maximum(own, 1))
     routed = (sum(model.expert_bytes) / cluster.n_layers) * cluster.routed if model.expert_bytes else 0.0
-    largest = min(model.largest_tensor_bytes or size, size)
-    least = np.where(over > 0, np.maximum(LEAST_BUFFER_BYTES, share + routed + 1.5 * largest), 0.0)
+    least = np.where(over > 0, float(LEAST_BUFFER_BYTES), 0.0)
+    if not hopeful:
+        least = _least(cluster, over - demanded, own, size, routed)
     return _Way(
         counts=counts,
         compute_s=compute_s,
@@ -299,6 +307,17 @@ def _streaming_way(
         least=least,
         possible=possible & ((over == 0) | (least <= room)),
     )
+
+
+def _least(cluster: Cluster, over: Floats, own: NDArray[np.int64], size: float, routed: float) -> Floats:
+    """The smallest buffers, as `Overload` has them; of single tensors a layer's share can be made up better."""
+    largest = min(cluster.problem.model.largest_tensor_bytes or size, size)
+    least = np.where(over > 0, float(LEAST_BUFFER_BYTES), 0.0)
+    for _ in range(_ROUNDS):
+        share = np.minimum(size, (over + least) / np.maximum(own, 1) + routed)
+        wanted = share + 1.5 * largest if cluster.problem.model.tensor_bytes else 2 * share + largest
+        least = np.where(over > 0, np.maximum(LEAST_BUFFER_BYTES, wanted), 0.0)
+    return least
 
 
 def _size(place: Place, by_largest: bool) -> float:

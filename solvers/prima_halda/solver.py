@@ -5,7 +5,8 @@ Deterministic: work is counted in simulated layers, not in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from random import Random
 
@@ -22,15 +23,18 @@ from prima_halda.cluster import Cluster
 from prima_halda.improve import Budget, improved, kicked, repaired, with_better_buffers
 from prima_halda.judge import Judge, Trial, Way
 from prima_halda.layout import laid_out
-from prima_halda.relax import VISITS, Options, Relaxation, Relaxed, Share
+from prima_halda.relax import VISITS, Options, Relaxation, Share
 from prima_halda.ring import EXACT_UP_TO, shortest_ring
 from prima_halda.shortage import explained
 
-_STEPS = 60_000
-"""Simulated layers: about a second."""
+_STEPS = 40_000
+"""Simulated layers: about half a second."""
+_AS_GOOD = 1.0005
+"""So near its bound no plan is searched for a better one."""
 _TRIED_OUT = 1024
 """Ways to lay layers on places: if there are no more, all are judged."""
 _TRIED_LONGER = 6
+_REPAIR_STEPS = 6_000
 _KICKS = 64
 _KICK_STEPS = 20_000
 _SPREADS = (1, 2, 4, 8, 16)
@@ -45,17 +49,35 @@ def solve(problem: Problem) -> Plan:
         return msgspec.structs.replace(plan, solver="halda", certificate=Certificate(about=f"as `even`: {why}"))
     cluster = Cluster.of(problem)
     judge = Judge(cluster)
-    budget = Budget(judge, _STEPS)
-    relaxed, starts = _starts(cluster)
-    trials = _judged(judge, _all_starts(judge, [*starts, *_of_other_solvers(cluster)], budget))
+    trials = _judged(judge, _all_starts(judge, [*_starts(cluster), *_of_other_solvers(cluster)]))
     if not trials:
         plan = _shared_out(problem)  # what it finds, though the judge did not
         return msgspec.structs.replace(plan, solver="halda", certificate=Certificate(about="as `even`"))
-    best = [improved(judge, trial, budget, same_visits=bool(problem.rounds)) for trial in trials[:_TRIED_LONGER]]
-    if not problem.rounds:
+    bound_s = _bound_s(judge)
+    if _differs(cluster) or trials[0].time_s > _AS_GOOD * bound_s:
+        trials = [*_searched(judge, trials), *trials]
+    return _certified(cluster, _fastest(cluster, sorted(trials, key=lambda trial: trial.time_s)), bound_s)
+
+
+def _searched(judge: Judge, trials: Sequence[Trial]) -> list[Trial]:
+    budget, rounds = Budget(judge, judge.n_steps + _STEPS), judge.cluster.problem.rounds
+    best = [improved(judge, trial, budget, same_visits=bool(rounds)) for trial in trials[:_TRIED_LONGER]]
+    if not rounds:
         best.append(_far_from(judge, min(best, key=lambda trial: trial.time_s), budget))
-    best = [with_better_buffers(judge, trial, budget) for trial in best]
-    return _certified(cluster, _fastest(cluster, sorted([*best, *trials], key=lambda trial: trial.time_s)), relaxed)
+    return [with_better_buffers(judge, trial, budget) for trial in best]
+
+
+def _bound_s(judge: Judge) -> float:
+    """No plan is faster, as far as layers are alike."""
+    cluster = judge.cluster
+    hopeful = Relaxation(cluster, hopeful=True).solve(Options(tuple(range(1, 33))))
+    alone = [_alone(cluster, place.number) for place in cluster.members[cluster.head].places]
+    times = [trial.time_s for way in alone if (trial := judge.trial(way)) is not None]
+    return min([*times, *([hopeful.time_s] if hopeful is not None else [])], default=0.0)
+
+
+def _alone(cluster: Cluster, place: int) -> Way:
+    return (place,) * cluster.n_layers
 
 
 def unknown_rate(problem: Problem) -> str:
@@ -79,26 +101,25 @@ def _shared_out(problem: Problem) -> Plan:
 # ---------------------------------------------------------------- starts
 
 
-def _starts(cluster: Cluster) -> tuple[Relaxed | None, list[Way]]:
-    problem, ways = cluster.problem, []
-    relaxed = None
+def _starts(cluster: Cluster) -> list[Way]:
+    problem, ways = cluster.problem, list[Way]()
     for by_largest in (False, True):
-        relaxation = Relaxation(cluster, by_largest)
+        relaxation = Relaxation(cluster, by_largest=by_largest)
         for options in _options(cluster):
             found = relaxation.solve(options)
             if found is None:
                 continue
-            relaxed = relaxed or found
             ways += _ways(cluster, found.shares, problem.rounds)
         if not _differs(cluster):
             break
-    return relaxed, list(dict.fromkeys(ways))
+    return list(dict.fromkeys(ways))
 
 
-def _all_starts(judge: Judge, ways: Sequence[Way], budget: Budget) -> list[Way]:
+def _all_starts(judge: Judge, ways: Sequence[Way]) -> list[Way]:
     """With those of them that cannot be repaired as far as they can; and all there are, where there are few."""
     cluster = judge.cluster
-    ways = [*ways, *(repaired(judge, way, budget) for way in ways)]
+    repairs = Budget(judge, judge.n_steps + _REPAIR_STEPS)
+    ways = [*ways, *(repaired(judge, way, repairs) for way in ways)]
     if len(cluster.places) ** cluster.n_layers <= _TRIED_OUT and not cluster.problem.rounds:
         ways += product(range(len(cluster.places)), repeat=cluster.n_layers)
     return list(dict.fromkeys(ways))
@@ -144,13 +165,12 @@ def _ways(cluster: Cluster, shares: Sequence[Share], rounds: int) -> Iterator[Wa
     most = max(share.n_visits for share in shares)
     yield laid_out(cluster, shares, ring)
     if not rounds and most > 1:
-        often = [msgspec_free_replace(share, min(most, share.n_layers)) for share in shares]
-        yield laid_out(cluster, often, ring)
-        yield laid_out(cluster, [msgspec_free_replace(share, most if share.streams else 1) for share in shares], ring)
+        yield laid_out(cluster, [_visited(share, most) for share in shares], ring)
+        yield laid_out(cluster, [_visited(share, most if share.streams else 1) for share in shares], ring)
 
 
-def msgspec_free_replace(share: Share, n_visits: int) -> Share:
-    return Share(share.member, share.counts, min(n_visits, share.n_layers), share.streams)
+def _visited(share: Share, n_visits: int) -> Share:
+    return replace(share, n_visits=min(n_visits, share.n_layers))
 
 
 def _of_other_solvers(cluster: Cluster) -> Iterator[Way]:
@@ -226,9 +246,7 @@ def _with_buffers(cluster: Cluster, trial: Trial) -> Plan:
     return msgspec.structs.replace(plan, residency=residency, gather_bytes=gather)
 
 
-def _certified(cluster: Cluster, plan: Plan, relaxed: Relaxed | None) -> Plan:
-    if relaxed is None:
-        return plan
+def _certified(cluster: Cluster, plan: Plan, bound_s: float) -> Plan:
     ring = "exact" if len(plan.nodes) <= EXACT_UP_TO + 1 else "by local search"
     about = f"the bound is of layers that are alike and visits that are evenly spaced; order of nodes: {ring}"
-    return msgspec.structs.replace(plan, certificate=Certificate(relaxed.time_s, about))
+    return msgspec.structs.replace(plan, certificate=Certificate(bound_s, about))
