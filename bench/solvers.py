@@ -104,7 +104,7 @@ def exhaustive(problem: Problem) -> float:
     near: list[Trial] = []
     best = float("inf")
     for way in itertools.product(range(len(cluster.places)), repeat=cluster.n_layers):
-        trial = judge.trial(way, best * NEAR)
+        trial = judge.trial(way, Trial(way, best * NEAR, float("inf"), {}) if near else None)
         if trial is not None:
             near.append(trial)
             best = min(best, trial.time_s)

@@ -99,6 +99,15 @@ class Cluster:
         return sum(sizes[layer] for layer in layers) if sizes else 0
 
 
+def unknown_rate(problem: Problem) -> str:
+    """The first rate of computing that is not known; "": all are."""
+    for node in problem.nodes:
+        for device in node.places:
+            if not device.decode_bytes_s:
+                return f"decode_bytes_s of {device.id or 'the memory'} on {node.name} is not known"
+    return ""
+
+
 def _place(
     problem: Problem, node: NodeFacts, device: DeviceFacts, member: int, number: int, end: tuple[str, str]
 ) -> Place:

@@ -13,7 +13,6 @@ from prima_halda.judge import Judge, Trial, Way
 Runs = tuple[tuple[int, int], ...]
 """Places and how many layers they compute, in turn."""
 
-_GAIN = 1 - 1e-6
 _FEW_RUNS = 12
 """With more, layers go only from the longest run of a place to the shortest of another."""
 _FEW_LAYERS = 24
@@ -43,8 +42,8 @@ def improved(judge: Judge, trial: Trial, budget: Budget, *, same_visits: bool = 
         for way in _neighbours(judge.cluster, runs_of(best.way), same_visits):
             if budget.is_spent:
                 break
-            found = judge.trial(way, best.time_s * _GAIN)
-            if found is not None and found.time_s < best.time_s * _GAIN:
+            found = judge.trial(way, best)
+            if found is not None:
                 best, is_better = found, True
                 break
     return best
@@ -88,8 +87,8 @@ def with_better_buffers(judge: Judge, trial: Trial, budget: Budget) -> Trial:
         for index in sorted(best.buffers):
             for factor in _FACTORS:
                 sizes = {**best.buffers, index: int(best.buffers[index] * factor)}
-                found = judge.trial(best.way, best.time_s * _GAIN, sizes)
-                if found is not None and found.time_s < best.time_s * _GAIN:
+                found = judge.trial(best.way, best, sizes)
+                if found is not None:
                     best, is_better = found, True
     return best
 

@@ -20,7 +20,15 @@ from prima_halda.cluster import Cluster, Member
 Way = tuple[int, ...]
 Layers = tuple[tuple[int, ...], ...]
 """Of a node, by place."""
+Run = tuple[int, int, int]
+"""Place, start, stop."""
+Turn = tuple[int, list[Run]]
+"""A node and its runs of layers, until another one's turn."""
 
+_GAIN = 1 - 1e-6
+"""A smaller one is none."""
+_SLACK = 1.01
+"""Who is slower than his rival by more than that in the rough simulation is not followed closely."""
 _PASSES = 4
 """That are usually simulated."""
 
@@ -40,10 +48,12 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A way that can be, with the buffers (by node) with which a token takes `time_s`."""
+    """A way that can be, with the buffers (by node) with which a token takes `time_s`, by a rough simulation
+    `about_s`."""
 
     way: Way
     time_s: float
+    about_s: float
     buffers: Mapping[int, int]
 
 
@@ -57,28 +67,33 @@ class Judge:
     _lacking: dict[tuple[int, Layers], int] = field(default_factory=dict)
     _loads: dict[tuple[int, Layers, int], Load | None] = field(default_factory=dict)
 
-    def trial(self, way: Way, under_s: float = float("inf"), buffers: Mapping[int, int] | None = None) -> Trial | None:
-        """None: it cannot be, or takes `under_s` at least. `buffers`: not the best ones, but these."""
+    def trial(self, way: Way, rival: Trial | None = None, buffers: Mapping[int, int] | None = None) -> Trial | None:
+        """None: it cannot be, or seems to be no faster than its rival. `buffers`: not the best ones, but these."""
         self.n_steps += 2 + len(way) // 16
+        under_s = rival.time_s * _GAIN if rival is not None else float("inf")
         visits = self.visits(way)
-        busy_s = self._busy_s(visits)
+        computing = self._computing(visits)
+        busy_s = sum(computing.values()) + self._links_s(visits)
         loads = self.loads(way) if busy_s < under_s else None
         if loads is None:
             return None
         if not loads:
-            return Trial(way, busy_s, {})
-        readers = self.readers(visits, loads)
-        demanded_s = sum(self._demanded_s(load, index) for index, load in loads.items())
-        if self._bound_s(list(readers.values()), busy_s + demanded_s) >= under_s:
+            return Trial(way, busy_s, busy_s, {})
+        readers = self.readers(visits, loads, computing)
+        busy_s += sum(self._demanded_s(load, index) for index, load in loads.items())
+        if self._bound_s(list(readers.values()), busy_s) >= under_s:
             return None
         if buffers is None:
-            sizes = best_buffers(list(readers.values()), busy_s + demanded_s)
-            buffers = dict(zip(readers, sizes, strict=True))
+            buffers = dict(zip(readers, best_buffers(list(readers.values()), busy_s), strict=True))
         buffers = {
             index: min(max(buffers.get(index, 0), load.smallest), load.overload.room_bytes)
             for index, load in loads.items()
         }
-        return Trial(way, self._simulated_s(visits, loads, buffers), buffers)
+        about_s = self._about_s(visits, loads, buffers)
+        if rival is not None and about_s > _SLACK * rival.about_s:
+            return None
+        time_s = self._simulated_s(visits, loads, buffers)
+        return Trial(way, time_s, about_s, buffers) if time_s < under_s else None
 
     # ------------------------------------------------------------ memory
 
@@ -217,10 +232,9 @@ class Judge:
 
     # ------------------------------------------------------------ time
 
-    def visits(self, way: Way) -> list[tuple[int, list[tuple[int, int, int]]]]:
+    def visits(self, way: Way) -> list[Turn]:
         """Nodes in turn, each with its runs of layers: place, start, stop."""
-        runs = []
-        start = 0
+        runs, start = list[Run](), 0
         for number, run in groupby(way):
             stop = start + sum(1 for _ in run)
             runs.append((number, start, stop))
@@ -228,9 +242,10 @@ class Judge:
         places = self.cluster.places
         return [(index, list(own)) for index, own in groupby(runs, lambda run: places[run[0]].member)]
 
-    def readers(self, visits: Sequence[tuple[int, object]], loads: Mapping[int, Load]) -> dict[int, Reader]:
+    def readers(
+        self, visits: Sequence[Turn], loads: Mapping[int, Load], computing: Mapping[int, float]
+    ) -> dict[int, Reader]:
         names = [index for index, _ in visits]
-        computing = self._computing(visits)
         readers = {}
         for index, load in loads.items():
             member = self.cluster.members[index]
@@ -246,18 +261,16 @@ class Judge:
             )
         return readers
 
-    def _computing(self, visits: Sequence[tuple[int, object]]) -> dict[int, float]:
+    def _computing(self, visits: Sequence[Turn]) -> dict[int, float]:
         places, totals = self.cluster.places, {self.cluster.head: self.cluster.output_bytes / self.cluster.end.bytes_s}
         for index, runs in visits:
-            assert isinstance(runs, list)
             own = sum(places[number].compute_s(start, stop) for number, start, stop in runs)
             totals[index] = totals.get(index, 0.0) + own
         return totals
 
-    def _busy_s(self, visits: Sequence[tuple[int, object]]) -> float:
+    def _links_s(self, visits: Sequence[Turn]) -> float:
         stops = [self.cluster.head, *(index for index, _ in visits), self.cluster.head]
-        hops = sum(self.cluster.hop_s[a][b] for a, b in pairwise(stops))
-        return hops + sum(self._computing(visits).values())
+        return sum(self.cluster.hop_s[a][b] for a, b in pairwise(stops))
 
     def _demanded_s(self, load: Load, index: int) -> float:
         return load.overload.experts_over_bytes * self.cluster.routed / self.cluster.members[index].disk_bytes_s
@@ -267,12 +280,49 @@ class Judge:
         stalls = sum(reader.stall_s(reader.most_bytes) for reader in readers)
         return max(busy_s + stalls, *((reader.over_bytes + reader.least_bytes) / reader.bytes_s for reader in readers))
 
-    def _simulated_s(
-        self,
-        visits: Sequence[tuple[int, list[tuple[int, int, int]]]],
-        loads: Mapping[int, Load],
-        buffers: Mapping[int, int],
-    ) -> float:
+    def _about_s(self, visits: Sequence[Turn], loads: Mapping[int, Load], buffers: Mapping[int, int]) -> float:
+        """A simulation in which a visit is one thing: it ends when all is computed, and its last layer was read in
+        time. Disks are taken for each node's own."""
+        cluster, head = self.cluster, self.cluster.head
+        stops = [head, *(index for index, _ in visits)]
+        turns = [
+            (cluster.hop_s[before][index], *self._turn(index, runs, loads.get(index), buffers.get(index, 0)))
+            for before, (index, runs) in zip(stops, visits, strict=False)
+        ]
+        fills, left_s, now_s, began_s = dict.fromkeys(loads, 0.0), dict.fromkeys(loads, 0.0), 0.0, 0.0
+        self.n_steps += len(turns)
+        for _ in range(_PASSES):
+            began_s = now_s
+            for hop_s, index, compute_s, last_s, n_bytes in turns:
+                now_s += hop_s
+                if index not in loads:
+                    now_s += compute_s
+                    continue
+                rate, size = cluster.members[index].disk_bytes_s, buffers[index]
+                fill = min(size, fills[index] + rate * (now_s - left_s[index]))
+                took_s = max(compute_s, (n_bytes - fill) / rate + last_s)
+                now_s += took_s
+                fills[index], left_s[index] = min(size, max(0.0, fill + rate * took_s - n_bytes)), now_s
+            now_s += cluster.output_bytes / cluster.end.bytes_s + cluster.hop_s[stops[-1]][head]
+        return now_s - began_s
+
+    def _turn(
+        self, index: int, runs: Sequence[Run], load: Load | None, buffer_bytes: int
+    ) -> tuple[int, float, float, float]:
+        """The node, its computing in all and of the last layer that is read, and what it has to read."""
+        places = self.cluster.places
+        compute_s = sum(places[number].compute_s(start, stop) for number, start, stop in runs)
+        if load is None:
+            return index, compute_s, 0.0, 0.0
+        streaming = [run for run in runs if places[run[0]].id == load.overload.device]
+        n_layers = sum(stop - start for _, start, stop in streaming)
+        if not n_layers:
+            return index, compute_s, 0.0, 0.0
+        number, _, stop = streaming[-1]
+        n_bytes = load.streamed(buffer_bytes) * n_layers / load.n_layers
+        return index, compute_s, places[number].compute_s(stop - 1, stop), n_bytes
+
+    def _simulated_s(self, visits: Sequence[Turn], loads: Mapping[int, Load], buffers: Mapping[int, int]) -> float:
         cluster = self.cluster
         stops = [cluster.head, *(index for index, _ in visits)]
         costs = [
@@ -294,7 +344,7 @@ class Judge:
         self.n_steps += _PASSES * sum(len(visit.layers) for visit in costs)
         return simulate(PassCost(tuple(costs)), disks).pass_s
 
-    def _layers(self, run: tuple[int, int, int], load: Load | None, buffer_bytes: int) -> Iterator[LayerCost]:
+    def _layers(self, run: Run, load: Load | None, buffer_bytes: int) -> Iterator[LayerCost]:
         """Layers that stay are as good as one."""
         number, start, stop = run
         place = self.cluster.places[number]

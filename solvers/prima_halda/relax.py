@@ -213,7 +213,7 @@ def _ways(cluster: Cluster, member: Member, by_largest: bool, hopeful: bool) -> 
     for order in (fast_first, own_first):
         for part in (1.0, 0.8, 0.5, 0.0):  # of accelerators in the host's memory: what streams must lie elsewhere
             shapes.setdefault((tuple(place.number for place in order), part), order)
-    ways = {}
+    ways: dict[bytes, _Way] = {}
     for (_, part), order in shapes.items():
         way = _way(cluster, member, order, part, by_largest, hopeful)
         ways.setdefault(way.counts.tobytes(), way)
@@ -229,7 +229,7 @@ def _way(
     host -= sum(place.fixed_bytes for place in member.places if place.shares_host)
     for place in order:
         size = _size(place, by_largest) + cluster.kv_bytes
-        room = place.memory_bytes - place.fixed_bytes
+        room = float(place.memory_bytes - place.fixed_bytes)
         if place.shares_host:
             room = min(room, host) * (1.0 if place is member.streaming else part)
         taken = np.minimum(left, max(0, int(room // max(1.0, size))))

@@ -19,7 +19,7 @@ from prima_core.plan.predict import predict
 from prima_core.plan.problem import Problem
 from prima_core.plan.proportional import proportional
 from prima_core.plan.stream import gather_bytes
-from prima_halda.cluster import Cluster
+from prima_halda.cluster import Cluster, unknown_rate
 from prima_halda.improve import Budget, improved, kicked, repaired, with_better_buffers
 from prima_halda.judge import Judge, Trial, Way
 from prima_halda.layout import laid_out
@@ -27,16 +27,17 @@ from prima_halda.relax import VISITS, Options, Relaxation, Share
 from prima_halda.ring import EXACT_UP_TO, shortest_ring
 from prima_halda.shortage import explained
 
-_STEPS = 40_000
+_STEPS = 30_000
 """Simulated layers: about half a second."""
 _AS_GOOD = 1.0005
 """So near its bound no plan is searched for a better one."""
-_TRIED_OUT = 1024
+_TRIED_OUT = 4096
 """Ways to lay layers on places: if there are no more, all are judged."""
 _TRIED_LONGER = 6
 _REPAIR_STEPS = 6_000
-_KICKS = 64
-_KICK_STEPS = 20_000
+_FEW_LAYERS = 24
+_KICKS = 200
+_KICK_STEPS = 40_000
 _SPREADS = (1, 2, 4, 8, 16)
 
 
@@ -60,10 +61,12 @@ def solve(problem: Problem) -> Plan:
 
 
 def _searched(judge: Judge, trials: Sequence[Trial]) -> list[Trial]:
-    budget, rounds = Budget(judge, judge.n_steps + _STEPS), judge.cluster.problem.rounds
+    budget, cluster = Budget(judge, judge.n_steps + _STEPS), judge.cluster
+    rounds = cluster.problem.rounds
     best = [improved(judge, trial, budget, same_visits=bool(rounds)) for trial in trials[:_TRIED_LONGER]]
-    if not rounds:
-        best.append(_far_from(judge, min(best, key=lambda trial: trial.time_s), budget))
+    if not rounds and cluster.n_layers <= _FEW_LAYERS:
+        best.append(_far_from(judge, min(best, key=lambda trial: trial.time_s)))
+    budget = Budget(judge, judge.n_steps + _STEPS // 2)
     return [with_better_buffers(judge, trial, budget) for trial in best]
 
 
@@ -78,15 +81,6 @@ def _bound_s(judge: Judge) -> float:
 
 def _alone(cluster: Cluster, place: int) -> Way:
     return (place,) * cluster.n_layers
-
-
-def unknown_rate(problem: Problem) -> str:
-    """The first rate of computing that is not known; "": all are."""
-    for node in problem.nodes:
-        for device in node.places:
-            if not device.decode_bytes_s:
-                return f"decode_bytes_s of {device.id or 'the memory'} on {node.name} is not known"
-    return ""
 
 
 def _shared_out(problem: Problem) -> Plan:
@@ -125,14 +119,14 @@ def _all_starts(judge: Judge, ways: Sequence[Way]) -> list[Way]:
     return list(dict.fromkeys(ways))
 
 
-def _far_from(judge: Judge, trial: Trial, budget: Budget) -> Trial:
+def _far_from(judge: Judge, trial: Trial) -> Trial:
     """By steps that a local search would not take, and back to where it leads from there."""
     chance = Random(judge.cluster.n_layers)  # the same in every run
     kicks = Budget(judge, judge.n_steps + _KICK_STEPS)
     for _ in range(_KICKS):
         if kicks.is_spent:
             break
-        trial = kicked(judge, trial, chance, budget)
+        trial = kicked(judge, trial, chance, kicks)
     return trial
 
 
@@ -202,7 +196,7 @@ def _judged(judge: Judge, ways: Sequence[Way]) -> list[Trial]:
 
 def _fastest(cluster: Cluster, trials: Sequence[Trial]) -> Plan:
     """By the last word of `complete` and `predict`."""
-    problem, plans = cluster.problem, []
+    problem, plans = cluster.problem, list[tuple[float, int, Plan]]()
     for trial in trials:
         for plan in (_plan(cluster, trial), _with_buffers(cluster, trial)):
             try:
