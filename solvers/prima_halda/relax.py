@@ -41,9 +41,10 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Relaxed:
-    """`time_s`: no T that is smaller by `_ENOUGH` is as long as the sum of its costs."""
+    """`time_s` is as long as the sum of its costs; nothing below `bound_s` is, which is hardly smaller."""
 
     time_s: float
+    bound_s: float
     shares: tuple[Share, ...]
 
 
@@ -73,43 +74,39 @@ class _Tables:
 
 class Relaxation:
     """Of one cluster, asked with several options. `by_largest`: layers are taken as large as the largest. `hopeful`:
-    links are the quickest, buffers may be as small as can be; then no plan is faster than `time_s`, but for one on the
-    head alone."""
+    links are the quickest, buffers may be as small as can be; then no plan is faster than `bound_s`, but for one on the
+    head alone. `rest_s`: the output part, and the way back to the head."""
 
     def __init__(self, cluster: Cluster, *, by_largest: bool = False, hopeful: bool = False) -> None:
         self.cluster = cluster
         self._tables = _tables(cluster, by_largest, hopeful)
-        self._output_s = cluster.output_bytes / cluster.end.bytes_s
-        self._return_s = _into(cluster, cluster.head, hopeful)
+        self.rest_s = cluster.output_bytes / cluster.end.bytes_s + _into(cluster, cluster.head, hopeful)
 
     def solve(self, options: Options) -> Relaxed | None:
         """None: it cannot be. The head's own layers cost no links: activations begin and end there."""
-        visits = np.array(options.visits, dtype=np.float64)
-        rest_s = self._output_s + self._return_s
-        # With all the time there is, what can be at all; then what fits.
-        least_s = self._sum_s(options, visits, np.inf) + rest_s
+        least_s = self.sum_s(options, np.inf)  # with all the time there is, what can be at all
         if not np.isfinite(least_s):
             return None
         low = high = least_s * (1 + 1e-9)
-        while self._sum_s(options, visits, high) + rest_s > high * (1 + 1e-12):
+        while self.sum_s(options, high) > high * (1 + 1e-12):
             low, high = high, 1.5 * high
         for _ in range(_HALVINGS):
             if high - low <= _ENOUGH * low:
                 break
             middle = (low + high) / 2
-            fits = self._sum_s(options, visits, middle) + rest_s <= middle
-            low, high = (low, middle) if fits else (middle, high)
-        return Relaxed(high, self._shares(options, visits, high))
+            low, high = (low, middle) if self.sum_s(options, middle) <= middle else (middle, high)
+        return Relaxed(high, min(low, high * (1 - 1e-8)), self._shares(options, high))
 
-    def _sum_s(self, options: Options, visits: Floats, time_s: float) -> float:
-        costs = self._costs(options, visits, time_s).min(axis=(1, 2))
+    def sum_s(self, options: Options, time_s: float) -> float:
+        """The least sum of costs in a pass of so many seconds; infinite where there is none."""
+        costs = self.costs(options, time_s).min(axis=(1, 2))
         sums = costs[0]
         for cost in costs[1:]:
             sums = _joined(sums, cost).min(axis=1)
-        return float(sums[-1])
+        return float(sums[-1]) + self.rest_s
 
-    def _shares(self, options: Options, visits: Floats, time_s: float) -> tuple[Share, ...]:
-        table = self._costs(options, visits, time_s)
+    def _shares(self, options: Options, time_s: float) -> tuple[Share, ...]:
+        table = self.costs(options, time_s)
         costs = table.min(axis=(1, 2))
         sums = [costs[0]]
         for cost in costs[1:]:
@@ -131,10 +128,10 @@ class Relaxation:
             index, counts, min(visits[int(number)], n_layers), bool(self._tables.over[index, way, n_layers] > 0)
         )
 
-    def _costs(self, options: Options, visits: Floats, time_s: float) -> Floats:
+    def costs(self, options: Options, time_s: float) -> Floats:
         """By node, way to fill it, number of visits and of layers; infinite where it cannot be."""
         t = self._tables
-        v = visits[None, None, :, None]
+        v = np.array(options.visits, dtype=np.float64)[None, None, :, None]
         share = np.array(options.disk_share or (1.0,) * len(t.rates))
         rates = (t.rates * share)[:, None, None, None]
         over, least = t.over[:, :, None, :], t.least[:, :, None, :]

@@ -53,11 +53,13 @@ def solve(problem: Problem) -> Plan:
     trials = _judged(judge, _all_starts(judge, [*_starts(cluster), *_of_other_solvers(cluster)]))
     if not trials:
         plan = _shared_out(problem)  # what it finds, though the judge did not
-        return msgspec.structs.replace(plan, solver="halda", certificate=Certificate(about="as `even`"))
+        return msgspec.structs.replace(
+            plan, solver="halda", certificate=Certificate(about="as `even`: the search found none")
+        )
     bound_s = _bound_s(judge)
     if _differs(cluster) or trials[0].time_s > _AS_GOOD * bound_s:
         trials = [*_searched(judge, trials), *trials]
-    return _certified(cluster, _fastest(cluster, sorted(trials, key=lambda trial: trial.time_s)), bound_s)
+    return _certified(cluster, fastest(cluster, sorted(trials, key=lambda trial: trial.time_s)), bound_s)
 
 
 def _searched(judge: Judge, trials: Sequence[Trial]) -> list[Trial]:
@@ -76,7 +78,7 @@ def _bound_s(judge: Judge) -> float:
     hopeful = Relaxation(cluster, hopeful=True).solve(Options(tuple(range(1, 33))))
     alone = [_alone(cluster, place.number) for place in cluster.members[cluster.head].places]
     times = [trial.time_s for way in alone if (trial := judge.trial(way)) is not None]
-    return min([*times, *([hopeful.time_s] if hopeful is not None else [])], default=0.0)
+    return min([*times, *([hopeful.bound_s] if hopeful is not None else [])], default=0.0)
 
 
 def _alone(cluster: Cluster, place: int) -> Way:
@@ -194,11 +196,11 @@ def _judged(judge: Judge, ways: Sequence[Way]) -> list[Trial]:
 # ---------------------------------------------------------------- the plan
 
 
-def _fastest(cluster: Cluster, trials: Sequence[Trial]) -> Plan:
+def fastest(cluster: Cluster, trials: Sequence[Trial]) -> Plan:
     """By the last word of `complete` and `predict`."""
     problem, plans = cluster.problem, list[tuple[float, int, Plan]]()
     for trial in trials:
-        for plan in (_plan(cluster, trial), _with_buffers(cluster, trial)):
+        for plan in (plan_of(cluster, trial), plan_with_buffers(cluster, trial)):
             try:
                 made = complete(plan, problem)
                 plans.append((predict(made, problem).token_s, len(plans), plan))
@@ -211,7 +213,7 @@ def _fastest(cluster: Cluster, trials: Sequence[Trial]) -> Plan:
     return min(plans, key=lambda item: item[:2])[2]
 
 
-def _plan(cluster: Cluster, trial: Trial) -> Plan:
+def plan_of(cluster: Cluster, trial: Trial) -> Plan:
     visits = []
     for index, runs in Judge(cluster).visits(trial.way):
         member = cluster.members[index]
@@ -221,8 +223,8 @@ def _plan(cluster: Cluster, trial: Trial) -> Plan:
     return Plan(cluster.n_layers, cluster.problem.head, tuple(visits), solver="halda")
 
 
-def _with_buffers(cluster: Cluster, trial: Trial) -> Plan:
-    plan = _plan(cluster, trial)
+def plan_with_buffers(cluster: Cluster, trial: Trial) -> Plan:
+    plan = plan_of(cluster, trial)
     loads = Judge(cluster).loads(trial.way) or {}
     residency = tuple(
         Residency(
