@@ -66,17 +66,21 @@ def repaired(judge: Judge, way: Way, budget: Budget) -> Way:
 
 def kicked(judge: Judge, trial: Trial, chance: Random, budget: Budget) -> Trial:
     """The best way near another one, that is some steps away; or the same as now."""
-    way = list(trial.way)
-    for _ in range(chance.choice((2, 3, 4, 4 * len(way)))):  # so many that nothing is left, at times
-        a, b = chance.randrange(len(way)), chance.randrange(len(way))
-        if chance.random() < 0.5:
-            way[a], way[b] = way[b], way[a]
-        else:
-            way[min(a, b) : max(a, b)] = [chance.randrange(len(judge.cluster.places))] * abs(a - b)
-    found = judge.trial(repaired(judge, tuple(way), budget))
+    found = judge.trial(repaired(judge, shaken(judge.cluster, trial.way, chance), budget))
     if found is None:
         return trial
     return min(trial, improved(judge, found, budget), key=lambda one: one.time_s)
+
+
+def shaken(cluster: Cluster, way: Way, chance: Random) -> Way:
+    changed = list(way)
+    for _ in range(chance.choice((2, 3, 4, 4 * len(way)))):  # so many that nothing is left, at times
+        a, b = chance.randrange(len(way)), chance.randrange(len(way))
+        if chance.random() < 0.5:
+            changed[a], changed[b] = changed[b], changed[a]
+        else:
+            changed[min(a, b) : max(a, b)] = [chance.randrange(len(cluster.places))] * abs(a - b)
+    return tuple(changed)
 
 
 def with_better_buffers(judge: Judge, trial: Trial, budget: Budget) -> Trial:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from random import Random
 
@@ -17,23 +18,25 @@ from prima_core.plan.check import complete
 from prima_core.plan.plan import Certificate, Plan, Residency, Split, Visit
 from prima_core.plan.predict import predict
 from prima_core.plan.problem import Problem
-from prima_core.plan.proportional import proportional
+from prima_core.plan.proportional import ROUNDS, proportional
 from prima_core.plan.stream import gather_bytes
 from prima_halda.cluster import Cluster, unknown_rate
-from prima_halda.improve import Budget, improved, kicked, repaired, with_better_buffers
+from prima_halda.improve import Budget, improved, kicked, repaired, shaken, with_better_buffers
 from prima_halda.judge import Judge, Trial, Way
 from prima_halda.layout import laid_out
+from prima_halda.packing import packed
 from prima_halda.relax import VISITS, Options, Relaxation, Share
 from prima_halda.ring import EXACT_UP_TO, shortest_ring
 from prima_halda.shortage import explained
 
-_STEPS = 30_000
+_STEPS = 24_000
 """Simulated layers: about half a second."""
 _AS_GOOD = 1.0005
 """So near its bound no plan is searched for a better one."""
 _TRIED_OUT = 4096
 """Ways to lay layers on places: if there are no more, all are judged."""
 _TRIED_LONGER = 6
+_FINALISTS = 4
 _REPAIR_STEPS = 6_000
 _FEW_LAYERS = 24
 _KICKS = 200
@@ -69,7 +72,8 @@ def _searched(judge: Judge, trials: Sequence[Trial]) -> list[Trial]:
     if not rounds and cluster.n_layers <= _FEW_LAYERS:
         best.append(_far_from(judge, min(best, key=lambda trial: trial.time_s)))
     budget = Budget(judge, judge.n_steps + _STEPS // 2)
-    return [with_better_buffers(judge, trial, budget) for trial in best]
+    best.sort(key=lambda trial: trial.time_s)
+    return [with_better_buffers(judge, trial, budget) for trial in best[:_FINALISTS]]
 
 
 def _bound_s(judge: Judge) -> float:
@@ -99,13 +103,15 @@ def _shared_out(problem: Problem) -> Plan:
 
 def _starts(cluster: Cluster) -> list[Way]:
     problem, ways = cluster.problem, list[Way]()
+    ring = cache(lambda others: shortest_ring(cluster.hop_s, cluster.head, others))
     for by_largest in (False, True):
         relaxation = Relaxation(cluster, by_largest=by_largest)
         for options in _options(cluster):
             found = relaxation.solve(options)
             if found is None:
                 continue
-            ways += _ways(cluster, found.shares, problem.rounds)
+            others = tuple(share.member for share in found.shares if share.member != cluster.head)
+            ways += _ways(cluster, found.shares, ring(others), problem.rounds)
         if not _differs(cluster):
             break
     return list(dict.fromkeys(ways))
@@ -114,11 +120,26 @@ def _starts(cluster: Cluster) -> list[Way]:
 def _all_starts(judge: Judge, ways: Sequence[Way]) -> list[Way]:
     """With those of them that cannot be repaired as far as they can; and all there are, where there are few."""
     cluster = judge.cluster
+    if cluster.problem.rounds and any(judge.trial(way) for way in ways):
+        return list(ways)  # what follows has other visits than were asked for
+    ways = [*ways, packed(cluster)]
     repairs = Budget(judge, judge.n_steps + _REPAIR_STEPS)
     ways = [*ways, *(repaired(judge, way, repairs) for way in ways)]
+    if cluster.n_layers <= _FEW_LAYERS and not any(judge.trial(way) for way in ways):
+        ways += _shaken_until_possible(judge, ways)
     if len(cluster.places) ** cluster.n_layers <= _TRIED_OUT and not cluster.problem.rounds:
         ways += product(range(len(cluster.places)), repeat=cluster.n_layers)
     return list(dict.fromkeys(ways))
+
+
+def _shaken_until_possible(judge: Judge, ways: Sequence[Way]) -> list[Way]:
+    """A way that can be, from ways that cannot; or none, where none was found."""
+    chance, budget = Random(judge.cluster.n_layers), Budget(judge, judge.n_steps + _KICK_STEPS)
+    while ways and not budget.is_spent:
+        way = repaired(judge, shaken(judge.cluster, chance.choice(ways), chance), budget)
+        if judge.trial(way) is not None:
+            return [way]
+    return []
 
 
 def _far_from(judge: Judge, trial: Trial) -> Trial:
@@ -154,10 +175,7 @@ def _disk_shares(cluster: Cluster) -> tuple[float, ...]:
     return tuple(1 / disks.count(disk) for disk in disks)
 
 
-def _ways(cluster: Cluster, shares: Sequence[Share], rounds: int) -> Iterator[Way]:
-    ring = shortest_ring(
-        cluster.hop_s, cluster.head, [share.member for share in shares if share.member != cluster.head]
-    )
+def _ways(cluster: Cluster, shares: Sequence[Share], ring: Sequence[int], rounds: int) -> Iterator[Way]:
     most = max(share.n_visits for share in shares)
     yield laid_out(cluster, shares, ring)
     if not rounds and most > 1:
@@ -170,12 +188,17 @@ def _visited(share: Share, n_visits: int) -> Share:
 
 
 def _of_other_solvers(cluster: Cluster) -> Iterator[Way]:
-    rates = {node.name: node.places[0].decode_bytes_s for node in cluster.problem.nodes}
+    """In all the rounds that they would try; which is fastest need not be foretold for that."""
+    problem = cluster.problem
+    rates = {node.name: node.places[0].decode_bytes_s for node in problem.nodes}
+    nodes = tuple(msgspec.structs.replace(node, disk_bytes_s=0.0) for node in problem.nodes)
     for shares in (None, rates):
-        try:
-            yield _way_of(cluster, proportional(cluster.problem, shares))
-        except PlanError:
-            continue
+        for rounds in (problem.rounds,) if problem.rounds else ROUNDS:
+            asked = msgspec.structs.replace(problem, nodes=nodes, rounds=rounds)
+            try:
+                yield _way_of(cluster, proportional(asked, shares))
+            except PlanError:
+                break
 
 
 def _way_of(cluster: Cluster, plan: Plan) -> Way:
@@ -206,7 +229,7 @@ def fastest(cluster: Cluster, trials: Sequence[Trial]) -> Plan:
                 plans.append((predict(made, problem).token_s, len(plans), plan))
             except PlanError:
                 continue
-        if len(plans) >= 2 * _TRIED_LONGER:
+        if len(plans) >= 2 * _FINALISTS:
             break
     if not plans:
         return _shared_out(problem)

@@ -59,7 +59,7 @@ def test_the_bound_is_below_the_best_of_all_plans_where_layers_are_alike() -> No
     n_checked = 0
     for seed in range(60):
         problem = small_problem(seed)
-        if len(set(problem.model.layer_bytes)) > 1 or n_ways(problem) > _TRIED_OUT:
+        if len(set(problem.model.layer_bytes)) > 1 or n_ways(problem) > 1000:
             continue
         best_s = exhaustive(problem)
         if best_s is not None:
@@ -83,7 +83,7 @@ def times(problem: Problem) -> dict[str, float]:
 
 def test_it_is_never_slower_than_the_other_solvers_and_finds_a_plan_where_they_do() -> None:
     n_compared = 0
-    for index in range(60):
+    for index in range(90):
         problem = random_problem(11, index)
         if not problem.nodes[0].places[0].decode_bytes_s or len(problem.nodes) > 8 or problem.model.n_layers > 40:
             continue
@@ -113,7 +113,7 @@ def test_a_node_too_small_for_all_keeps_what_it_can_where_reading_costs_more_tha
 
 def test_only_the_node_that_reads_is_visited_often() -> None:
     """`a` computes fast and has too little memory; the others hold all of theirs."""
-    nodes = (node("a", 700, rate=4e10, disk=5e9), *(node(name, 450) for name in "bcde"))
+    nodes = (node("a", 700, rate=4e10, disk=5e9), *(node(name, 450, disk=0.0) for name in "bcde"))
     problem = problem_of(*nodes, hop_s=0.0002)
     plan = complete(solve(problem), problem)
     n_visits = {name: len(plan.layers_of(name)) for name in plan.nodes}
@@ -155,11 +155,17 @@ def test_what_cannot_be_is_an_error_with_the_smallest_cures() -> None:
     problem = msgspec.structs.replace(problem_of(node("a", 1000), node("b", 2000)), streaming=False)
     with pytest.raises(PlanError, match=r"m does not fit: .* need 3\.23 GB") as raised:
         solve(problem)
-    assert raised.value.hint.startswith("let a use 0.3")
     assert raised.value.hint.endswith("; or let weights that do not fit be read from disk for every token")
-    gb = float(raised.value.hint.split()[3])
-    more = problem_of(node("a", 1000 + int(1000 * gb) + 1), node("b", 2000))
-    assert solve(msgspec.structs.replace(more, streaming=False))
+    _, name, _, gb, *_ = raised.value.hint.split()
+    for share, helps in ((1.01, True), (0.9, False)):
+        more = {name: int(1000 * float(gb) * share)}
+        larger = problem_of(node("a", 1000 + more.get("a", 0)), node("b", 2000 + more.get("b", 0)))
+        larger = msgspec.structs.replace(larger, streaming=False)
+        if helps:
+            assert solve(larger)
+        else:
+            with pytest.raises(PlanError):
+                solve(larger)
 
 
 def test_a_context_that_is_too_long_is_named_with_one_that_is_not() -> None:
@@ -175,5 +181,5 @@ def test_a_context_that_is_too_long_is_named_with_one_that_is_not() -> None:
 
 @pytest.mark.parametrize("plugin", prima_solvers(), ids=lambda plugin: plugin.name)
 def test_it_passes_the_kit(plugin: object) -> None:
-    report = check_solver(plugin.name, n_problems=24)  # type: ignore[attr-defined]  # of a SolverPlugin
+    report = check_solver(plugin.name, n_problems=16)  # type: ignore[attr-defined]  # of a SolverPlugin
     assert {check.state for check in report.checks} == {State.OK}

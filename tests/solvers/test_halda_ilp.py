@@ -27,7 +27,7 @@ def cpu(name: str, memory_mb: int, rate: float, disk: float = 1e9) -> NodeFacts:
 
 def test_more_rounds_than_one_never_win() -> None:
     n_compared = 0
-    for problem in (*(small_problem(seed) for seed in range(60)), large_problem(4, 24, 0.6), large_problem(5, 24, 1.2)):
+    for problem in (*(small_problem(seed) for seed in range(60)), *(large_problem(n, 24, 1.2, n) for n in range(2, 7))):
         devices = devices_of(Cluster.of(problem))
         n_layers = problem.model.n_layers
         for kinds in ([Kind.M4] * len(devices), [device.kind(n_layers, 0, False) for device in devices]):
