@@ -11,7 +11,7 @@ VENV ?= .venv
 ARGS ?=
 
 BIN := $(VENV)/bin
-BUILD_INPUTS := pyproject.toml CMakeLists.txt prima_core/model/codebooks.py $(wildcard backends/prima_numpy/native/*)
+BUILD_INPUTS := pyproject.toml CMakeLists.txt prima_core/model/codebooks.py $(wildcard backends/prima_numpy/native/* prima_core/native/*)
 
 .PHONY: serve test lint bench
 serve: $(VENV)/.installed

@@ -26,7 +26,7 @@ from prima_core.interfaces import BackendOptions, Chunk, KvKind, KvOp, Layers, S
 from prima_core.memory.store import StreamingStore
 from prima_core.memory.system import host
 from prima_core.model.gguf import GGUFFile
-from prima_core.model.weights import Model, end_tensors, populate
+from prima_core.model.weights import Model, end_tensors
 from prima_core.testing.tinymodel import TinyModel, big_shape
 from prima_numpy.backend import DEVICE, NumpyBackend
 
@@ -86,8 +86,8 @@ def loaded(model: Model, part: Slice, share: float) -> Iterator[StreamingStore]:
     store = StreamingStore(model.file, model.spec, part.layers, ends, streamed, BUFFER_BYTES, host())
     try:
         weights = [weight for layer in part.layers[0] for weight in store.views(layer).values()]
-        populate((weight for weight in weights if not store.is_streamed(weight.name)), lambda n_bytes: None)
-        populate(store.pinned_ends(), lambda n_bytes: None)
+        for weight in [weight for weight in weights if not store.is_streamed(weight.name)] + store.pinned_ends():
+            host().populate(weight.data)
         store.start()
         yield store
     finally:

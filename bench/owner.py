@@ -26,7 +26,6 @@ from itertools import pairwise
 from pathlib import Path
 
 from bench.cpu_models import cache_folder
-from prima_core.memory.governor import reserve_bytes
 from prima_core.memory.system import Memory, host
 from prima_core.node.node import parse_bytes
 from prima_core.testing.pressure import GROUP_IS_MACHINE, CachedFile, Hog, MemoryGroup, memory_group, why_no_groups
@@ -191,7 +190,7 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as exits:
         group = exits.enter_context(memory_group(args.limit)) if args.limit else None
-        reserve = reserve_bytes(Memory(args.limit or host().memory().total_bytes, 0)) if args.machine else 0
+        reserve = Memory(args.limit or host().memory().total_bytes, 0).reserve_bytes if args.machine else 0
         file = exits.enter_context(CachedFile(path, args.file, group))
         hog = exits.enter_context(Hog(group, args.rate))
         hog.hold(0)

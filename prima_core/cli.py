@@ -205,6 +205,19 @@ def plan(registry: Registry, /, model: str | None, problem: str | None, as_json:
 
 
 @cli.command()
+@model_argument
+@options("models", "backend", "threads", "kernels", "log_level")
+@as_json
+@click.pass_obj
+def profile(registry: Registry, /, model: str | None, as_json: bool, **settings: Any) -> None:
+    """Measure how fast this machine computes with MODEL and reads it, anew."""
+    from prima_core.commands import profile as commands
+
+    _start(settings)
+    commands.profile(model, as_json, settings, registry)
+
+
+@cli.command()
 @options("host", "port", "api_key")
 @click.option("--watch", is_flag=True, help="Show it again every second, with what each node does meanwhile.")
 @as_json

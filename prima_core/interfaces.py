@@ -115,9 +115,9 @@ class Weight:
     require: Callable[[NDArray[np.intp]], Iterator[ExpertGroup]] | None = None
     """Of a stack of experts whose matrices come from disk when they are needed; None: all are there, in order.
 
-    `require(chosen)` gives the experts that were chosen, as often as tokens chose them, in groups, each expert once. The
-    matrices of a group stay in the same places of all stacks of the layer (one call serves gate, up and down) until the
-    next group is asked for, or none is any more. Raises ModelError when the file cannot be read.
+    `require(chosen)` gives the experts that were chosen, as often as tokens chose them, in groups, each expert once.
+    The matrices of a group stay in the same places of all stacks of the layer (one call serves gate, up and down) until
+    the next group is asked for, or none is any more. Raises ModelError when the file cannot be read.
     """
     places: int = 0
     """How many matrices `data` has room for, where they come when they are needed."""
@@ -367,9 +367,14 @@ class TransportPlugin:
 
 @dataclass(frozen=True, slots=True)
 class SolverPlugin:
-    """Offer of a solver: `solve` is pure (no I/O, no clock, the same answer twice); core checks its plan."""
+    """Offer of a solver: `solve` is pure (no I/O, no clock, the same answer twice); core checks its plan.
+
+    `needs_rates`: its plans depend on how fast nodes are also where everything fits in memory, so that a head measures
+    itself, once, before it makes one. Rates may be unknown (0) all the same.
+    """
 
     name: str
     api: int
     summary: str
     solve: Callable[[Problem], Plan]
+    needs_rates: bool = False

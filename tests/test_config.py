@@ -25,6 +25,7 @@ ISSUE = {
     "plan": ["--json", "--problem", "--solver", "--plan", "--kv-type", "--rounds"],
     "tokenize": ["--json", "--special"],
     "bench": ["--prompt", "--gen", "-t", "--nodes", "--json", "--kv-type", "--rounds"],
+    "profile": ["--json", "--backend", "-t"],
     "plugins": ["--json"],
     "ps": ["--json", "--watch", "--host", "--port", "--api-key"],
     "doctor": ["--json"],

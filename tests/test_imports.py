@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "prima_core"
 LEVELS = (
-    {"errors", "config"},
+    {"errors", "config", "_lastwords"},
     {"interfaces", "hookspecs", "events", "entrypoints"},
     {"model", "memory"},
     {"arch"},

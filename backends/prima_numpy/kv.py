@@ -1,11 +1,14 @@
 """The KV cache: per layer and sequence one room for K and one for V, each [n_kv_heads, capacity, head_dim].
 
 In Q8_0 each head's values at a position are blocks of 34 bytes, as in a GGUF file: an f16 scale and 32 int8.
-Rooms are made at their full size by `np.empty`, which the OS backs with memory only as positions are written.
+Rooms are made at their full size, which the OS backs with memory only as positions are written.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -23,6 +26,8 @@ from prima_numpy.quant import dequantize, quantize_activation
 FloatArray = NDArray[np.float32]
 # float32, float16, or uint8 (blocks of Q8_0), by the cache's type; no static type says "one of the three".
 Stored = NDArray[Any]
+
+_LEAST_PAGES = 1 << 16
 
 _ELEMENTS: Mapping[KvType, type[np.float32 | np.float16 | np.uint8]] = MappingProxyType(
     {KvType.F32: np.float32, KvType.F16: np.float16, KvType.Q8_0: np.uint8}
@@ -103,11 +108,31 @@ class NumpyKv:
     def _room(self, operation: KvOp) -> Room:
         shape = self._n_kv_heads, operation.capacity, self._row_bytes // self._dtype.itemsize
         try:
-            return Room(np.empty(shape, self._dtype), np.empty(shape, self._dtype))
-        except (MemoryError, ValueError) as error:  # ValueError: more bytes than an address can count
+            return Room(_pages(shape, self._dtype), _pages(shape, self._dtype))
+        except (
+            MemoryError,
+            ValueError,
+            OverflowError,
+            OSError,
+        ) as error:  # more than there is, or an address can count
             raise DeviceMemoryError(
                 f"no memory for the KV of {operation.capacity} positions", hint="use a smaller context (-c)"
             ) from error
+
+
+def _pages(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Stored:
+    """An array in pages of its own, which the system gets back at once: among other arrays, rooms that grow left 45 MB
+    of holes on the heap (8B, a prompt of 512 tokens)."""
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if n_bytes < _LEAST_PAGES:
+        return np.empty(shape, dtype)
+    return np.frombuffer(_private(n_bytes), dtype).reshape(shape)
+
+
+def _private(n_bytes: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, n_bytes)
+    return mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _apply(operation: KvOp, rooms: Rooms, new: Room | None) -> None:

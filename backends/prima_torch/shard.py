@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -56,7 +56,7 @@ class TorchShard(OpsShard[torch.Tensor, Matrix, Pass]):
     def look_up(self, table: Matrix, ids: Sequence[int]) -> FloatArray:
         n, ops, answer = len(ids), self._torch_ops, None
         if self._replays is not None and n <= BATCHES[-1]:
-            self._let_go_moved(self._replays, "the embedding", _place(table))
+            self._let_go_moved(self._replays, "the embedding", table.planes.fields.values())
             arrays = {"ids": padded(np.array(ids, np.int64))}
             key = "the embedding", len(arrays["ids"])
             answer = self._replays.answer(key, n, arrays, lambda inputs: ops.embedding(table, inputs["ids"]))
@@ -64,16 +64,17 @@ class TorchShard(OpsShard[torch.Tensor, Matrix, Pass]):
 
     def forward(self, layers: Layers, activation: FloatArray, step: Step, kv: Pass) -> FloatArray:
         answer = None
-        if self._replays is not None and self._stay(self._replays, layers, kv):
+        if self._replays is not None:
+            self._let_go_moved(self._replays, ("KV", layers), [kv.pages[layer] for layer in layers])
             rows = kv.common_rows() if kv.decodes and len(activation) <= BATCHES[-1] else None
-            if rows is not None:
+            if rows is not None and self._stay(self._replays, layers):
                 answer = self._replayed(self._replays, layers, activation, self.turns(step), rows, kv)
         return super().forward(layers, activation, step, kv) if answer is None else answer
 
     def project(self, norm: torch.Tensor, matrix: Matrix, x: FloatArray) -> FloatArray:
         answer, n = None, len(x)
         if self._replays is not None and 0 < n <= BATCHES[-1]:
-            self._let_go_moved(self._replays, "the output", _place(matrix))
+            self._let_go_moved(self._replays, "the output", matrix.planes.fields.values())
             arrays = {"x": padded(x)}
             key = "the output", len(arrays["x"])
             answer = self._replays.answer(key, n, arrays, lambda inputs: self.head(norm, matrix, inputs["x"]))
@@ -105,25 +106,23 @@ class TorchShard(OpsShard[torch.Tensor, Matrix, Pass]):
 
         return replays.answer(("the layers", layers, *table.shape), len(activation), arrays, compute)
 
-    def _stay(self, replays: Replays, layers: Layers, kv: Pass) -> bool:
-        """Whether passes of `layers` can be recorded, which a layer that is streamed cannot: its weights come while
-        others are computed. KV is referred to weakly, lest all of it be there twice while it grows."""
-        blocks = [self.blocks.fixed(layer) for layer in layers]
-        self._let_go_moved(replays, layers, (*blocks, *(weakref.ref(kv.pages[layer]) for layer in layers)))
+    def _stay(self, replays: Replays, layers: Layers) -> bool:
+        """Whether passes of `layers` can be recorded. Not those of a layer that is streamed: its weights come while
+        others are computed, and to acquire it before its turn would disturb that."""
+        is_streamed = any(self.blocks.is_streamed(layer) for layer in layers)
+        blocks = [None if is_streamed else self.blocks.fixed(layer) for layer in layers]
+        self._let_go_moved(replays, ("weights", layers), blocks)
         return None not in blocks
 
-    def _let_go_moved(self, replays: Replays, user: Hashable, now: tuple[object, ...]) -> None:
-        """Recordings know where weights and KV were: `user` now uses `now`. Of a thing that is there, all weak
-        references are one."""
+    def _let_go_moved(self, replays: Replays, user: Hashable, things: Iterable[object]) -> None:
+        """Recordings know where weights and KV were: `user` now uses these. Referred to weakly, lest all of them be
+        there twice while one grows or comes anew; of a thing that is there, all weak references are one."""
+        now = tuple(None if thing is None else weakref.ref(thing) for thing in things)
         then = self._places.get(user, now)
         if any(a is not b for a, b in zip(now, then, strict=True)):
             replays.clear()
             self._places.clear()
         self._places[user] = now
-
-
-def _place(matrix: Matrix) -> tuple[object, ...]:
-    return tuple(weakref.ref(field) for field in matrix.planes.fields.values())
 
 
 def padded(rows: NDArray[Element], value: int = 0) -> NDArray[Element]:

@@ -31,9 +31,13 @@ class Blocks(Protocol[A, K_contra]):
         """The activation after the layer."""
         ...
 
+    def is_streamed(self, layer: int) -> bool:
+        """Whether a part of the layer was streamed when it was acquired last."""
+        ...
+
     def fixed(self, layer: int) -> Block[A, K_contra] | None:
-        """The layer, if all of it stays: the same object for as long as nothing of it moves. A recording may know it
-        then."""
+        """The layer, if all of it stays now: the same object for as long as nothing of it moves, so that a recording
+        may know it. Acquires it, as `apply` does: not to be called in the middle of a pass, where others come next."""
         ...
 
     def close(self) -> None: ...
@@ -59,6 +63,9 @@ class BlocksInPlace(Generic[A, W, K]):
             return self._block(layer, weights)(x, rope, kv)
         finally:
             self._store.release(layer)
+
+    def is_streamed(self, layer: int) -> bool:
+        return layer not in self._bound
 
     def fixed(self, layer: int) -> Block[A, K] | None:
         return None
@@ -93,34 +100,39 @@ class CopiedBlocks(Generic[A, W, K]):
         with self._acquired(layer) as weights:
             self._tensors[layer] = _Tensors(tuple(weight.name for weight in weights.values()))
             block = self._upload(layer, weights, is_first=True)
-            if not self._is_streamed(layer):
+            if self._stays(layer):
                 self._bound[layer] = block
 
+    def is_streamed(self, layer: int) -> bool:
+        return layer not in self._bound
+
     def apply(self, layer: int, x: A, rope: Rope[A], kv: K) -> A:
-        block = self.fixed(layer)
-        if block is not None:
-            return block(x, rope, kv)
         with self._acquired(layer) as weights:
-            block = self._upload(layer, weights)
-        return self._slots.settled(block(x, rope, kv))
+            block = self._current(layer, weights)
+        x = block(x, rope, kv)
+        return self._slots.settled(x) if self.is_streamed(layer) else x
 
     def fixed(self, layer: int) -> Block[A, K] | None:
-        if not self._is_streamed(layer):
-            with self._acquired(layer) as weights:  # which is when a store takes away, or gives
-                if not self._is_streamed(layer):
-                    if layer not in self._bound:
-                        self._bound[layer] = self._upload(layer, weights)
-                    return self._bound[layer]
-        self._bound.pop(layer, None)
-        return None
+        with self._acquired(layer) as weights:
+            self._current(layer, weights)
+        return self._bound.get(layer)
 
     def close(self) -> None:
         self._tensors.clear()
         self._bound.clear()
         self._slots.clear()
 
-    def _is_streamed(self, layer: int) -> bool:
-        return any(self._store.is_streamed(name) for name in self._tensors[layer].names)
+    def _current(self, layer: int, weights: Mapping[str, Weight]) -> Block[A, K]:
+        """To acquire a layer is when its store takes away, or gives."""
+        if not self._stays(layer):
+            self._bound.pop(layer, None)
+            return self._upload(layer, weights)
+        if layer not in self._bound:
+            self._bound[layer] = self._upload(layer, weights)
+        return self._bound[layer]
+
+    def _stays(self, layer: int) -> bool:
+        return not any(self._store.is_streamed(name) for name in self._tensors[layer].names)
 
     def _upload(self, layer: int, weights: Mapping[str, Weight], *, is_first: bool = False) -> Block[A, K]:
         binder = _Copies(self._ops, self._store, self._slots, self._tensors[layer], is_first=is_first)
@@ -188,7 +200,8 @@ def _complete(weight: Weight) -> Weight:
     That costs what the router saves, so plans stream stacks elsewhere first."""
     if weight.require is None:
         return weight
-    experts, data = weight.data.reshape(weight.shape[0], -1), np.empty_like(weight.data)
-    for group in weight.require(np.arange(weight.shape[0])):
-        data.reshape(experts.shape)[group] = experts[group]
-    return replace(weight, data=data, require=None)
+    places = weight.data.reshape(weight.places, -1)
+    data = np.empty((weight.shape[0], places.shape[1]), np.uint8)
+    for group, found in weight.require(np.arange(weight.shape[0])):
+        data[group] = places[found]
+    return replace(weight, data=data.reshape(-1), require=None, places=0)

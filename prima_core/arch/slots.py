@@ -8,11 +8,15 @@ no more than one layer at a time; and no memory is allocated in a pass.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from math import prod
 from typing import Generic, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
 
 from prima_core.arch.ops import A, K, Ops, W
 from prima_core.interfaces import Weight
-from prima_core.model.quant import GGUFType
+from prima_core.model.quant import BLOCKS, GGUFType
 
 A_co = TypeVar("A_co", covariant=True)
 W_co = TypeVar("W_co", covariant=True)
@@ -53,21 +57,19 @@ class Slots(Generic[A, W]):
         self._held: dict[Kind, list[W]] = {}
 
     def keep(self, weight: Weight, bias: Weight | None, index: int) -> W:
-        """Slot `index` for matrices like this one, whatever is in it."""
-        slots = self._held.setdefault(kind(weight), [])
-        while len(slots) <= index:
-            slots.append(self._ops.matrix(weight, bias))
-        return slots[index]
+        """Slot `index` for matrices like this one, whatever is in it: the weight is not read for it."""
+        if len(self._held.get(kind(weight), ())) > index:
+            return self._held[kind(weight)][index]
+        return self.fill(_zeros(weight), bias, index)
 
     def fill(self, weight: Weight, bias: Weight | None, index: int) -> W:
-        """The matrix in slot `index` of its kind."""
+        """The matrix in slot `index` of its kind. The slots before it are there."""
         slots = self._held.setdefault(kind(weight), [])
-        if len(slots) <= index:
-            return self.keep(weight, bias, index)
-        if self._own is None:
+        if self._own is not None and index < len(slots):
+            slots[index] = self._own.refill(slots[index], weight, bias)
+        else:
             del slots[index:]  # before the new one is there
-            return self.keep(weight, bias, index)
-        slots[index] = self._own.refill(slots[index], weight, bias)
+            slots.append(self._ops.matrix(weight, bias))
         return slots[index]
 
     def settled(self, x: A) -> A:
@@ -82,6 +84,12 @@ class Slots(Generic[A, W]):
 
 def kind(weight: Weight) -> Kind:
     return weight.type, weight.shape
+
+
+def _zeros(weight: Weight) -> Weight:
+    block = BLOCKS[weight.type]
+    n_bytes = prod(weight.shape) // block.n_weights * block.n_bytes
+    return replace(weight, data=np.zeros(n_bytes, np.uint8), require=None, places=0)
 
 
 def pieces(weight: Weight) -> Iterator[Weight]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from prima_core.cage.watching import MemoryWatch
 from prima_core.errors import ClusterError
 from prima_core.node.driver import State
 from prima_core.node.view import ServerView
+from prima_core.plan.forecast import Forecast, NodeForecast
 from prima_core.ring.membership import HEARTBEAT_S
 from prima_core.ring.security import format_token, new_secret
 
@@ -44,6 +45,13 @@ Views = Mapping[str, Mapping[str, Any]]
 """Each node's NodeView as the head tells it, as JSON: nodes of a later version tell more. Empty for other systems."""
 
 
+class Told(msgspec.Struct, frozen=True):
+    """What of a ServerView is of use here."""
+
+    nodes: tuple[dict[str, Any], ...] = ()  # Any: JSON
+    forecast: Forecast | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Marks:
     """Where things stood at a moment. `read_bytes` by node."""
@@ -51,6 +59,7 @@ class Marks:
     at_s: float
     read_bytes: Mapping[str, int]
     views: Views
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,7 @@ def bench_cluster(
             bench = _Bench(cluster, cage, work, settings, tell)
             timed = bench.run()
             nodes = tuple(_node_figures(cell, timed, watch) for cell in cage.cells)
+            forecast = timed.end.forecast
         return Figures(
             cluster=cluster.name,
             model=model.name,
@@ -87,6 +97,7 @@ def bench_cluster(
             tpot_s=timed.tpot_s,
             prefill_read_bytes=timed.prefill_read_bytes,
             nodes=nodes,
+            forecast_s=None if forecast is None else forecast.token_s,
         )
 
 
@@ -99,7 +110,7 @@ class _Bench:
         self._work = work
         self._settings = settings
         self._tell = tell
-        self._env = environment(os.environ, format_token(new_secret()))
+        self._env = environment(os.environ, format_token(new_secret()), cage.cache_folder)
         self._is_prima = not cluster.nodes[0].command
 
     def run(self) -> Timed:
@@ -112,7 +123,7 @@ class _Bench:
         _wait_until_ready(head, program, until_s)
         url = PRIMA_URL if self._is_prima else self._cluster.measure.url
         if not url:
-            return self._printed(program)
+            return self._printed(program, [program for _, program in workers])
         api = Api(head.namespace, url)
         self._wait_until_serving(api, until_s)
         return self._asked(api)
@@ -153,7 +164,7 @@ class _Bench:
         read, n_tokens = self._read_bytes(), n_come - n_before
         time.sleep(STALE_S if self._is_prima else 0.0)
         self._cage.check_alive()
-        end = Marks(last_s, read, node_views(api) if self._is_prima else {})
+        end = Marks(last_s, read, *(told_by(api) if self._is_prima else ({}, None)))
         return Timed(ttft_s, (last_s - begin.at_s) / n_tokens, n_tokens, prefill, begin, end)
 
     def _counts_from(self, n_come: int, since_first_s: float) -> bool:
@@ -162,21 +173,25 @@ class _Bench:
 
     def _marks(self, api: Api | None = None, at_s: float | None = None) -> Marks:
         read = self._read_bytes()
-        views = node_views(api) if api is not None and self._is_prima else {}
-        return Marks(time.monotonic() if at_s is None else at_s, read, views)
+        told = told_by(api) if api is not None and self._is_prima else ({}, None)
+        return Marks(time.monotonic() if at_s is None else at_s, read, *told)
 
     def _read_bytes(self) -> dict[str, int]:
         return {cell.node.name: cell.group.read_bytes() for cell in self._cage.cells}
 
     # ------------------------------------------------------------ by what is printed
 
-    def _printed(self, head: Program) -> Timed:
+    def _printed(self, head: Program, others: Sequence[Program]) -> Timed:
+        def check() -> None:
+            for other in others:
+                other.check_alive()
+
         measure, until_s = self._cluster.measure, time.monotonic() + RESULT_WITHIN_S
         if measure.begin:
-            head.wait_for(measure.begin, until_s)
+            head.wait_for(measure.begin, until_s, check)
         begin = self._marks()
         pattern = measure.tokens_per_s or measure.ms_per_token
-        number = _number(head.wait_for(pattern, until_s)[1], pattern)
+        number = _number(head.wait_for(pattern, until_s, check)[1], pattern)
         tpot_s = 1 / number if measure.tokens_per_s else number / 1000
         return Timed(None, tpot_s, self._work.n_gen, None, begin, self._marks())
 
@@ -201,13 +216,13 @@ def _number(text: str, pattern: str) -> float:
     return number
 
 
-def node_views(api: Api) -> Views:
-    """What prima's nodes tell of themselves. Raises ClusterError."""
+def told_by(api: Api) -> tuple[Views, Forecast | None]:
+    """What prima's nodes tell of themselves, and what the plan foretells. Raises ClusterError."""
     try:
         status, body = api.get("/nodes")
-        view = msgspec.json.decode(body, type=dict[str, Any]) if status == 200 else {}
-        return {node["name"]: node for node in view.get("nodes", ())}
-    except (OSError, msgspec.DecodeError, KeyError, TypeError) as error:
+        told = msgspec.json.decode(body, type=Told) if status == 200 else Told()
+        return {node["name"]: node for node in told.nodes}, told.forecast
+    except (OSError, msgspec.DecodeError, KeyError) as error:
         raise ClusterError(f"the head does not tell how its nodes spend their time: {error}") from error
 
 
@@ -225,7 +240,12 @@ def _node_figures(cell: Cell, timed: Timed, watch: MemoryWatch) -> NodeFigures:
         planned_bytes=planned,
         pressure_beyond_plan=None if planned is None else max(0, drop_bytes - planned) / limit,
         told_per_token=dict(_per_token(name, timed)),
+        forecast=_forecast_of(name, timed.end.forecast),
     )
+
+
+def _forecast_of(name: str, forecast: Forecast | None) -> NodeForecast | None:
+    return next((node for node in forecast.nodes if node.node == name), None) if forecast is not None else None
 
 
 def stuck(api: Api, n_nodes: int) -> str | None:

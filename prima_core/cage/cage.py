@@ -66,6 +66,11 @@ def measured_machine(cluster: Cluster, model: Sequence[Path]) -> Machine:
     return Machine(sum(path.stat().st_size for path in model), rate, os.cpu_count() or 1)
 
 
+def limited_disk(limits: Sequence[Limits], model: Sequence[Path]) -> str | None:
+    """The disk that is limited, where one is. Raises ConfigError where it cannot be."""
+    return files.disk_of(model[0]) if any(one.disk_bytes_s for one in limits) else None
+
+
 class Cage:
     """Use it through `opened`."""
 
@@ -73,11 +78,12 @@ class Cage:
         self, run: Run, cluster: Cluster, model: Sequence[Path], machine: Machine, found: Sequence[Hierarchy]
     ) -> None:
         self.machine = machine
+        self.cache_folder = run.cache_folder
         self._run = run
         self._found = found
         self._programs: list[Program] = []
         limits = [limits_of(node, machine) for node in cluster.nodes]
-        device = files.disk_of(model[0]) if any(one.disk_bytes_s for one in limits) else None
+        device = limited_disk(limits, model)
         addresses = tuple(map(network.address, range(len(limits))))
         self.cells = tuple(
             Cell(
@@ -130,9 +136,10 @@ class Cage:
         for program in self._programs:
             program.check_alive()
 
-    def close(self) -> None:
-        for program in reversed(self._programs):
-            program.stop()
+    def reap(self) -> None:
+        """Once all its processes have been killed."""
+        for program in self._programs:
+            program.reap()
 
 
 @contextmanager
@@ -141,15 +148,14 @@ def opened(cluster: Cluster, model: Sequence[Path]) -> Iterator[Cage]:
     found = check_host()
     files.check_room(model, sum(node.copy for node in cluster.nodes))
     machine = measured_machine(cluster, model)
-    for node in cluster.nodes:
-        limits_of(node, machine)  # before anything is made
+    limited_disk([limits_of(node, machine) for node in cluster.nodes], model)  # raises before anything is made
     run = Run.begin()
+    cage = Cage(run, cluster, model, machine, found)
     try:
-        cage = Cage(run, cluster, model, machine, found)
-        try:
-            cage.build()
-            yield cage
-        finally:
-            cage.close()
+        cage.build()
+        yield cage
     finally:
-        run.end()
+        try:
+            run.end()  # kills what runs there
+        finally:
+            cage.reap()

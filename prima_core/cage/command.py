@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from prima_core.cage.cage import Cell
@@ -57,7 +58,9 @@ def _flags(names: Sequence[str], settings: Settings) -> Iterator[str]:
             yield from (setting.flags[-1], str(settings[name]))
 
 
-def environment(environ: Mapping[str, str], token: str) -> dict[str, str]:
-    """Settings in the environment were read by the bench: nodes get what it makes of them, and a token of their own."""
+def environment(environ: Mapping[str, str], token: str, cache: Path) -> dict[str, str]:
+    """Settings in the environment were read by the bench: nodes get what it makes of them, a token of their own, and a
+    cache folder without profiles of what the machine can do outside of the cage."""
     twins = {setting.env for setting in TABLE}
-    return {**{name: value for name, value in environ.items() if name not in twins}, "PRIMA_TOKEN": token}
+    own = {"PRIMA_TOKEN": token, "XDG_CACHE_HOME": str(cache)}
+    return {**{name: value for name, value in environ.items() if name not in twins}, **own}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prima_core.errors import ConfigError
+from prima_core.memory.disks import whole_disk
 
 READ_BYTES = 4 * 2**20
 N_READERS = 4
@@ -19,22 +20,18 @@ MEASURE_S = 0.7
 SPARE_BYTES = 2**30
 """Free disk that copies leave."""
 
-_BLOCKS = Path("/sys/dev/block")
-
 
 def disk_of(path: Path) -> str:
     """The disk that a file lies on, as "8:0"; a partition's whole disk. Raises ConfigError where there is none."""
     if sys.platform == "win32":
         raise ConfigError("clusters are emulated on Linux only")
-    device = path.stat().st_dev
-    name = f"{os.major(device)}:{os.minor(device)}"
-    block = _BLOCKS / name
-    if not block.exists():
+    found = whole_disk(path)
+    if found is None:
         raise ConfigError(
             f"{path} lies on a file system without a disk of its own (such as overlay, btrfs or tmpfs)",
             hint="put the model on ext4 or xfs; or leave disk rates out of the cluster",
         )
-    return (block / ".." / "dev").resolve().read_text().strip() if (block / "partition").exists() else name
+    return found
 
 
 def direct_rate(paths: Sequence[Path]) -> float:

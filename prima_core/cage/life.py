@@ -30,6 +30,7 @@ class Run:
 
     def __init__(self, folder: Path, lock: int, watcher: subprocess.Popen[bytes]) -> None:
         self.names = Names(folder.name)
+        self.cache_folder = folder / "cache"
         self._folder = folder
         self._lock = lock
         self._watcher = watcher

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from prima_core.errors import ClusterError
 
 MAX_LINES = 2000
 SHOWN_LINES = 12
+REAP_WITHIN_S = 5.0
 _ENTER = 'while [ "$1" != -- ]; do echo $$ > "$1" || exit 125; shift; done; shift; exec "$@"'
 _LOOK_S = 0.2
 
@@ -66,8 +66,9 @@ class Program:
             self._has_ended = True
             self._changed.notify_all()
 
-    def wait_for(self, pattern: str, until_s: float) -> re.Match[str]:
-        """The first line that matches. Raises ClusterError when none comes: the program ended, or `until_s` came."""
+    def wait_for(self, pattern: str, until_s: float, check: Callable[[], None] = lambda: None) -> re.Match[str]:
+        """The first line that matches. Raises ClusterError when none comes: the program ended, or `until_s` came; and
+        what `check` raises, which is called now and then."""
         with self._changed:
             while True:
                 match = next(filter(None, (re.search(pattern, line) for line in self._lines)), None)
@@ -79,6 +80,7 @@ class Program:
                     raise ClusterError(
                         f"node {self.name} did not print {pattern!r} in time", hint=f"its last lines:\n{self.tail()}"
                     )
+                check()
                 self._changed.wait(_LOOK_S)
 
     def check_alive(self) -> None:
@@ -101,12 +103,9 @@ class Program:
     def tail(self) -> str:
         return "\n".join(f"    {line}" for line in list(self._lines)[-SHOWN_LINES:])
 
-    def stop(self) -> None:
-        """Kill it and what it started."""
-        with suppress(ProcessLookupError):
-            self._process.kill()
-        for process in self._group.processes():
-            with suppress(ProcessLookupError):
-                os.kill(process, 9)
-        self._process.wait()
-        self._reader.join(5.0)
+    def reap(self) -> None:
+        """Once it has been killed with all that it started."""
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(REAP_WITHIN_S)
+        self._reader.join(REAP_WITHIN_S)

@@ -23,6 +23,7 @@ from prima_core.model.names import TOKEN_EMBD
 from prima_core.model.weights import Model
 from prima_core.node.head import Head
 from prima_core.node.view import NodeView, ServerView
+from prima_core.plan.forecast import Forecast
 from prima_core.plugins import Registry
 from prima_core.ring.membership import LOST_AFTER_S
 from prima_core.ring.times import NodeTimes
@@ -234,6 +235,10 @@ def _node_facts(node: NodeView, begun: ServerView) -> dict[str, Any]:
     return {
         "node": node.name,
         **{f"{name}_per_token": (getattr(now, name) - getattr(before, name)) / n_steps for name in sums},
+        "expert_hit_rate": NodeTimes(
+            expert_hits=max(0, now.expert_hits - before.expert_hits),
+            expert_misses=max(0, now.expert_misses - before.expert_misses),
+        ).expert_hit_rate,
         "disk_bytes_s": now.read_bytes / now.reading_s if now.reading_s else 0.0,
         "pinned_bytes": now.pinned_bytes,
         "streamed_bytes": now.streamed_bytes,
@@ -243,7 +248,8 @@ def _node_facts(node: NodeView, begun: ServerView) -> dict[str, Any]:
 
 def bench_facts(head: Head, timings: Timings, nodes: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures by name."""
-    touched, status = _touched_bytes(head.model), head.driver.status
+    touched, status = touched_bytes(head.model), head.driver.status
+    forecast = status.plan.forecast if status.plan is not None else None
     return {
         "model": head.model_name,
         "nodes": len(status.members),
@@ -253,15 +259,27 @@ def bench_facts(head: Head, timings: Timings, nodes: list[dict[str, Any]]) -> di
         "ttft_s": timings.ttft_s,
         "decode_tok_s": timings.decode_tok_s,
         "tpot_ms": 1000 / timings.decode_tok_s if timings.decode_tok_s else 0.0,
+        **({} if forecast is None else {"foretold_tpot_ms": 1000 * forecast.token_s}),
         "weight_bytes_per_token": touched,
         "weight_gb_s": touched * timings.decode_tok_s / 1e9,
         "rss_bytes": _rss(),
         "peak_rss_bytes": sum(map(_peak_rss, _family())),
-        "per_node": nodes,
+        "per_node": [{**node, **_foretold(node["node"], forecast)} for node in nodes],
     }
 
 
-def _touched_bytes(model: Model) -> int:
+def _foretold(name: str, forecast: Forecast | None) -> dict[str, float]:
+    """Of a node, beside what was measured."""
+    nodes = () if forecast is None else forecast.nodes
+    return {
+        f"foretold_{field}_per_token": getattr(node, field)
+        for node in nodes
+        if node.node == name
+        for field in ("compute_s", "stall_s", "link_s", "read_bytes")
+    }
+
+
+def touched_bytes(model: Model) -> int:
     """What a decoded token reads: every layer, but of its experts only those that are used, the output matrix, and one
     row of the embeddings, which is next to nothing."""
     experts, total = model.spec.experts, 0

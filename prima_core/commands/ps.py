@@ -96,7 +96,18 @@ def _text(cell: str) -> Text:
 def _lines(view: ServerView) -> list[str]:
     state = f"{view.model}: {view.state.value}" + (f", {view.reason}" if view.reason else "")
     used = f"{view.kv_tokens_used:,} of {view.kv_tokens:,} KV positions reserved"
-    return [state, f"{view.n_running} running, {view.n_waiting} waiting, {used}, context {view.context_length:,}"]
+    return [
+        state,
+        f"{view.n_running} running, {view.n_waiting} waiting, {used}, context {view.context_length:,}",
+        *_speed(view),
+    ]
+
+
+def _speed(view: ServerView) -> Iterator[str]:
+    """What the plan foretold of one answer at a time, and what the last one had."""
+    if view.forecast is not None:
+        measured = f", {1e3 * view.token_s:,.1f} ms in the last answer" if view.token_s else ""
+        yield f"foretold: {1e3 * view.forecast.token_s:,.1f} ms per token, most of it {view.forecast.limit}{measured}"
 
 
 def _facts(node: NodeView) -> tuple[str, str, str, str]:
@@ -115,10 +126,13 @@ def _memory(device: DeviceView) -> str:
 
 
 def _remarks(node: NodeView) -> Iterator[str]:
-    """Weights that the plan wanted to stay, where other programs need the memory now; a disk that is slow."""
+    """Weights that the plan wanted to stay, where other programs need the memory now; how many of the experts that were
+    chosen were in memory; a disk that is slow."""
     given = node.times.streamed_bytes - sum(device.streamed_bytes for device in node.devices)
     if given > node.weight_bytes // 100:  # tensors are whole: a little more than planned is nothing
         yield f"{_size(given)} left to others for now"
+    if node.times.expert_hit_rate is not None:
+        yield f"experts: {node.times.expert_hit_rate:.0%} were in memory"
     if node.has_slow_disk:
         yield f"slow disk: {_size(node.times.read_bytes / node.times.reading_s)}/s"
 

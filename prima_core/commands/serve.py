@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,12 +33,10 @@ from prima_core.commands.setup import (
 from prima_core.errors import ClusterError, ConfigError
 from prima_core.events import ServerReady
 from prima_core.library.folder import models_folder
-from prima_core.memory.system import host
 from prima_core.node.driver import State, Status
 from prima_core.node.head import Head
 from prima_core.node.join import JoinOptions, WorkerNode
 from prima_core.node.local import leave_when_stdin_closes
-from prima_core.node.measure import disk_rate
 from prima_core.node.network import (
     advertised,
     cluster_address,
@@ -224,9 +222,7 @@ def join(head: str, until_stdin_closes: bool, settings: Settings, registry: Regi
     """Compute for a head until Ctrl-C. Raises PrimaError when that cannot work."""
     address = cluster_address(head)
     tell = log.info if until_stdin_closes else say  # of a local node its head tells enough
-    options = _join_options(address, settings)
-    if not until_stdin_closes:  # local nodes share a disk, and would disturb each other
-        options = replace(options, disk_bytes_s=disk_rate(_files(options.places), options.node.memory, host()))
+    options = replace(_join_options(address, settings), measures=not until_stdin_closes)  # a local one is as its head
     worker = WorkerNode(options, registry, worker_secret(settings), tell)
     signal.signal(signal.SIGTERM, lambda sig, frame: worker.stop())
     signal.signal(signal.SIGINT, lambda sig, frame: worker.stop())
@@ -247,12 +243,6 @@ def _join_options(address: str, settings: Settings) -> JoinOptions:
         advertise=lambda bound: advertised(bound, advertise),
         node=node_options(settings),
     )
-
-
-def _files(places: Iterable[Path]) -> Iterator[Path]:
-    """Model files in these places."""
-    for place in places:
-        yield from place.glob("*.gguf") if place.is_dir() else (place,)
 
 
 def _own_listen(head: str, listen: str | None) -> str:

@@ -1,4 +1,5 @@
-"""Memory limits of the Linux control groups that this process is in, version 1 and 2, from the innermost outwards."""
+"""Limits of the Linux control groups that this process is in, version 1 and 2, from the innermost outwards: of memory,
+and whether there are some of speed."""
 
 from __future__ import annotations
 
@@ -22,6 +23,30 @@ def pressure_files(proc: Path) -> Iterator[Path]:
     for folder in _folders(proc):
         if (folder / "memory.pressure").exists():
             yield folder / "memory.pressure"
+
+
+def slowing(proc: Path) -> Iterator[str]:
+    """What limits the speed of this process's groups, as the kernel writes it: to tell one limit from another."""
+    for controller, names in _SPEED.items():
+        for folder in _folders(proc, controller):
+            yield from (f"{name} {text}" for name in names if (text := _text(folder / name).strip()))
+
+
+_SPEED = {"cpu": ("cpu.max", "cpu.cfs_quota_us"), "blkio": ("io.max", "blkio.throttle.read_bps_device")}
+
+
+def limiting_reads(proc: Path, disk: str) -> Path | None:
+    """The innermost of this process's groups whose reads of a disk ("8:0") are limited, all its processes together."""
+    for folder in _folders(proc, "blkio"):
+        lines = [_text(folder / name).splitlines() for name in _SPEED["blkio"]]
+        words = (line.split() for line in (*lines[0], *lines[1]))
+        if any(word[0] == disk and (word[1].isdecimal() or _limits_reads(word[1:])) for word in words if word[1:]):
+            return folder
+    return None
+
+
+def _limits_reads(settings: list[str]) -> bool:
+    return any(one.startswith("rbps=") and one != "rbps=max" for one in settings)
 
 
 def _of_version_2(folder: Path) -> Memory | None:
@@ -48,32 +73,32 @@ def _memory(limit: int, used: int | None, facts: dict[str, int], prefix: str) ->
 # ---------------------------------------------------------------- where the groups are
 
 
-def _folders(proc: Path) -> Iterator[Path]:
-    """The folders of this process's groups with a say in memory, each followed by those around it."""
-    paths = dict(_paths(_text(proc / "self" / "cgroup")))
-    for version, root, mount in _mounts(_text(proc / "self" / "mountinfo")):
+def _folders(proc: Path, controller: str = "memory") -> Iterator[Path]:
+    """The folders of this process's groups with a say in it, each followed by those around it."""
+    paths = dict(_paths(_text(proc / "self" / "cgroup"), controller))
+    for version, root, mount in _mounts(_text(proc / "self" / "mountinfo"), controller):
         if version in paths:
             inside = _inside(paths[version], root)
             yield from (mount / part for part in (inside, *inside.parents))
 
 
-def _paths(text: str) -> Iterator[tuple[int, PurePosixPath]]:
+def _paths(text: str, controller: str) -> Iterator[tuple[int, PurePosixPath]]:
     """(version, path of this process's group); lines are `4:memory:/a/b` and `0::/a/b`."""
     for line in text.splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
             yield 2, PurePosixPath(path)
-        elif "memory" in controllers.split(","):
+        elif controller in controllers.split(","):
             yield 1, PurePosixPath(path)
 
 
-def _mounts(text: str) -> Iterator[tuple[int, PurePosixPath, Path]]:
+def _mounts(text: str, controller: str) -> Iterator[tuple[int, PurePosixPath, Path]]:
     """(version, which group is mounted, where); see proc_pid_mountinfo(5)."""
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.partition(" ")
-        if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.rpartition(" ")[2].split(",")):
+        if kind == "cgroup2" or (kind == "cgroup" and controller in options.rpartition(" ")[2].split(",")):
             root, mount = (_unescaped(field) for field in before.split()[3:5])
             yield 2 if kind == "cgroup2" else 1, PurePosixPath(root), Path(mount)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from prima_core.errors import PrimaError
-from prima_core.memory.system import Memory, MemoryKind
+from prima_core.memory.system import Memory
 
 log = logging.getLogger(__name__)
 
@@ -37,22 +37,9 @@ PRESSED = 0.1
 """From this share of time on in which processes wait for memory, twice the reserve is left to them."""
 
 
-def reserve_bytes(memory: Memory) -> int:
-    """What a node leaves to others."""
-    total = memory.total_bytes
-    match memory.kind:
-        case MemoryKind.GROUP:
-            return min(max(16 * _MB, total // 50), 256 * _MB, total // 4)
-        case MemoryKind.PHONE:
-            return min(max(1500 * _MB, total // 5), 4 * _GB, total // 3)
-        case MemoryKind.MACHINE:
-            return min(max(1000 * _MB, total // 10), 4 * _GB, total // 4)
-
-
 def room_bytes(memory: Memory, n_nodes: int = 1) -> int:
     """What each of `n_nodes` that start now may take for weights, KV and buffer, so that others have the reserve."""
-    room = memory.available_bytes - memory.mapped_bytes - reserve_bytes(memory)
-    return max(0, room // n_nodes - PROCESS_BYTES)
+    return max(0, (memory.free_bytes - memory.mapped_bytes) // n_nodes - PROCESS_BYTES)
 
 
 # ---------------------------------------------------------------- the decision
@@ -60,25 +47,26 @@ def room_bytes(memory: Memory, n_nodes: int = 1) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What is seen at a moment. `pinned_bytes`: what is held; `lost_bytes`: of that, what the system took back;
-    `pressure`: share of time in which processes wait for memory."""
+    """What is seen at a moment. `pinned_bytes`: what is held; of that `lost_bytes` are what the system took back, and
+    `copied_bytes` no pages of the file. `pressure`: share of time in which processes wait for memory."""
 
     memory: Memory
     pinned_bytes: int
     lost_bytes: int = 0
+    copied_bytes: int = 0
     pressure: float = 0.0
 
     @property
     def left_bytes(self) -> int:
         """What others have when all that is pinned is in memory. What is mapped counts as taken, for somebody uses it:
         other nodes' weights, programs that run."""
-        return self.memory.available_bytes - max(self.pinned_bytes, self.memory.mapped_bytes)
+        return self.memory.available_bytes - max(self.pinned_bytes - self.copied_bytes, self.memory.mapped_bytes)
 
     @property
     def lacking_bytes(self) -> int:
         """What others lack of the reserve. Pages of ours that are gone were lacking too: somebody reads files again and
         again, or a group around ours has a limit. A few go always."""
-        kept = reserve_bytes(self.memory) * (2 if self.pressure >= PRESSED else 1)
+        kept = self.memory.reserve_bytes * (2 if self.pressure >= PRESSED else 1)
         few = max(16 * _MB, self.pinned_bytes // 100)
         return max(0, kept - self.left_bytes, self.lost_bytes if self.lost_bytes > few else 0)
 
@@ -126,7 +114,7 @@ def _grow(planned_bytes: int, state: State, sight: Sight, now_s: float) -> State
     if now_s - state.lacked_s < state.patience_s or now_s - state.grown_s < GROW_EVERY_S:
         return state
     to_come = max(0, state.wanted_bytes - sight.pinned_bytes)
-    slack = sight.left_bytes - to_come - reserve_bytes(sight.memory) - 2 * _margin(sight)
+    slack = sight.left_bytes - to_come - sight.memory.reserve_bytes - 2 * _margin(sight)
     step = min(planned_bytes - state.wanted_bytes, slack, max(planned_bytes // 16, MIN_STEP_BYTES), MAX_STEP_BYTES)
     if step <= 0 or sight.pressure >= PRESSED:
         return state
@@ -134,7 +122,7 @@ def _grow(planned_bytes: int, state: State, sight: Sight, now_s: float) -> State
 
 
 def _margin(sight: Sight) -> int:
-    return reserve_bytes(sight.memory) // 4
+    return sight.memory.reserve_bytes // 4
 
 
 # ---------------------------------------------------------------- the loop
@@ -154,6 +142,11 @@ class Pinning(Protocol):
     @property
     def pinned_bytes(self) -> int:
         """What is held."""
+        ...
+
+    @property
+    def copied_bytes(self) -> int:
+        """Of that, what a device has copied into memory of the host: it is not available."""
         ...
 
     def resize(self, pinned_bytes: int) -> None:
@@ -213,7 +206,8 @@ class Governor:
         if now_s - self._counted_s >= COUNT_LOST_EVERY_S:
             self._counted_s = now_s
             lost = self._store.lost_bytes() or 0
-        return Sight(self._system.memory(), self._store.pinned_bytes, lost, self._system.pressure() or 0.0)
+        pressure = self._system.pressure() or 0.0
+        return Sight(self._system.memory(), self._store.pinned_bytes, lost, self._store.copied_bytes, pressure)
 
     def _tell(self, before: int, wanted: int, sight: Sight) -> None:
         planned = self.planned_bytes

@@ -55,6 +55,12 @@ class Inventory:
     def pinned_bytes(self) -> int:
         return self.holding.total_bytes - self.streamed_bytes
 
+    @property
+    def copied_bytes(self) -> int:
+        """Of what is kept, what a device has a copy of."""
+        given_back = self._given_back.copy()
+        return sum(len(weight.data) for weight in self._kept() if weight.name in given_back) if given_back else 0
+
     def station_of(self, layer: int) -> int | None:
         """None for a layer of another device, which has a memory of its own."""
         return self._station_of.get(layer)

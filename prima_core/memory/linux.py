@@ -47,7 +47,7 @@ class Linux:
         if self._kind is MemoryKind.PHONE:  # its groups are the system's own and tell an app nothing
             return machine
         groups = [group for group in cgroups.limits(self._proc) if group.total_bytes < machine.total_bytes]
-        return min(machine, *groups, key=lambda memory: memory.available_bytes) if groups else machine
+        return min(machine, *groups, key=lambda memory: memory.free_bytes) if groups else machine
 
     def pressure(self) -> float | None:
         files = [self._proc / "pressure" / "memory", *cgroups.pressure_files(self._proc)]
@@ -70,6 +70,8 @@ class Linux:
         for start in range(0, len(data), _PIECE_BYTES):
             piece = data[start : start + _PIECE_BYTES]
             begin, end = posix.enclosing_pages(posix.address(piece), len(piece))
+            # To populate alone reads megabytes around a cold piece too, into the page cache; this reads the piece.
+            self._pages.advise(begin, end, posix.MADV_WILLNEED)
             if not posix.check_populated(self._pages.advise(begin, end, MADV_POPULATE_READ)):
                 self._pages.touch(data[start:])
                 return
@@ -89,13 +91,9 @@ class Linux:
         return found if found < len(data) or self._may_know(path) else None
 
     def _may_know(self, path: Path) -> bool:
-        """The kernel's rule (mm/mincore.c): the owner, who has CAP_FOWNER, who may write."""
+        """The kernel's rule (mm/mincore.c): who has CAP_FOWNER, the owner, who may write."""
         status = (self._proc / "self" / "status").read_text()
-        is_mighty = int(status.partition("CapEff:")[2].split()[0], 16) >> _CAP_FOWNER & 1
-        try:
-            return bool(is_mighty) or path.stat().st_uid == os.geteuid() or os.access(path, os.W_OK, effective_ids=True)
-        except OSError:  # it has gone since it was mapped
-            return False
+        return bool(int(status.partition("CapEff:")[2].split()[0], 16) >> _CAP_FOWNER & 1) or posix.is_ours(path)
 
 
 class _DirectFile:

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import mmap
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -104,6 +105,14 @@ def check_aligned(into: memoryview, offset: int, alignment: int) -> None:
     """The system's own word for it, EINVAL, would look like a file system that has no direct reads."""
     if offset % alignment or len(into) % alignment or address(into) % alignment:
         raise ValueError(f"not aligned to {alignment}: {len(into)} bytes at {offset} to {address(into):#x}")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this process owns a file, or may write it: others are told nothing true of what is in memory."""
+    try:
+        return path.stat().st_uid == os.geteuid() or os.access(path, os.W_OK)
+    except OSError:  # it has gone since it was mapped
+        return False
 
 
 def address(data: NDArray[np.uint8] | memoryview) -> int:

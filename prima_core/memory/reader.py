@@ -24,6 +24,7 @@ PIECE_BYTES = 4 * 1024 * 1024
 """Of one read. On a virtual disk 1 to 4 MiB, four in flight, reach its full rate."""
 STALLED_AFTER_S = 60.0
 """A disk that gives nothing for so long has failed, even if it does not say so."""
+_LOOKS = 10  # within that time: a process that was stopped meanwhile has missed one of them only
 _JOIN_S = 5.0
 
 
@@ -248,13 +249,16 @@ class ReadAhead:
 
     def _wait(self, turn: Turn) -> None:
         start = time.perf_counter()
+        n_idle = 0
         while not (turn.is_read or turn.error or self._is_closing):
             if self._is_stuck(turn):
                 turn.units = turn.units[: len(turn.slots)]
                 self._work.notify_all()
                 continue
             before = self._counts.read_bytes
-            if not self._done.wait(STALLED_AFTER_S) and self._counts.read_bytes == before:
+            is_idle = not self._done.wait(STALLED_AFTER_S / _LOOKS) and self._counts.read_bytes == before
+            n_idle = n_idle + 1 if is_idle else 0
+            if n_idle == _LOOKS:
                 turn.error = self._fault(turn.units[0], f"the disk gave nothing for {STALLED_AFTER_S:.0f} s")
         self._counts.stall_s += time.perf_counter() - start
         if self._is_closing:

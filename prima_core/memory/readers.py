@@ -45,7 +45,9 @@ class Readers:
         self._calls: SimpleQueue[bool] = SimpleQueue()  # True: look for reads; few, as each costs a change of threads
         self._threads = [
             threading.Thread(target=self._main, args=(scratch,), name=f"prima-reader-of-experts-{i}", daemon=True)
-            for i, scratch in enumerate(system.buffer(PIECE_BYTES + 2 * alignment) for _ in range(N_READERS))
+            for i, scratch in enumerate(
+                system.buffer(PIECE_BYTES + 2 * alignment, is_filled=True) for _ in range(N_READERS)
+            )
         ]
         for thread in self._threads:
             thread.start()

@@ -24,6 +24,7 @@ class Residents:
     def __init__(self, n_layers: int, n_experts: int, n_used: int, most: int, release: Callable[[int], None]) -> None:
         self._release, self._capacity = release, 1
         self._frequencies = Frequencies(n_layers, n_experts, n_used)
+        self._n_passing = 2 * n_used  # one group in use, and the next one on its way
         self._slots = np.full((n_layers, n_experts), -1, np.intp)
         self._busy = np.zeros(self._slots.shape, bool)
         self._worth = np.full(self._slots.shape, np.inf)  # of those that may go
@@ -59,16 +60,20 @@ class Residents:
     def admit(self, row: int, missing: Indices) -> Indices:
         """The first of the missing that there is room for, with slots; they are busy, and others may have gone.
 
-        At least one where nothing of the layer is busy, if there is a slot at all.
+        At least one where nothing of the layer is busy, if there is a slot at all. Those that are chosen more often go
+        for no more than a few at a time: a long prompt, which needs all experts of a layer, is to leave the others be.
         """
         n_admitted = 0
         with self._lock:
-            while n_admitted < len(missing):
-                slot = self._take_slot(must=not self._busy[row].any())
+            n_busy = int(self._busy[row].sum())
+            for expert in missing.tolist():
+                n_coming = n_busy + n_admitted
+                most = np.inf if n_coming < self._n_passing else float(self._frequencies.shares[row, expert])
+                slot = self._take_slot(most, must=n_coming == 0)
                 if slot is None:
                     break
-                self._slots[row, missing[n_admitted]] = slot
-                self._busy[row, missing[n_admitted]] = True
+                self._slots[row, expert] = slot
+                self._busy[row, expert] = True
                 n_admitted += 1
         return missing[:n_admitted]
 
@@ -101,12 +106,13 @@ class Residents:
         may_go = (self._slots[row] >= 0) & ~self._busy[row]
         self._worth[row] = np.where(may_go, self._frequencies.shares[row], np.inf)
 
-    def _take_slot(self, must: bool) -> int | None:
+    def _take_slot(self, most: float, must: bool) -> int | None:
+        """A free one, where need be that of an expert that was chosen by no more than a share of `most`."""
         if self._free:
             return self._free.pop()
         if self._empty and self.n_with_memory < self._capacity:
             return self._empty.pop()
-        if self._evict():
+        if self._evict(most):
             return self._free.pop()
         return self._empty.pop() if must and self._empty else None
 
@@ -116,10 +122,11 @@ class Residents:
             self._release(slot)
             self._empty.append(slot)
 
-    def _evict(self) -> bool:
+    def _evict(self, most: float = np.inf) -> bool:
         """Whether an expert went, whose slot is free now."""
         row, expert = divmod(int(self._worth.argmin()), self._worth.shape[1])
-        if np.isinf(self._worth[row, expert]):
+        worth = self._worth[row, expert]
+        if np.isinf(worth) or worth > most:
             return False
         self._free.append(int(self._slots[row, expert]))
         self._slots[row, expert] = -1

@@ -68,8 +68,8 @@ class Read:
 
 
 class Slots:
-    """`n` slots for matrices of `sizes` bytes: those of the i-th size lie side by side in `data[i]`, which is read-only;
-    pages come when they are first written."""
+    """`n` slots for matrices of `sizes` bytes: those of the i-th size lie side by side in `data[i]`, to be read only.
+    Pages come when they are first written."""
 
     def __init__(self, sizes: Sequence[int], n: int, system: System) -> None:
         self.sizes, self._system = tuple(sizes), system

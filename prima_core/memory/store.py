@@ -173,8 +173,7 @@ class StreamingStore:
         return self._inventory.kept_ends()
 
     def start(self) -> None:
-        """Begin to read ahead: once what stays is in memory. Pages of streamed tensors that came along with it (the
-        system reads on behind what it is asked for) go again."""
+        """Begin to read ahead: once what stays is in memory. Pages of streamed tensors that came along with it go."""
         self._is_started = True
         self._inventory.drop_streamed()
         self._fit_reader()
@@ -185,6 +184,11 @@ class StreamingStore:
     def pinned_bytes(self) -> int:
         """Of the weights of `visits` and `ends`, what is to stay in memory."""
         return self._inventory.pinned_bytes
+
+    @property
+    def copied_bytes(self) -> int:
+        """Of that, what was given back: a device holds it."""
+        return self._inventory.copied_bytes
 
     def lost_bytes(self) -> int | None:
         """Of what is to stay, how much is not in memory any more; None where the system does not tell."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_MB = 10**6
+
+
 class MemoryKind(StrEnum):
     """Whose memory it is. A GROUP of processes with a limit is there to be filled; a PHONE ends programs before its
     memory is full."""
@@ -27,9 +30,9 @@ class MemoryKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """`available_bytes`: what this process and others may still take without swapping, in the tightest of the machine
-    and the groups that limit this process, whose `kind` is told; clean pages of files, a mapped model's too, count as
-    available.
+    """`available_bytes`: what this process and others may still take without swapping; clean pages of files, a mapped
+    model's too, count as available. Of the machine and the groups that limit this process it is the one that has least
+    beyond its reserve, whose `kind` is told.
 
     `mapped_bytes`: pages of files that are mapped into some process there: available as they are called, somebody uses
     them, another node perhaps. 0 where the system does not tell.
@@ -39,6 +42,24 @@ class Memory:
     available_bytes: int
     mapped_bytes: int = 0
     kind: MemoryKind = MemoryKind.MACHINE
+
+    @property
+    def reserve_bytes(self) -> int:
+        """What a node leaves of it to others: their cached files too, so that a GB of these and some room to grow are
+        in it where there is enough."""
+        total = self.total_bytes
+        match self.kind:
+            case MemoryKind.GROUP:
+                return min(max(16 * _MB, total // 50), 256 * _MB, total // 4)
+            case MemoryKind.PHONE:
+                return min(max(1500 * _MB, total // 5), 4000 * _MB, total // 3)
+            case MemoryKind.MACHINE:
+                return min(max(1500 * _MB, total // 10), 4000 * _MB, total // 4)
+
+    @property
+    def free_bytes(self) -> int:
+        """What is available beyond the reserve; below zero where others lack some of it."""
+        return self.available_bytes - self.reserve_bytes
 
 
 class DirectFile(Protocol):
@@ -108,7 +129,13 @@ class System(Protocol):
 def host() -> System:
     """This machine's."""
     if sys.platform == "win32":
-        raise NotImplementedError
+        from prima_core.memory.windows import Windows
+
+        return Windows()
+    if sys.platform == "darwin":
+        from prima_core.memory.darwin import Darwin
+
+        return Darwin()
     from prima_core.memory.linux import Linux
 
     return Linux()

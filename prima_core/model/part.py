@@ -79,6 +79,12 @@ class Part:
         if sys.platform != "win32":
             self._open_map().madvise(mmap.MADV_RANDOM if is_random else mmap.MADV_NORMAL)
 
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Where the map lies in this process: begin and end."""
+        whole = np.frombuffer(self._open_map(), np.uint8)
+        return int(whole.ctypes.data), int(whole.ctypes.data) + len(whole)
+
     def check_unchanged(self) -> None:
         """Raise ModelError when the file at the path is not the one that was opened, or was written to since."""
         try:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from prima_core.devices import is_cpu
 from prima_core.engine.scheduler import Room
 from prima_core.errors import PlanError
@@ -17,6 +19,7 @@ from prima_core.model.weights import Model, bytes_by_type, end_tensors, layer_na
 from prima_core.node.driver import Member
 from prima_core.plan.check import complete
 from prima_core.plan.plan import Plan
+from prima_core.plan.predict import predict
 from prima_core.plan.problem import MAX_TENSORS, ModelFacts, Problem
 
 MAX_SEQUENCES = 64
@@ -122,7 +125,14 @@ class Planning:
 
     def _plan(self, problem: Problem) -> Plan:
         plan = self.fixed if self.fixed is not None else self.solve(problem)
-        return complete(plan, problem)
+        return foretold(complete(plan, problem), problem)
+
+
+def foretold(plan: Plan, problem: Problem) -> Plan:
+    """With its forecast; without one where a rate is not known."""
+    with suppress(PlanError):
+        return replace(plan, forecast=predict(plan, problem))
+    return replace(plan, forecast=None)
 
 
 def room_of(plan: Plan, chunk_tokens: int | None, longest_chunk: int, row_bytes: int) -> Room:

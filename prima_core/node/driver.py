@@ -37,18 +37,19 @@ PROBE_AFTER_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A node of the cluster as the planner sees it. `data_address` is where activations are sent to, `disk_bytes_s` how
-    fast it reads weights (0: not known)."""
+    """A node of the cluster as the planner sees it. `data_address` is where activations are sent to; `disk_bytes_s` and
+    `disk` as in `NodeFacts`."""
 
     name: str
     memory_bytes: int
     devices: tuple[DeviceFacts, ...]
     data_address: str
     disk_bytes_s: float = 0.0
+    disk: str = ""
 
     @property
     def facts(self) -> NodeFacts:
-        return NodeFacts(self.name, self.memory_bytes, self.devices, self.disk_bytes_s)
+        return NodeFacts(self.name, self.memory_bytes, self.devices, self.disk_bytes_s, self.disk)
 
     def with_at_most(self, device: str, memory_bytes: int) -> Member:
         """The node with less memory on a device."""
@@ -168,6 +169,7 @@ class Driver:
         self._members: dict[str, Member] = {}
         self._unfit: dict[str, PrimaError] = {}  # members that could not load: left out until they join again
         self._short: dict[str, PrimaError] = {}  # members that had less memory than they said when they joined
+        self._lost: dict[str, str] = {}  # why nodes are gone that were there since the last plan
         self._running: _Running | None = None
         self._replan_when_idle = False
         self._thread = threading.Thread(target=self._main, name="prima-driver", daemon=True)
@@ -310,6 +312,7 @@ class Driver:
 
     def _join(self, member: Member) -> None:
         self._members[member.name] = member
+        self._lost.pop(member.name, None)
         self._emit(NodeJoined(member.name, member.facts.room_bytes, tuple(device.id for device in member.devices)))
         if self._running is None:
             self._replan("")
@@ -324,6 +327,7 @@ class Driver:
         self._short.pop(name, None)
         self._emit(NodeLost(name, why))
         if self._running is None or name in self._running.plan.nodes:
+            self._lost[name] = why
             self._replan(f"node {name!r} was lost: {why}")
         else:
             self._tell()
@@ -357,6 +361,7 @@ class Driver:
     def _begin(self, plan: Plan, why: str) -> None:
         self._wait_for = 1  # from now on the cluster goes on with those that are left
         self._epoch = self._epoch.next()
+        self._lost = {}
         self._engine.restart(self._room_of(plan), _ended(why))
         self._running = _Running(self._epoch, plan, set(plan.nodes))
         addresses = {name: self._members[name].data_address for name in plan.nodes}
@@ -370,6 +375,7 @@ class Driver:
             self._running = None
         faults = [f"node {name!r} cannot serve: {error}" for name, error in self._unfit.items()]
         faults += [f"node {name!r}: {error}" for name, error in self._short.items()]
+        faults += [f"node {name!r} was lost: {why}" for name, why in self._lost.items()]
         self._tell(State.WAITING, f"{reason} ({'; '.join(faults)})" if faults else reason)
 
     def _tell(self, state: State | None = None, reason: str = "") -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError, ModelError, TemplateError
 from prima_core.events import RequestDone
 from prima_core.interfaces import Credentials, KvType
+from prima_core.memory.disks import machine_name
 from prima_core.memory.system import host
 from prima_core.model.chat import ChatPrompt, ChatTemplate, Message, encode_chat
 from prima_core.model.tokenizer import Tokenizer
@@ -31,14 +32,17 @@ from prima_core.model.weights import Model
 from prima_core.node.coordinate import Planning, model_facts, room_of
 from prima_core.node.driver import Cancel, Driver, Joined, Lost, Member, Reported, State, Status, Submit
 from prima_core.node.join import CONTROL_LIMITS
+from prima_core.node.lastwords import LastWords
 from prima_core.node.local import LocalNode, LocalOptions, close_all, start_local
-from prima_core.node.measure import disk_rate
 from prima_core.node.network import advertised, with_port
 from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions, longest_chunk
-from prima_core.node.view import RequestTotals, ServerView, node_view
+from prima_core.node.profiles import Profiles, cache_folder
+from prima_core.node.profiling import Measurer
+from prima_core.node.view import RequestTotals, ServerView, node_view, own_rate, token_s
 from prima_core.node.watch import FileWatch
 from prima_core.plan.plan import Plan, plan_to_json
 from prima_core.plan.problem import DeviceFacts
+from prima_core.plan.profile import Profile
 from prima_core.plugins import Registry
 from prima_core.ring import control
 from prima_core.ring.gather import row_bytes
@@ -113,8 +117,10 @@ class Head:
         self._data = Dialer(registry, credentials, DATA_LIMITS)
         self._control = Dialer(registry, credentials, CONTROL_LIMITS)
         self._local: Sequence[LocalNode] = ()
+        self._profile = Profile()
         self._times: dict[str, NodeTimes] = {}  # what each worker told last; the membership's thread writes
         self._slow: set[str] = set()  # nodes whose disk was told of
+        self._token_s = 0.0  # of the last request that tells; the driver's thread writes
         self.totals = RequestTotals()  # swapped as a whole by the driver's thread
         data_address = "inproc://" if options.listen is None else with_port(options.listen, 0)
         self.node = Node(options.name, registry, options.node, self._data, data_address, self._report)
@@ -149,6 +155,10 @@ class Head:
         """Start to serve; `driver.status` tells how far it is. Raises PrimaError for a wrong option."""
         with ExitStack() as exits:
             exits.callback(self._template.close)
+            last_words = LastWords(self._on_files_changed)
+            last_words.start()
+            exits.callback(last_words.close)
+            last_words.watch(self.model)
             self.node.start()
             exits.callback(self.node.close)
             self.driver.start()
@@ -165,9 +175,15 @@ class Head:
         devices = tuple(DeviceFacts.of(device) for device in self.node.devices)
         address = advertised(self.node.data_address, self._options.advertise)
         memory = self._options.node.memory
-        rate = disk_rate((part.path for part in self.model.file.parts), memory, host())
-        member = Member(self._options.name, memory, devices, address, rate)
-        self.driver.inbox.put(Joined(member))
+        self._profile = self._measured(memory)
+        self.driver.inbox.put(Joined(member_of(PeerFacts(self._options.name, memory, devices, address, self._profile))))
+
+    def _measured(self, memory_bytes: int) -> Profile:
+        """Plans of a model that fits here need to know no rates, unless the solver says so."""
+        solver = self._registry.solver(self._options.solver)
+        if self.model.file.size <= memory_bytes and not (solver.needs_rates and self._options.listen is not None):
+            return Profile(machine_name())
+        return Measurer(Profiles(cache_folder()), host(), self._tell).profile(self.node, self.model, memory_bytes)
 
     def _open_membership(self, address: str, exits: ExitStack) -> None:
         listener = Listener(self._on_joined, self._on_lost, self._on_told, self._on_timed)
@@ -317,6 +333,8 @@ class Head:
             engine.kv_running,
             engine.kv_tokens,
             tuple(node_view(member, own, status, times.get(member.name, NodeTimes())) for member in members),
+            None if status.plan is None else status.plan.forecast,
+            self._token_s,
         )
 
     def wait_until_serving(self, tell: Callable[[Status], None] = lambda status: None, poll_s: float = 0.02) -> None:
@@ -365,8 +383,8 @@ class Head:
 
     def _on_joined(self, facts: PeerFacts) -> None:
         self._tell(f"node {facts.name} joined")
-        member = Member(facts.name, facts.memory_bytes, facts.devices, facts.data_address, facts.disk_bytes_s)
-        self.driver.inbox.put(Joined(member))
+        is_same = facts.profile.machine == self._profile.machine and not facts.profile.devices
+        self.driver.inbox.put(Joined(member_of(replace(facts, profile=self._profile) if is_same else facts)))
 
     def _on_lost(self, name: str, why: str) -> None:
         if self.driver.status.state is not State.STOPPED:  # else it is our own children leaving
@@ -381,16 +399,18 @@ class Head:
 
     def _on_done(self, done: RequestDone) -> None:
         self.totals = self.totals.plus(done)
+        self._token_s = token_s(done) or self._token_s
         self._watch_disk(self._options.name, self.node.worker.meter.times())
         self._registry.emit(done)
 
     def _watch_disk(self, name: str, times: NodeTimes) -> None:
         """Tell, once, of a node that reads its weights far slower than it was planned with."""
-        member = next((member for member in self.driver.status.members if member.name == name), None)
-        if member is None or name in self._slow or not reads_slowly(times, member.disk_bytes_s):
+        members = self.driver.status.members
+        member = next((member for member in members if member.name == name), None)
+        if member is None or name in self._slow or not reads_slowly(times, own_rate(member, members)):
             return
         self._slow.add(name)
-        rate, planned = times.read_bytes / times.reading_s, member.disk_bytes_s
+        rate, planned = times.read_bytes / times.reading_s, own_rate(member, members)
         self._tell(f"node {name} reads its weights at {rate / 1e6:,.0f} MB/s; {planned / 1e6:,.0f} MB/s were measured")
 
     def _on_told(self, name: str, message: control.Message) -> None:
@@ -399,6 +419,13 @@ class Head:
             log.warning("node %s sent %s, which is the head's to say", name, type(message).__name__)
         else:
             self.driver.inbox.put(Reported(name, report))
+
+
+def member_of(facts: PeerFacts) -> Member:
+    """A node as the planner sees it."""
+    profile = facts.profile
+    devices = tuple(map(profile.rated, facts.devices))
+    return Member(facts.name, facts.memory_bytes, devices, facts.data_address, profile.disk_bytes_s, profile.disk)
 
 
 def _stopping() -> ClusterError:

@@ -18,12 +18,19 @@ from pathlib import Path
 from prima_core.arch.families import open_model
 from prima_core.errors import AuthError, FrameError, LinkError, LinkTimeout, ModelError, PrimaError
 from prima_core.interfaces import Credentials, Limits, ReceiveLink, SendLink
+from prima_core.memory.disks import machine_name
+from prima_core.memory.system import host
 from prima_core.model.fingerprint import ModelId, find_by_fingerprint
 from prima_core.model.weights import Model
+from prima_core.node.lastwords import LastWords
+from prima_core.node.measure import largest_model
 from prima_core.node.network import with_port
 from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions
+from prima_core.node.profiles import Profiles, cache_folder
+from prima_core.node.profiling import Measurer
 from prima_core.node.watch import CHECK_FILES_EVERY_S
 from prima_core.plan.plan import plan_from_json
+from prima_core.plan.profile import Profile
 from prima_core.plugins import Registry
 from prima_core.ring import control
 from prima_core.ring.control import Assign, Channel, Hello, Welcome
@@ -44,7 +51,8 @@ SEND_TIMEOUT_S = 0.5
 @dataclass(frozen=True, slots=True)
 class JoinOptions:
     """Where the head is (`head`, a full address), where this node listens for it (for frames: at another port of the
-    same host), and where it finds model files. `disk_bytes_s`: how fast it reads them (0: not known)."""
+    same host), and where it finds model files. `measures`: it finds out how fast it is before it joins, or looks up
+    what it has found out before; one that does not is taken to be as fast as a head on the same machine."""
 
     head: str
     listen: str
@@ -52,7 +60,7 @@ class JoinOptions:
     places: tuple[Path, ...]
     advertise: Callable[[str], str] = str
     node: NodeOptions = field(default_factory=NodeOptions)
-    disk_bytes_s: float = 0.0
+    measures: bool = False
 
 
 class WorkerNode:
@@ -70,6 +78,8 @@ class WorkerNode:
         self._models: dict[str, Model] = {}
         self._in_use: tuple[Epoch, Model] | None = None  # set by the owner thread
         self._told_percent = -1
+        self._last_words = LastWords(lambda error: self._send(control.Bye.because(str(error))))
+        self._profile = Profile()
         credentials = Credentials(secret)
         self._control = Dialer(registry, credentials, CONTROL_LIMITS)
         data = Dialer(registry, credentials, DATA_LIMITS)
@@ -83,13 +93,30 @@ class WorkerNode:
         """Join and serve until `stop`. Raises PrimaError for what waiting cannot cure."""
         with ExitStack() as exits:
             exits.callback(self._close_models)  # last: the worker thread still has views into them
+            self._last_words.start()
+            exits.callback(self._last_words.close)
             self._node.start()
             exits.callback(self._node.close)
             self._tell(self._node.explanation)
+            self._profile = self._measured()
             link = self._control.listen(self._options.listen)
             exits.callback(link.close)
             while not self._stopping.is_set():
                 self._join_once(link)
+
+    def _measured(self) -> Profile:
+        """By the largest model that is here: which one the head will serve is not known yet."""
+        unknown = Profile(machine_name())
+        path = largest_model(self._options.places) if self._options.measures else None
+        if path is None:
+            return unknown
+        measurer = Measurer(Profiles(cache_folder()), host(), self._tell, self._stopping.is_set)
+        try:
+            with open_model(path) as model:
+                return measurer.profile(self._node, model, self._options.node.memory)
+        except (PrimaError, OSError) as error:
+            log.info("this machine is not measured by %s: %s", path, error)
+            return unknown
 
     # ------------------------------------------------------------ one session with a head
 
@@ -121,7 +148,7 @@ class WorkerNode:
             data_addresses=(advertise(self._node.data_address),),
             memory_bytes=self._options.node.memory,
             devices=tuple(map(control.DeviceInfo.of, self._node.devices)),
-            disk_bytes_s=self._options.disk_bytes_s,
+            profile=self._profile,
         )
 
     def _knock(self, link: ReceiveLink, to_head: SendLink, hello: Hello) -> Welcome | None:
@@ -241,8 +268,9 @@ class WorkerNode:
                 hint="copy the head's file here and name it with --model or its folder with --models",
             )
         self._tell(f"using {path}")
-        self._models[wanted.fingerprint] = open_model(path)
-        return self._models[wanted.fingerprint]
+        model = self._models[wanted.fingerprint] = open_model(path)
+        self._last_words.watch(model)
+        return model
 
     def _close_models(self) -> None:
         for model in self._models.values():

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from prima_core.errors import PrimaError
 from prima_core.node.join import JoinOptions, WorkerNode
+from prima_core.node.lastwords import meaning_of
 from prima_core.node.network import with_port
 from prima_core.node.node import NodeOptions
 from prima_core.plugins import Registry
@@ -103,7 +104,9 @@ class ProcessNode:
     @property
     def fault(self) -> str | None:
         code = self._process.poll()
-        return None if code is None else f"node {self._name} (process {self._process.pid}) ended with code {code}"
+        if code is None:
+            return None
+        return f"node {self._name} (process {self._process.pid}) ended with code {code}{meaning_of(code)}"
 
     def close(self) -> None:
         """Let it leave by itself, then make it."""

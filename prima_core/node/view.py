@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from prima_core.events import RequestDone
 from prima_core.interfaces import Layers
 from prima_core.node.driver import Member, State, Status
+from prima_core.plan.forecast import Forecast
 from prima_core.plan.plan import Plan
 from prima_core.plan.problem import DeviceFacts
 from prima_core.ring.times import NodeTimes, reads_slowly
@@ -51,7 +52,10 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True)
 class ServerView:
-    """A head and its nodes. `kv_tokens_used` of `kv_tokens` positions are reserved for the requests that run."""
+    """A head and its nodes. `kv_tokens_used` of `kv_tokens` positions are reserved for the requests that run.
+
+    `forecast`: of the plan that is followed, where it can be foretold. `token_s`: seconds for each further token of the
+    last request that had any; 0: there was none."""
 
     model: str
     version: str
@@ -63,6 +67,8 @@ class ServerView:
     kv_tokens_used: int
     kv_tokens: int
     nodes: tuple[NodeView, ...]
+    forecast: Forecast | None = None
+    token_s: float = 0.0
 
 
 def node_view(member: Member, head: str, status: Status, times: NodeTimes) -> NodeView:
@@ -78,8 +84,13 @@ def node_view(member: Member, head: str, status: Status, times: NodeTimes) -> No
         layers=plan.layers_of(member.name) if plan is not None else (),
         loaded=status.progress.get(member.name),
         times=times,
-        has_slow_disk=reads_slowly(times, member.disk_bytes_s),
+        has_slow_disk=reads_slowly(times, own_rate(member, status.members)),
     )
+
+
+def own_rate(member: Member, members: Iterable[Member]) -> float:
+    """What a node can read in a second while all that share its disk read too."""
+    return member.disk_bytes_s / max(1, sum(bool(other.disk) and other.disk == member.disk for other in members))
 
 
 def _device_view(member: Member, device: DeviceFacts, plan: Plan | None) -> DeviceView:
@@ -130,7 +141,7 @@ class RequestTotals:
 
     def plus(self, done: RequestDone) -> RequestTotals:
         n, reason = done.n_generated_tokens, done.finish_reason
-        tpot_s = (done.total_s - done.first_token_s) / (n - 1) if n > 1 else None
+        tpot_s = token_s(done)
         return replace(
             self,
             outcomes={**self.outcomes, reason: self.outcomes.get(reason, 0) + 1},
@@ -140,3 +151,9 @@ class RequestTotals:
             ttft_s=self.ttft_s.plus(done.first_token_s) if n else self.ttft_s,
             tpot_s=self.tpot_s if tpot_s is None else self.tpot_s.plus(tpot_s),
         )
+
+
+def token_s(done: RequestDone) -> float | None:
+    """Seconds for each token after the first."""
+    n = done.n_generated_tokens
+    return (done.total_s - done.first_token_s) / (n - 1) if n > 1 else None

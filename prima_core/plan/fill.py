@@ -49,11 +49,20 @@ def most_streaming(problem: Problem, name: str) -> int:
     if streaming is not None:
         kept = _n_kept(problem, node, streaming)
         room = min(streaming.memory_bytes, node.memory_bytes) - gather_bytes(problem, (name,))
-        largest = max(problem.weight_bytes(streaming), default=0)
+        largest = _most_in_use(problem, streaming)
         spare = room - max(LEAST_BUFFER_BYTES, 2 * largest + min(largest, model.largest_tensor_bytes or largest))
         kv = model.kv_bytes_per_token_layer * problem.kv_tokens
         n_layers += max(kept, spare // kv if kv else model.n_layers) if spare >= 0 else kept
     return min(n_layers, model.n_layers)
+
+
+def _most_in_use(problem: Problem, device: DeviceFacts) -> int:
+    """Bytes of any layer that a token needs: all, but of its experts those that it is routed to."""
+    model, sizes = problem.model, problem.weight_bytes(device)
+    experts = model.expert_bytes or (0,) * model.n_layers
+    n_idle = model.n_experts - model.n_experts_used
+    idle = (of_layer * n_idle // max(1, model.n_experts) for of_layer in experts)
+    return max((size - unused for size, unused in zip(sizes, idle, strict=True)), default=0)
 
 
 def _n_kept(problem: Problem, node: NodeFacts, device: DeviceFacts) -> int:

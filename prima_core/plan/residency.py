@@ -169,7 +169,7 @@ def _reader(load: Overload, node: NodeFacts, cost: PassCost) -> Reader:
         n_visits=load.n_visits,
         compute_s=cost.compute_s(node.name),
         bytes_s=node.disk_bytes_s,
-        least_bytes=load.smallest_buffer,
+        least_bytes=load.fluent_buffer,
         most_bytes=load.room_bytes,
         disk=node.disk,
     )
@@ -187,7 +187,7 @@ def _streaming(
 def _need_streaming(need: Residency, load: Overload, wanted: int) -> Residency:
     if need.device != load.device:
         return need
-    size = min(max(wanted, load.smallest_buffer), load.room_bytes) if load.over_bytes else 0
+    size = min(max(wanted, load.fluent_buffer), load.room_bytes) if load.over_bytes else 0
     return msgspec.structs.replace(need, streamed_bytes=load.streamed_bytes(size), buffer_bytes=size)
 
 

@@ -26,6 +26,7 @@ from msgspec import Meta
 from prima_core import errors
 from prima_core.errors import AuthError, FrameError, PrimaError
 from prima_core.interfaces import MAX_GROWTH, Buffer, Device, SendLink
+from prima_core.plan.profile import Profile
 from prima_core.ring.security import PROOF_BYTES, check_proof, derive, proof
 from prima_core.ring.times import NodeTimes
 from prima_core.ring.wire import Epoch, WirePolicy
@@ -47,7 +48,6 @@ Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=_NO_CONTROL)]
 Line = Annotated[str, Meta(max_length=1024, pattern=_NO_CONTROL)]
 Nonce = Annotated[bytes, Meta(min_length=_NONCE_BYTES, max_length=_NONCE_BYTES)]
 Size = Annotated[int, Meta(ge=0)]
-Rate = Annotated[float, Meta(ge=0, le=1e18)]  # NaN and infinity keep no bounds
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
@@ -85,6 +85,7 @@ class DeviceInfo(_Part, frozen=True):
     summary: Line = ""
     shares_host: bool = True
     growth: Annotated[dict[Name, float], Meta(max_length=64)] = {}
+    copies: bool = False
 
     def __post_init__(self) -> None:
         for name, factor in self.growth.items():
@@ -93,7 +94,8 @@ class DeviceInfo(_Part, frozen=True):
 
     @classmethod
     def of(cls, device: Device) -> DeviceInfo:
-        return cls(device.id, device.memory_bytes, _line(device.summary), device.shares_host, dict(device.growth))
+        summary, growth = _line(device.summary), dict(device.growth)
+        return cls(device.id, device.memory_bytes, summary, device.shares_host, growth, device.copies)
 
 
 class Hello(_Message, frozen=True):
@@ -107,7 +109,7 @@ class Hello(_Message, frozen=True):
     data_addresses: Annotated[tuple[Line, ...], Meta(min_length=1, max_length=16)]
     memory_bytes: Size
     devices: Annotated[tuple[DeviceInfo, ...], Meta(min_length=1, max_length=64)]
-    disk_bytes_s: Rate = 0.0  # 0: not known
+    profile: Profile = Profile()
 
     def __post_init__(self) -> None:
         if len({device.id for device in self.devices}) != len(self.devices):

@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from prima_core.errors import ClusterError, FrameError, LinkError, LinkTimeout, PrimaError
 from prima_core.interfaces import ReceiveLink, SendLink
 from prima_core.plan.problem import DeviceFacts
+from prima_core.plan.profile import Profile
 from prima_core.ring import control
 from prima_core.ring.control import Channel, FrameKind, Hello, Welcome
 from prima_core.ring.times import NodeTimes
@@ -42,7 +43,7 @@ class PeerFacts:
     memory_bytes: int
     devices: tuple[DeviceFacts, ...]
     data_address: str
-    disk_bytes_s: float = 0.0
+    profile: Profile = field(default_factory=Profile)
 
 
 @dataclass(slots=True)
@@ -250,9 +251,10 @@ class Membership:
 
 def _facts(hello: Hello, welcome: Welcome) -> PeerFacts:
     devices = tuple(
-        DeviceFacts(device.id, device.memory_bytes, device.shares_host, device.growth) for device in hello.devices
+        DeviceFacts(device.id, device.memory_bytes, device.shares_host, device.growth, copies=device.copies)
+        for device in hello.devices
     )
-    return PeerFacts(welcome.name, hello.memory_bytes, devices, hello.data_addresses[0], hello.disk_bytes_s)
+    return PeerFacts(welcome.name, hello.memory_bytes, devices, hello.data_addresses[0], hello.profile)
 
 
 def _other_version(hello: Hello, welcome: Welcome) -> ClusterError:

@@ -25,7 +25,8 @@ class NodeTimes:
     `link_s`: encoding and decoding frames, and handing them to the transport; not their time on the wire.
     `n_steps`, `n_tokens`: what went through this node's layers, a step once also where it visits the node again.
     `sent_bytes`: frames to other nodes. `read_bytes`: weights read from disk since they were loaded, in `reading_s`
-    seconds in which at least one read was under way.
+    seconds in which at least one read was under way. `expert_hits`, `expert_misses`: experts that steps chose, of those
+    that are read when they are chosen, and that were in memory or not; each once in a step and layer.
 
     No sums, but what is so now: `pinned_bytes` of weights stay in memory, `streamed_bytes` are read in every pass,
     through a buffer of `buffer_bytes`.
@@ -45,6 +46,14 @@ class NodeTimes:
     pinned_bytes: Count = 0
     streamed_bytes: Count = 0
     buffer_bytes: Count = 0
+    expert_hits: Count = 0
+    expert_misses: Count = 0
+
+    @property
+    def expert_hit_rate(self) -> float | None:
+        """None where no experts were chosen that are read then."""
+        n_chosen = self.expert_hits + self.expert_misses
+        return self.expert_hits / n_chosen if n_chosen else None
 
 
 SLOW_AFTER_S = 3.0
@@ -71,6 +80,10 @@ class Reads(Protocol):
     def streamed_bytes(self) -> int: ...
     @property
     def buffer_bytes(self) -> int: ...
+    @property
+    def expert_hits(self) -> int: ...
+    @property
+    def expert_misses(self) -> int: ...
 
 
 class Reader(Protocol):
@@ -87,6 +100,8 @@ class _Source:
     read_bytes: int = 0
     reading_s: float = 0.0
     stall_s: float = 0.0
+    expert_hits: int = 0
+    expert_misses: int = 0
 
     def sums(self) -> _Source:
         """With what is read from now, and without a reader."""
@@ -94,7 +109,12 @@ class _Source:
             return self
         now = self.reader.stats()
         return _Source(
-            None, self.read_bytes + now.read_bytes, self.reading_s + now.reading_s, self.stall_s + now.stall_s
+            None,
+            self.read_bytes + now.read_bytes,
+            self.reading_s + now.reading_s,
+            self.stall_s + now.stall_s,
+            self.expert_hits + now.expert_hits,
+            self.expert_misses + now.expert_misses,
         )
 
 
@@ -138,6 +158,8 @@ class Meter:
             now.pinned_bytes if now else 0,
             now.streamed_bytes if now else 0,
             now.buffer_bytes if now else 0,
+            sums.expert_hits,
+            sums.expert_misses,
         )
 
     def _stall_s(self) -> float:

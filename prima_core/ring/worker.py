@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,9 +21,12 @@ from prima_core.engine.scheduler import PlannedStep
 from prima_core.errors import ClusterError, DeviceMemoryError, FrameError, PrimaError
 from prima_core.interfaces import Backend, Device, SendLink, Step
 from prima_core.memory.system import System
+from prima_core.model.weights import Model
+from prima_core.plan.profile import DeviceRates
 from prima_core.ring import wire
 from prima_core.ring.carry import Carrier
 from prima_core.ring.gather import Gather
+from prima_core.ring.rates import device_rates
 from prima_core.ring.reports import Assignment, LoadFailed, Loading, Ready, Report
 from prima_core.ring.serving import Means, OpenStore, Serving, open_serving, open_store
 from prima_core.ring.times import Meter
@@ -47,6 +50,13 @@ class _Unload:
 
 
 @dataclass(frozen=True, slots=True)
+class _Measure:
+    model: Model
+    stop: Callable[[], bool]
+    result: Future[dict[str, DeviceRates]]
+
+
+@dataclass(frozen=True, slots=True)
 class _Launch:
     epoch: Epoch
     planned: PlannedStep
@@ -58,7 +68,7 @@ class _Arrived:
     frame: wire.Frame
 
 
-_Job = _Load | _Unload | _Launch | _Arrived
+_Job = _Load | _Unload | _Measure | _Launch | _Arrived
 
 
 class Worker:
@@ -104,6 +114,14 @@ class Worker:
     def unload(self) -> None:
         self._ordered = None
         self._put(_Unload())
+
+    def measure(self, model: Model, stop: Callable[[], bool]) -> Future[dict[str, DeviceRates]]:
+        """How fast each device computes this model's layers, as far as that can be found out; nothing may be loaded
+        meanwhile. `stop`, asked again and again, ends it early; so does the end of the thread. The model has to stay
+        open until the result is there."""
+        result: Future[dict[str, DeviceRates]] = Future()
+        self._put(_Measure(model, lambda: stop() or self._stopping.is_set(), result))
+        return result
 
     def launch(self, epoch: Epoch, planned: PlannedStep) -> None:
         """Start a step at the input part (only on the head's node)."""
@@ -211,8 +229,17 @@ class Worker:
                     self._load(backend, assignment)
                 case _Unload():
                     self._give_up()
+                case _Measure(model, stop, result):
+                    result.set_result(dict(self._rates(backend, model, stop)))
         except Exception:  # thread top: a node that goes on answering heartbeats must not be deaf
             log.exception("node %s failed", self.name)
+
+    def _rates(self, backend: Backend, model: Model, stop: Callable[[], bool]) -> Iterator[tuple[str, DeviceRates]]:
+        for device in backend.devices():
+            try:
+                yield device.id, device_rates(backend, device, model, self._system, stop)
+            except Exception as error:  # noqa: BLE001 - the border to a backend: plans can be made without
+                log.info("how fast %s computes is not known: %s", device.id, error)
 
     # ------------------------------------------------------------ loading
 

@@ -129,6 +129,8 @@ def _node_metrics(view: ServerView) -> Iterator[Metric]:
         ("tokens", "n_tokens", "Tokens that went through a node's layers."),
         ("sent_bytes", "sent_bytes", "Bytes that a node sent to other nodes."),
         ("read_bytes", "read_bytes", "Bytes of weights that a node read from disk after they were loaded."),
+        ("expert_hits", "expert_hits", "Experts that were in memory when steps chose them, of those read on demand."),
+        ("expert_misses", "expert_misses", "Experts that had to be read from disk when steps chose them."),
     ):
         family = CounterMetricFamily(f"prima_node_{name}", help_, labels=["node"])
         for node in view.nodes:

@@ -14,7 +14,7 @@ from prima_core.arch import slots
 from prima_core.arch.blocks import CopiedBlocks
 from prima_core.arch.shard import OpsShard
 from prima_core.arch.slots import SlotOps, pieces
-from prima_core.interfaces import Layers, Slice, Weight
+from prima_core.interfaces import ExpertGroup, Layers, Slice, Weight
 from prima_core.model.names import OUTPUT, TOKEN_EMBD
 from prima_core.model.quant import GGUFType
 from prima_core.testing.driving import FloatArray, logits_of_all, opened, step_of
@@ -165,6 +165,28 @@ def test_where_ops_are_their_own_judges_of_order_the_activation_stays_on_the_dev
     assert isinstance(Counting([]), SlotOps)
 
 
+def test_nothing_that_is_streamed_is_read_to_load() -> None:
+    read: list[str] = []
+
+    class Watching(Refilling):
+        def matrix(self, weight: Weight, bias: Weight | None = None) -> Matrix:
+            if weight.data.any():
+                read.append(weight.name)
+            return super().matrix(weight, bias)
+
+    loaded(Watching, gate_and_up)
+    assert not any(map(gate_and_up, read))
+    assert "blk.0.ffn_down.weight" in read
+
+
+def test_each_layer_is_acquired_once_in_a_pass() -> None:
+    for streams in (nothing, gate_and_up, lambda name: name.startswith("blk.1.")):
+        shard, _, store = loaded(Refilling, streams)
+        store.acquired.clear()
+        next(texts(shard))
+        assert store.acquired == [0, 1, 2]
+
+
 def test_a_layer_is_released_as_soon_as_it_is_copied() -> None:
     shard, _, store = loaded(Refilling, gate_and_up)
     store.log.clear()
@@ -227,16 +249,16 @@ def test_of_a_streamed_table_only_the_rows_of_the_tokens_are_read() -> None:
 def test_a_stack_of_experts_is_complete_on_a_device() -> None:
     """Its store brings them in groups, and between groups another's bytes are there."""
     values = np.arange(5 * 2 * 3, dtype=np.float32).reshape(5, 2, 3)
-    buffer = np.full(values.nbytes, 0xFF, np.uint8)
+    buffer = np.full(3 * values[0].nbytes, 0xFF, np.uint8)
 
-    def require(chosen: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    def require(chosen: NDArray[np.intp]) -> Iterator[ExpertGroup]:
         for group in np.array_split(np.unique(chosen), 2):
-            view = buffer.view(np.float32).reshape(values.shape)
-            view[group] = values[group]
-            yield group
-            view[group] = np.nan
+            view, places = buffer.view(np.float32).reshape(3, 2, 3), np.arange(len(group))[::-1]
+            view[places] = values[group]
+            yield group, places
+            view[places] = np.nan
 
-    stack = Weight("blk.0.ffn_gate_exps.weight", GGUFType.F32, values.shape, buffer, require)
+    stack = Weight("blk.0.ffn_gate_exps.weight", GGUFType.F32, values.shape, buffer, require, places=3)
     store = PoisonedStore(MODEL.store(), nothing)
     held: list[Matrix] = []
 

@@ -58,10 +58,11 @@ class Bench:
     process: subprocess.Popen[bytes]
     run: str
 
-    @property
-    def watcher(self) -> psutil.Process:
-        (found,) = (child for child in psutil.Process(self.process.pid).children() if life.__name__ in child.cmdline())
-        return found
+    def kill_watcher(self) -> None:
+        """It is gone then: its lock is free."""
+        (watcher,) = (one for one in psutil.Process(self.process.pid).children() if life.__name__ in one.cmdline())
+        watcher.kill()
+        until("end of the watcher", lambda: not is_alive(watcher.pid))
 
     def kept(self) -> list[int]:
         """All its processes but itself."""
@@ -154,6 +155,15 @@ def test_a_node_that_ends_is_told_with_its_last_lines(prima: Prima, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("host")
+def test_another_node_that_ends_while_the_head_works_is_told(prima: Prima, tmp_path: Path, model: Path) -> None:  # noqa: F811
+    file = tmp_path / "dies.toml"
+    file.write_text(FOREIGN.replace("^speed ([0-9.]+)", "(never)").replace("{head}; sleep 1000", "{head}; exit 4"))
+    ended = prima("bench", "--cluster", file, model)
+    assert ended.code == 1
+    assert "node other has ended with exit code 4" in ended.err
+
+
+@pytest.mark.usefixtures("host")
 def test_a_model_that_does_not_fit_is_told_and_not_waited_for(prima: Prima, tmp_path: Path, model: Path) -> None:  # noqa: F811
     file = tmp_path / "small.toml"
     file.write_text('name = "small"\n[[nodes]]\nname = "a"\nmemory = "1kB"\nbase = "200MB"\n[[nodes]]\nname = "b"\n'
@@ -193,7 +203,7 @@ def test_a_killed_bench_leaves_nothing(tmp_path: Path, model: Path) -> None:
 def test_what_is_left_when_the_watcher_is_killed_too_goes_with_the_next_run(tmp_path: Path, model: Path) -> None:
     with waiting_bench(tmp_path, model) as bench:
         processes = bench.kept()
-        bench.watcher.kill()
+        bench.kill_watcher()
         bench.process.kill()
         bench.process.wait()
         assert len(traces(bench.run)) >= 4  # its folder, two namespaces, groups
@@ -206,7 +216,7 @@ def test_what_is_left_when_the_watcher_is_killed_too_goes_with_the_next_run(tmp_
 @pytest.mark.usefixtures("host")
 def test_a_run_that_lost_its_watcher_takes_everything_away_itself(tmp_path: Path, model: Path) -> None:
     with waiting_bench(tmp_path, model) as bench:
-        bench.watcher.kill()
+        bench.kill_watcher()
         bench.process.send_signal(signal.SIGINT)
         assert bench.process.wait(30) == 130
         assert traces(bench.run) == []

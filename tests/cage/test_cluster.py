@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,11 +78,14 @@ def test_what_is_no_amount_is_told_with_an_example(text: str, kind: Kind) -> Non
 
 
 def test_the_clusters_that_come_with_prima_hold_what_they_promise() -> None:
-    assert shipped() == ("four-equal", "paper")
+    assert shipped() == ("four-disks", "four-equal", "paper")
     equal = [limits_of(node, MACHINE) for node in load_cluster("four-equal").nodes]
     assert sum(limits.memory_bytes for limits in equal) == pytest.approx(0.8 * MODEL_BYTES, rel=1e-6)
     assert len(equal) == 4
     assert len(set(equal)) == 1
+    disks = [limits_of(node, MACHINE) for node in load_cluster("four-disks").nodes]
+    assert [replace(one, disk_bytes_s=None) for one in disks] == equal
+    assert sum(one.disk_bytes_s or 0 for one in disks) == MACHINE.disk_bytes_s
 
 
 def test_the_home_of_the_paper_is_scaled_to_model_and_disk() -> None:
@@ -152,7 +156,7 @@ def test_what_is_no_cluster_is_told_with_the_culprit(text: str, message: str) ->
 def test_a_file_that_cannot_be_read_is_told_with_the_clusters_there_are(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "mine.toml").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"cannot read the cluster .*mine.toml.*four-equal, paper"):
+    with pytest.raises(ConfigError, match=r"cannot read the cluster .*mine.toml.*four-disks, four-equal, paper"):
         load_cluster(str(tmp_path / "mine.toml"))
 
 

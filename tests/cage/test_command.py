@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from prima_core.cage.api import Api
 from prima_core.cage.bench import planned_bytes
@@ -16,6 +17,7 @@ from prima_core.cage.figures import Figures, NodeFigures, shown, to_json
 from prima_core.cage.groups import Group
 from prima_core.cage.limits import Limits, Place, Workload
 from prima_core.config import TABLE
+from prima_core.plan.forecast import NodeForecast
 
 LIMITS = Limits(90_000_000, 60_000_000, None, 10_000, None, None, 0.0)
 DEFAULTS: dict[str, Any] = {setting.name: setting.default for setting in TABLE}
@@ -63,7 +65,8 @@ def test_a_command_of_ones_own_takes_its_place() -> None:
 
 def test_settings_in_the_environment_do_not_reach_nodes_twice() -> None:
     given = {"PATH": "/bin", "PRIMA_NODES": "3", "PRIMA_TOKEN": "old", "PRIMA_CPU": "avx2"}
-    assert environment(given, "new") == {"PATH": "/bin", "PRIMA_TOKEN": "new", "PRIMA_CPU": "avx2"}
+    own = {"PRIMA_TOKEN": "new", "XDG_CACHE_HOME": "/run/cache"}
+    assert environment(given, "new", Path("/run/cache")) == {"PATH": "/bin", "PRIMA_CPU": "avx2", **own}
 
 
 # ---------------------------------------------------------------- figures
@@ -101,6 +104,21 @@ def test_the_table_shows_what_nodes_told_of_their_time() -> None:
     assert "disk: 1.50 GB/s" in text
     assert all(part in text for part in ("compute/token", "125.00 ms", "stall/token", "62.50 ms", "25.0%", "3.1%"))
     assert "n_tokens/token" not in text
+
+
+def test_the_table_shows_what_was_foretold_beside_it() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    told = NodeForecast("a", 0.1, 0.05, 0.0, 240_000_000, 0, 0, 0)
+    first, second = FIGURES.nodes
+    foretold = replace(FIGURES, forecast_s=0.4, nodes=(replace(first, forecast=told), second))
+    out = StringIO()
+    Console(file=out, width=250).print(shown(foretold))
+    assert "foretold: 400.0 ms per token, 1.25 times that were measured" in out.getvalue()
+    assert "240.0 MB, 100.00 ms compute, 50.00 ms stall" in out.getvalue()
+    assert b'"forecast":{"node":"a"' in to_json(foretold)
 
 
 def test_what_a_plan_takes_of_memory_is_what_stays_and_what_is_read_through() -> None:

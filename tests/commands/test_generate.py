@@ -210,6 +210,19 @@ def test_a_model_larger_than_the_memory_that_it_may_have_is_read_from_disk_and_a
     assert node["read_bytes_per_token"] > node["streamed_bytes"] / 2
 
 
+def test_a_mixture_larger_than_memory_reads_experts_and_answers_alike(prima: Prima, tmp_path: Path) -> None:
+    wanted = TinyModel("qwen3moe", 2, 512, n_heads=4, n_kv_heads=4, types="Q8_0", n_experts=32, n_experts_used=2)
+    path = write_tiny_model(tmp_path / "large.gguf", wanted)
+    n_bytes, cap = path.stat().st_size, 46_000_000
+    assert n_bytes > 1.2 * cap
+    ask = ("run", path, "-p", "hello", "-n", 6, *GREEDY, "--json")
+    assert prima(*ask, "--memory", cap).json["generated_ids"] == prima(*ask).json["generated_ids"]
+    [node] = prima("bench", path, "--prompt", 5, "--gen", 5, "--memory", cap, "--json").json["per_node"]
+    assert node["pinned_bytes"] + node["buffer_bytes"] <= cap
+    assert 0 < node["expert_hit_rate"] <= 1
+    assert node["read_bytes_per_token"] < n_bytes * 2 / 32 * 1.2, "only those that are used"
+
+
 def test_a_token_touches_all_weights_but_the_embeddings(prima: Prima, tiny: Path) -> None:
     facts: Any = prima("bench", tiny, "--prompt", 2, "--gen", 2, "--json").json
     embeddings = 512 * 256 * 4

@@ -16,6 +16,7 @@ from prima_core.model.tokenizer import Tokenizer
 from prima_core.node.coordinate import model_facts
 from prima_core.plan.plan import plan_from_json
 from prima_core.plan.problem import DeviceFacts, ModelFacts, NodeFacts, Problem, problem_to_json
+from prima_core.plan.profile import Profile
 from prima_core.testing.tinyvocab import tiny_vocab
 from prima_numpy.kernels import Kernels
 from prima_numpy.threads import default_threads
@@ -340,3 +341,18 @@ def test_help_lists_the_commands(prima: Prima, flag: str) -> None:
 
 def test_the_version_is_told(prima: Prima) -> None:
     assert prima("--version").out.startswith("prima, version ")
+
+
+def test_this_machine_is_measured_and_that_is_kept(
+    prima: Prima, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    told = msgspec.json.decode(prima("profile", tiny, "--backend", "numpy", "--json").out, type=Profile)
+    assert told.devices["numpy:cpu"].decode_bytes_s > 0
+    assert told.devices["numpy:cpu"].prefill_bytes_s > 0
+    if sys.platform == "linux":
+        [kept] = (tmp_path / "prima" / "profiles").iterdir()
+        assert msgspec.json.decode(kept.read_bytes(), type=Profile) == told
+    shown = prima("profile", tiny, "--backend", "numpy").out
+    assert "numpy:cpu" in shown
+    assert "disk, read past the page cache" in shown

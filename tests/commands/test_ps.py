@@ -20,6 +20,7 @@ from prima_core.errors import ClusterError
 from prima_core.interfaces import Layers
 from prima_core.node.driver import State
 from prima_core.node.view import DeviceView, NodeView, ServerView
+from prima_core.plan.forecast import Forecast
 from prima_core.ring.times import NodeTimes
 from tests.commands.conftest import Prima, Start
 
@@ -69,6 +70,14 @@ def test_a_node_with_several_devices_has_a_line_for_each() -> None:
         ["numpy:cpu", "[0, 5)", "2.5 GB + 3 kB KV of 8 GB"],
         ["mlx:cpu", "-", "0 B + 0 B KV of 1 kB"],
     ]
+
+
+def test_what_was_foretold_is_shown_beside_what_was_measured() -> None:
+    forecast = Forecast(0.25, 0.2, None, 512, 1, "computing", ())
+    assert "foretold" not in text(VIEW)
+    [line] = [line for line in text(replace(VIEW, forecast=forecast)).splitlines() if "foretold" in line]
+    assert line.strip() == "foretold: 250.0 ms per token, most of it computing"
+    assert "computing, 300.0 ms in the last answer" in text(replace(VIEW, forecast=forecast, token_s=0.3))
 
 
 # ---------------------------------------------------------------- a server that is there
@@ -140,6 +149,12 @@ def test_what_comes_from_disk_is_shown() -> None:
 def test_weights_that_were_given_up_for_other_programs_are_shown() -> None:
     out = text(replace(VIEW, nodes=(replace(HEAD, times=replace(TIMES, streamed_bytes=500_000_000)),)))
     assert " 500 MB left to others for now " in out
+
+
+def test_experts_that_were_in_memory_are_shown() -> None:
+    assert "experts" not in text(VIEW)
+    times = replace(TIMES, expert_hits=83, expert_misses=17)
+    assert " experts: 83% were in memory " in text(replace(VIEW, nodes=(replace(HEAD, times=times),)))
 
 
 def test_a_slow_disk_is_marked() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,17 +31,15 @@ class FakeFile:
     path: Path
     alignment: int = ALIGNMENT
 
-    def __post_init__(self) -> None:
-        self.fd = os.open(self.path, os.O_RDONLY)
-
     def read(self, into: memoryview, offset: int) -> int:
         assert offset % ALIGNMENT == 0, offset
         assert len(into) % ALIGNMENT == 0, len(into)
         self.system.begin_read(self.path, offset, len(into))
-        return min(os.preadv(self.fd, [into], offset), self.system.at_most(offset, len(into)))
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            return min(file.readinto(into), self.system.at_most(offset, len(into)))
 
     def close(self) -> None:
-        os.close(self.fd)
         self.system.open_files -= 1
 
 

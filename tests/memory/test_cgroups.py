@@ -14,6 +14,7 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("Linux's own", allow_module_level=True)
 
+from prima_core.memory.cgroups import limiting_reads, slowing
 from prima_core.memory.linux import Linux
 from prima_core.memory.system import Memory, MemoryKind
 
@@ -104,6 +105,14 @@ def test_a_group_of_version_1_counts_its_own_and_its_childrens_pages(tree: Tree)
     tree.mounted("4:memory:/docker/1f", V1)
     tree.version_1("docker/1f", 4 * GB, 3 * GB, (GB, GB // 2))
     assert tree.memory() == Memory(4 * GB, 2 * GB + GB // 2, 40, MemoryKind.GROUP)
+
+
+def test_a_machine_that_lacks_its_reserve_counts_more_than_a_group_with_less_available(tree: Tree) -> None:
+    tree.mounted("0::/prima", V2)
+    tree.version_2("prima", f"{4 * GB}", 3 * GB)
+    assert tree.memory().kind is MemoryKind.GROUP
+    tree.file(tree.proc / "meminfo", MEMINFO.replace("9000000", "1200000"))  # of which 1.6 GB are for others
+    assert tree.memory().kind is MemoryKind.MACHINE
 
 
 def test_a_limit_around_the_group_holds_too(tree: Tree) -> None:
@@ -248,6 +257,7 @@ def run_in(folder: Path, program: str, *arguments: str) -> list[int]:
 PRELUDE = """
 import mmap, sys
 import numpy as np
+from prima_core.memory.cgroups import limiting_reads, slowing
 from prima_core.memory.linux import Linux
 system = Linux(is_phone=False)
 def tell():
@@ -303,3 +313,31 @@ def test_in_a_real_group_the_pages_of_files_can_be_had_the_active_and_mapped_one
     assert mapped > 100 * MB
     assert before > 180 * MB
     assert after < 40 * MB
+
+
+# ---------------------------------------------------------------- speed
+
+
+def test_the_innermost_group_whose_reads_of_the_disk_are_limited_is_found(tree: Tree) -> None:
+    tree.mounted("5:blkio:/outer/inner", "cgroup rw,blkio")
+    tree.file(tree.fs / "outer" / "blkio.throttle.read_bps_device", "8:0 1000000\n")
+    tree.file(tree.fs / "outer" / "inner" / "blkio.throttle.read_bps_device", "8:16 1000000\n")
+    assert limiting_reads(tree.proc, "8:0") == tree.fs / "outer"
+    assert limiting_reads(tree.proc, "8:16") == tree.fs / "outer" / "inner"
+    assert limiting_reads(tree.proc, "8:32") is None
+
+
+def test_in_version_2_a_limit_of_writes_is_none_of_reads(tree: Tree) -> None:
+    tree.mounted("0::/prima", V2)
+    tree.file(tree.fs / "prima" / "io.max", "8:0 rbps=max wbps=7 riops=max wiops=max\n8:16 rbps=5 wbps=max\n")
+    assert limiting_reads(tree.proc, "8:0") is None
+    assert limiting_reads(tree.proc, "8:16") == tree.fs / "prima"
+
+
+def test_limits_of_speed_are_told_from_each_other(tree: Tree) -> None:
+    tree.mounted("0::/prima", V2)
+    assert list(slowing(tree.proc)) == []
+    tree.file(tree.fs / "prima" / "cpu.max", "50000 100000\n")
+    half = list(slowing(tree.proc))
+    tree.file(tree.fs / "prima" / "cpu.max", "max 100000\n")
+    assert half == ["cpu.max 50000 100000"] != list(slowing(tree.proc))

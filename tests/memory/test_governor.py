@@ -23,7 +23,6 @@ from prima_core.memory.governor import (
     Sight,
     State,
     decide,
-    reserve_bytes,
     room_bytes,
 )
 from prima_core.memory.system import Memory, MemoryKind
@@ -37,12 +36,12 @@ def memory(available_bytes: int, total_bytes: int = 20 * GB, mapped_bytes: int =
     return Memory(total_bytes, available_bytes, mapped_bytes)
 
 
-RESERVE = reserve_bytes(memory(0))
+RESERVE = memory(0).reserve_bytes
 MARGIN = RESERVE // 4
 
 
 def sight(left_bytes: int, pinned_bytes: int = PLANNED, lost_bytes: int = 0, pressure: float = 0.0) -> Sight:
-    return Sight(memory(left_bytes + pinned_bytes), pinned_bytes, lost_bytes, pressure)
+    return Sight(memory(left_bytes + pinned_bytes), pinned_bytes, lost_bytes, 0, pressure)
 
 
 def test_what_the_plan_pins_stays_while_the_reserve_is_left() -> None:
@@ -76,6 +75,12 @@ def test_pages_of_others_that_are_in_use_count_as_taken() -> None:
     together = Sight(memory(PLANNED + RESERVE, mapped_bytes=PLANNED + GB), PLANNED)
     assert alone.lacking_bytes == 0
     assert together.lacking_bytes == GB
+
+
+def test_what_a_device_has_copied_is_not_counted_twice() -> None:
+    """Others' available memory does not contain it."""
+    seen = Sight(memory(RESERVE + PLANNED // 4), PLANNED, copied_bytes=3 * PLANNED // 4)
+    assert seen.left_bytes == RESERVE
 
 
 def test_pages_that_the_system_took_back_are_given_up_although_memory_seems_left() -> None:
@@ -164,7 +169,7 @@ def test_a_shortage_that_goes_on_is_one_shortage() -> None:
     ("total", "kind", "reserve"),
     [
         (2 * GB, MemoryKind.MACHINE, GB // 2),
-        (8 * GB, MemoryKind.MACHINE, GB),
+        (8 * GB, MemoryKind.MACHINE, 1500 * MB),
         (24 * GB, MemoryKind.MACHINE, 2400 * MB),
         (512 * GB, MemoryKind.MACHINE, 4 * GB),
         (8 * GB, MemoryKind.PHONE, 1600 * MB),
@@ -175,7 +180,7 @@ def test_a_shortage_that_goes_on_is_one_shortage() -> None:
     ],
 )
 def test_the_reserve_is_a_bounded_share(total: int, kind: MemoryKind, reserve: int) -> None:
-    assert reserve_bytes(Memory(total, total, kind=kind)) == reserve
+    assert Memory(total, total, kind=kind).reserve_bytes == reserve
 
 
 def test_a_node_that_takes_the_room_there_is_gives_nothing_up() -> None:
@@ -218,6 +223,7 @@ class Tensors:
     n_held: int = 80
     tensor_bytes: int = 100 * MB
     lost: int | None = None
+    copied_bytes: int = 0
     fault: OSError | None = None
     sizes: list[int] = field(default_factory=list)
     resized: threading.Event = field(default_factory=threading.Event)
@@ -376,6 +382,11 @@ def test_a_closed_governor_leaves_the_store_alone(running: Callable[[Scene], Non
     scene.governor.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "prima-governor"]
     scene.governor.close()
+
+
+def test_where_the_plan_pins_nothing_there_is_no_thread(running: Callable[[Scene], None]) -> None:
+    running(Scene(store=Tensors(n_held=0)))
+    assert not [thread for thread in threading.enumerate() if thread.name == "prima-governor"]
 
 
 def test_a_governor_that_never_started_closes() -> None:

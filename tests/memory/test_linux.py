@@ -323,3 +323,11 @@ def test_to_those_who_may_not_write_the_file_its_residency_is_unknown() -> None:
             [sys.executable, "-c", FOREIGN, path], capture_output=True, text=True, timeout=30, check=False
         )
     assert done.stdout.split() == ["True", "None"], done.stderr
+
+
+def test_only_what_is_asked_for_is_populated(file: Path) -> None:
+    data = mapped(file)
+    part = data[3 << 20 : 4 << 20]
+    SYSTEM.populate(part)
+    assert SYSTEM.resident_bytes(part, file) == len(part)
+    assert SYSTEM.resident_bytes(data, file) == len(part)

@@ -95,7 +95,9 @@ def test_what_a_device_copied_is_neither_missed_nor_brought_back() -> None:
             store.give_back(store.views(layer).values())
         assert system.forgotten == ALL + NORMS
         assert store.lost_bytes() == 0
+        assert store.copied_bytes == store.pinned_bytes == ALL + NORMS
         store.resize(ALL // 2)
+        assert store.copied_bytes == store.pinned_bytes
         store.resize(ALL + NORMS)
         assert not system.populated
 

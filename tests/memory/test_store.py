@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
 from collections.abc import Iterable
 from contextlib import ExitStack
-from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prima_core.arch.families import open_model
 from prima_core.errors import PlanError
 from prima_core.interfaces import Layers, Store
-from prima_core.memory import posix, reader, residency
-from prima_core.memory.system import host
+from prima_core.memory import reader, residency
 from tests.memory.fakes import N_LAYERS, FakeSystem, assert_blocks, assert_layer, big_enough, ends_of, streaming
 
 LAYER_BYTES = 4 * 65_536 + 3 * 81_920
@@ -280,40 +274,3 @@ def test_any_order_gives_the_bytes_of_the_file(
         for layer in story.held:
             story.let_go(layer)
         one_pass(store)
-
-
-# ---------------------------------------------------------------- a real disk
-
-
-@pytest.fixture
-def cold_copy(tmp_path: Path) -> Path:
-    """A model of which nothing is in the page cache."""
-    path = Path(shutil.copy(big_enough().path, tmp_path))
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if host().resident_bytes(np.memmap(path, mode="r"), path):
-        pytest.skip("the file system of the temporary folder keeps its files in memory")
-    return path
-
-
-def refuse(*_: object) -> int:
-    raise OSError(22, "this file system has no direct reads")
-
-
-@pytest.mark.parametrize("is_direct", [True, False], ids=["direct", "buffered"])
-def test_of_a_cold_file_nothing_that_is_streamed_is_in_the_page_cache_afterwards(
-    cold_copy: Path, is_direct: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not is_direct:
-        monkeypatch.setattr(posix, "read_at", refuse)
-    system = host()
-    with open_model(cold_copy) as model, streaming(HALF, 1_000_000, system, model) as store:
-        for _ in range(3):
-            one_pass(store)
-        assert store.stats().missed_bytes == 0
-        weights = [weight for layer in range(N_LAYERS) for weight in store.views(layer).values()]
-        streamed = [weight.data[4096:-4096] for weight in weights if store.is_streamed(weight.name)]
-        assert len(streamed) > N_LAYERS
-        store.close()  # what is being read through the cache leaves it a moment later
-        assert [system.resident_bytes(data, cold_copy) for data in streamed] == [0] * len(streamed)

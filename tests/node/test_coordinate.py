@@ -58,6 +58,16 @@ def test_memory_for_less_than_one_context_is_an_error_that_names_the_node() -> N
         planning(parallel=4)((Member("head", 349, (), ""), B))
 
 
+def test_a_plan_carries_a_forecast_where_the_nodes_rates_are_known() -> None:
+    rated = (msgspec.structs.replace(CPU[0], decode_bytes_s=1e3, prefill_bytes_s=1e5),)
+    forecast = planning()((Member("head", 10_000, rated, ""), Member("b", 10_000, rated, ""))).forecast
+    assert forecast is not None
+    assert forecast.token_s == pytest.approx(0.45)  # 400 bytes of layers, 50 of the output
+    assert planning()((Member("head", 10_000, rated, ""), B)).forecast is None
+    stale = msgspec.structs.replace(PLAN, forecast=forecast)
+    assert planning(fixed=stale)((HEAD, B)).forecast is None
+
+
 MB = 10**6
 LARGE = ModelFacts("m", (100 * MB,) * 8, 0, 0, 1000, 20_000, largest_tensor_bytes=20 * MB)
 """A context takes 20 MB of KV in each layer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,18 @@ from prima_core.engine.reasoning import Part, PartKind
 from prima_core.engine.request import Event, Request
 from prima_core.errors import ClusterError, ConfigError, PluginError, RequestError
 from prima_core.events import NodeJoined, PlanMade, RequestDone
+from prima_core.memory.disks import machine_name
 from prima_core.model.chat import ChatPrompt
 from prima_core.model.reasoning import ReasoningTags
 from prima_core.model.weights import Model
 from prima_core.node.driver import Joined, Member, State
 from prima_core.node.head import HeadOptions
-from prima_core.node.node import NodeOptions
+from prima_core.node.node import Node, NodeOptions
+from prima_core.node.profiling import Measurer
+from prima_core.node.view import own_rate
+from prima_core.plan.problem import DeviceFacts
+from prima_core.plan.profile import DeviceRates, Profile
+from prima_core.ring.membership import PeerFacts
 from prima_core.ring.times import NodeTimes
 from prima_core.testing.cluster import DEADLINE_S, NODE, until
 from tests.node.cluster import Cluster, worker_thread
@@ -288,3 +295,53 @@ def test_a_node_with_a_slow_disk_is_told_once(alone: Cluster) -> None:
         alone.head._on_timed("head", NodeTimes(read_bytes=int(9e7 * seconds), reading_s=seconds))
     told = [line for line in alone.told if "reads its weights" in line]
     assert told == ["node w reads its weights at 90 MB/s; 1,000 MB/s were measured"]
+
+
+def rated(name: str, machine: str = "m", disk: str = "m 8:0") -> PeerFacts:
+    """A node that has measured itself, or, without a name for its disk, has not."""
+    rates = {"numpy:cpu": DeviceRates(9e9, 80e9)} if disk else {}
+    profile = Profile(machine, disk, 1e9 if disk else 0.0, rates)
+    return PeerFacts(name, 1000, (DeviceFacts("numpy:cpu", 1000),), f"inproc://{name}", profile)
+
+
+def test_a_node_on_the_heads_machine_that_measured_nothing_is_as_fast_as_the_head(alone: Cluster) -> None:
+    alone.head._profile = rated("head").profile
+    for facts in (rated("local", disk=""), rated("elsewhere", "other", disk=""), rated("own", disk="m 8:16")):
+        alone.head._on_joined(facts)
+    until("joining", lambda: len(alone.status.members) == 4)
+    members = {member.name: member for member in alone.status.members}
+    local, elsewhere = members["local"].facts, members["elsewhere"].facts
+    assert (local.disk, local.disk_bytes_s, local.devices[0].decode_bytes_s) == ("m 8:0", 1e9, 9e9)
+    assert (elsewhere.disk, elsewhere.disk_bytes_s, elsewhere.devices[0].decode_bytes_s) == ("", 0, 0)
+    assert members["own"].disk == "m 8:16"
+
+
+def test_nodes_on_one_disk_are_not_slow_because_they_share_it() -> None:
+    pair = [Member(name, 1000, (), "", 1e9, "m 8:0") for name in "ab"]
+    alone = Member("c", 1000, (), "", 1e9)
+    assert [own_rate(member, [*pair, alone, alone]) for member in (*pair, alone)] == [5e8, 5e8, 1e9]
+
+
+def test_a_head_measures_itself_only_where_plans_need_it(
+    cluster: Start, llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+
+    def profile(self: Measurer, node: Node, model: Model, memory_bytes: int) -> Profile:
+        measured.append(memory_bytes)
+        return rated("head", machine_name()).profile
+
+    monkeypatch.setattr(Measurer, "profile", profile)
+    cluster(llama).until_serving_with("head")
+    assert measured == []
+    with Cluster(llama, HeadOptions(node=replace(NODE, memory_bytes=llama.file.size - 1))):
+        assert measured == [llama.file.size - 1]
+
+
+def test_what_was_foretold_stands_beside_what_was_measured(alone: Cluster) -> None:
+    alone.until_serving_with("head")
+    assert alone.head.view().token_s == 0
+    alone.tokens([1, 2, 3], 4)
+    until("telling", lambda: alone.head.view().token_s > 0)
+    alone.tokens([1, 2, 3], 1)
+    assert alone.head.view().token_s > 0, "an answer of one token tells nothing"

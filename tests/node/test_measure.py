@@ -29,7 +29,7 @@ class Disk:
         self.n_open += 1
         return cast("DirectFile", self)
 
-    def buffer(self, n_bytes: int) -> memoryview:
+    def buffer(self, n_bytes: int, *, is_filled: bool = False) -> memoryview:
         return memoryview(bytearray(n_bytes))
 
     def read(self, into: memoryview, offset: int) -> int:

@@ -70,18 +70,45 @@ def test_a_node_streams_what_it_lacks_and_its_buffer_and_uses_its_memory_to_the_
     assert plan_from_json(plan_to_json(plan)) == plan
 
 
+KNOWN = msgspec.structs.replace(MODEL, tensor_bytes=((30 * MB, 30 * MB, 30 * MB, 10 * MB),) * 32)
+BESIDE = Plan(32, "a", (Visit("a", 0, 31), Visit("b", 31, 32)))
+
+
+def sharing_a_disk(*memory_mb: int, model: ModelFacts, disk: str = "d") -> Problem:
+    problem = problem_of(*memory_mb, model=model)
+    nodes = tuple(msgspec.structs.replace(node, disk=disk) for node in problem.nodes)
+    return msgspec.structs.replace(problem, nodes=nodes)
+
+
 def test_with_known_sizes_of_tensors_buffers_are_as_small_as_the_store_can_do_with() -> None:
     """Of each layer 40 MB is to be streamed: 30 and 10, and as much as the larger one is lost at the ring's end."""
-    model = msgspec.structs.replace(MODEL, tensor_bytes=((30 * MB, 30 * MB, 30 * MB, 10 * MB),) * 32)
-    memory = 3732 - 32 * 40 + 71 + 37  # and what is gathered
-    problem = problem_of(memory, model=model)
-    need = need_of(complete(ALONE, problem), "a")
-    assert need.buffer_bytes == 70 * MB + ALIGNING_BYTES
-    assert 32 * 39 * MB < need.streamed_bytes <= 32 * 40 * MB
-    assert need.buffer_bytes < need_of(complete(ALONE, problem_of(memory)), "a").buffer_bytes
+    memory = 3631 - 31 * 40 + 70 + 37  # and what is gathered
+    problem = sharing_a_disk(memory, 4000, model=KNOWN)
+    need = need_of(complete(BESIDE, problem), "a")
+    assert need.buffer_bytes == 70 * MB + 3 * ALIGNING_BYTES
+    assert 31 * 39 * MB < need.streamed_bytes <= 31 * 40 * MB
+    assert need.buffer_bytes < need_of(complete(BESIDE, sharing_a_disk(memory, 4000, model=MODEL)), "a").buffer_bytes
     said = msgspec.structs.replace(need, buffer_bytes=need.buffer_bytes - 1)
     with pytest.raises(PlanError, match=f"a buffer of {need.buffer_bytes} bytes at least"):
-        complete(msgspec.structs.replace(ALONE, residency=(said,)), problem)
+        complete(msgspec.structs.replace(BESIDE, residency=(said,)), problem)
+
+
+def test_a_node_with_a_disk_of_its_own_has_room_for_a_tensor_more_where_it_has_memory_for_it() -> None:
+    memory = 3631 - 31 * 40 + 70 + 37
+    shared = need_of(complete(BESIDE, sharing_a_disk(memory, 4000, model=KNOWN)), "a")
+    own = need_of(complete(BESIDE, sharing_a_disk(memory, 4000, model=KNOWN, disk="")), "a")
+    assert own.buffer_bytes >= shared.buffer_bytes + 30 * MB
+    assert own.pinned_bytes + own.buffer_bytes == shared.pinned_bytes + shared.buffer_bytes, "all of the memory is used"
+    least = next(size for size in range(1, 1000) if _is_possible(size, ""))
+    assert not _is_possible(least - 1, "d"), "nobody is refused for it"
+
+
+def _is_possible(memory_mb: int, disk: str) -> bool:
+    try:
+        complete(BESIDE, sharing_a_disk(memory_mb, 4000, model=KNOWN, disk=disk))
+    except PlanError:
+        return False
+    return True
 
 
 def test_little_is_gathered_where_memory_is_little() -> None:

@@ -203,17 +203,17 @@ def test_a_pass_without_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_layers_of_which_something_is_streamed_are_computed_as_they_come() -> None:
-    """And are recorded again when all of them stays; what was recorded before is let go."""
+    """And are recorded again from the pass after the one in which all of them stays; what was recorded is let go."""
     store = PoisonedStore(MODEL.store(), lambda name: False)
     shard, eager = shard_of(recorder := CountingRecorder(), store=store), shard_of(None)
     for s in (shard, eager):
         prefill(s, 0, 2)
     counts = []
-    for position, share in enumerate(["", "", "blk.1.ffn_up", "blk.", "", ""]):
+    for position, share in enumerate(["", "", "blk.1.ffn_up", "blk.", "", "", ""]):
         store.streams = lambda name, share=share: bool(share) and name.startswith(share)  # type: ignore[misc]
         assert_alike(run(shard, decode((0, 2 + position))), run(eager, decode((0, 2 + position))))
         counts.append((recorder.made, recorder.replayed, recorder.alive))
-    assert counts == [(1, 1, 1), (1, 2, 1), (1, 2, 0), (1, 2, 0), (2, 3, 1), (2, 4, 1)]
+    assert counts == [(1, 1, 1), (1, 2, 1), (1, 2, 0), (1, 2, 0), (1, 2, 0), (2, 3, 1), (2, 4, 1)]
     assert not store.held
 
 
@@ -293,3 +293,17 @@ def test_the_kernels_of_a_decode_step_can_be_recorded() -> None:
         replayed, computed = (s.run(layers, x, step) for s in (shard, eager))
         np.testing.assert_array_equal(replayed, computed)
         np.testing.assert_array_equal(shard.logits(computed, [0]), eager.logits(computed, [0]))
+
+
+def test_a_recorded_pass_acquires_each_layer_once_and_one_that_cannot_be_too() -> None:
+    """A store that streams reads ahead in this order; to ask for a layer before its turn would throw that away."""
+    for share in ("nothing", "blk.1."):
+        store = PoisonedStore(MODEL.store(), lambda name, share=share: name.startswith(share))  # type: ignore[misc]
+        shard = shard_of(CountingRecorder(), store=store)
+        prefill(shard, 0, 2)
+        store.acquired.clear()
+        run(shard, decode((0, 2)))
+        run(shard, decode((0, 3)))
+        assert store.acquired[-2:] == [0, 1]
+        if share == "blk.1.":
+            assert store.acquired == [0, 1, 0, 1]

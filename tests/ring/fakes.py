@@ -52,7 +52,7 @@ class FakeStore(ArrayStore):
         super().__init__(model)
         self.holding = holding
         self.has_started = self.is_closed = False
-        self.read_bytes = 0
+        self.read_bytes = self.expert_hits = self.expert_misses = 0
         self.stall_s = self.reading_s = 0.0
         self.stall: Callable[[], float] = lambda: 0.0  # does as if an `acquire` waited so many seconds
 
@@ -70,6 +70,10 @@ class FakeStore(ArrayStore):
 
     def stats(self) -> Reads:
         return self
+
+    @property
+    def copied_bytes(self) -> int:
+        return 0
 
     def resize(self, pinned_bytes: int) -> None:
         """The governor of a test's node may want it."""
@@ -90,6 +94,8 @@ class FakeStore(ArrayStore):
     def acquire(self, layer: int) -> Mapping[str, Weight]:
         if self.has_started and self.holding.streamed_bytes:
             self.read_bytes += 1
+            self.expert_hits += 3
+            self.expert_misses += 1
             self.stall_s += self.stall()
         return super().acquire(layer)
 

@@ -133,6 +133,7 @@ def test_what_a_node_holds_now_and_has_read_is_told(ring_of: MakeRing) -> None:
     told = times(ring, "b")
     assert (told.pinned_bytes, told.streamed_bytes, told.buffer_bytes, told.read_bytes) == (400, 600, 50, 8)
     assert times(ring, "head").read_bytes == 0
+    assert (told.expert_hit_rate, times(ring, "head").expert_hit_rate) == (0.75, None)
 
 
 def test_sums_of_reading_go_on_when_another_plan_is_loaded(ring_of: MakeRing) -> None:
@@ -143,6 +144,7 @@ def test_sums_of_reading_go_on_when_another_plan_is_loaded(ring_of: MakeRing) ->
     ring.stores["b"].stall = lambda: 2.0
     ring.answer(2)
     assert (times(ring, "b").read_bytes, times(ring, "b").stall_s) == (8, 12)
+    assert (times(ring, "b").expert_hits, times(ring, "b").expert_misses) == (24, 8)
     ring.workers["b"].unload()
     ring.close()
     told = times(ring, "b")

@@ -70,6 +70,14 @@ def test_a_single_node_streams_too() -> None:
     assert need.streamed_bytes > 1200 * MB
 
 
+def test_a_layer_of_experts_larger_than_memory_can_be_streamed() -> None:
+    model = ModelFacts("m", (1000 * MB,) * 8, 0, 100 * MB, 1000, 4096, largest_tensor_bytes=5 * MB,
+                       expert_bytes=(960 * MB,) * 8, n_experts=64, n_experts_used=4)  # fmt: skip
+    problem = msgspec.structs.replace(problem_of(900), model=model)
+    [need] = complete(solve(problem), problem).residency
+    assert need.streamed_bytes >= 8000 * MB + 100 * MB - 900 * MB
+
+
 def test_where_streaming_is_not_wanted_what_does_not_fit_is_an_error() -> None:
     with pytest.raises(PlanError, match="does not fit"):
         solve(msgspec.structs.replace(problem_of(2500), streaming=False))

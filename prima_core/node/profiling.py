@@ -1,0 +1,97 @@
+"""A node measures its machine, or takes what an earlier start has kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as NotYet
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from prima_core.memory.disks import disk_name, machine_name, whole_disk
+from prima_core.memory.system import System
+from prima_core.model.weights import Model
+from prima_core.node.measure import disk_rate
+from prima_core.node.node import Node
+from prima_core.node.profiles import Profiles, key_of
+from prima_core.node.turns import turn
+from prima_core.plan.profile import DeviceRates, Profile
+
+SMALL_BYTES = 64 * 1024 * 1024
+"""A model that is computed in no time however it is laid out: measuring would take longer than it serves for."""
+DRIFT = 0.25
+"""The disk of a kept profile is measured again; so different, and all of it is out of date."""
+WAIT_S = 60.0
+GIVE_UP_AFTER_S = 30.0
+_LOOK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Measurer:
+    """`stop`: whether to give up; what was not found out by then counts as not known."""
+
+    profiles: Profiles
+    system: System
+    tell: Callable[[str], None]
+    stop: Callable[[], bool] = lambda: False
+
+    def profile(self, node: Node, model: Model, memory_bytes: int) -> Profile:
+        """Of a node that has started and loaded nothing. Where it was measured before only the disk is looked at again,
+        if a node with so much memory would stream this model. Raises OSError where the model's file has gone."""
+        if model.file.size < SMALL_BYTES:
+            return Profile(machine_name())
+        with self._turn():
+            kept = self._kept(node, model)
+            if kept is not None and self._still_holds(kept, model, memory_bytes):
+                return kept
+            return self._measure(node, model)
+
+    def measure(self, node: Node, model: Model) -> Profile:
+        """As `profile`, whatever is kept."""
+        with self._turn():
+            return self._measure(node, model)
+
+    def _turn(self) -> AbstractContextManager[None]:
+        return turn(self.profiles.lock, WAIT_S, self.stop)
+
+    def _kept(self, node: Node, model: Model) -> Profile | None:
+        kept = self.profiles.load(_key(node, model))
+        return None if kept is None else replace(kept, machine=machine_name(), disk=disk_name(model.path))
+
+    def _still_holds(self, kept: Profile, model: Model, memory_bytes: int) -> bool:
+        now = disk_rate(_paths(model), memory_bytes, self.system)
+        if not now or not kept.disk_bytes_s or abs(now - kept.disk_bytes_s) <= DRIFT * kept.disk_bytes_s:
+            return True
+        self.tell(f"the disk gives {now / 1e6:,.0f} MB/s, {kept.disk_bytes_s / 1e6:,.0f} were measured before")
+        return False
+
+    def _measure(self, node: Node, model: Model) -> Profile:
+        self.tell("measuring how fast this machine computes and reads; it is kept for the next start ...")
+        rate = disk_rate(_paths(model), 0, self.system)
+        profile = Profile(machine_name(), disk_name(model.path), rate, self._rates(node, model))
+        if profile.devices and not self.stop():
+            self.profiles.save(_key(node, model), profile)
+        return profile
+
+    def _rates(self, node: Node, model: Model) -> dict[str, DeviceRates]:
+        until_s = time.monotonic() + GIVE_UP_AFTER_S
+
+        def stop() -> bool:
+            return self.stop() or time.monotonic() > until_s
+
+        result = node.worker.measure(model, stop)
+        while not self.stop():
+            with suppress(NotYet):
+                return result.result(_LOOK_S)
+        return {}
+
+
+def _key(node: Node, model: Model) -> str:
+    return key_of(model, node.devices, whole_disk(model.path) or str(model.path.stat().st_dev))
+
+
+def _paths(model: Model) -> list[Path]:
+    return [part.path for part in model.file.parts]
