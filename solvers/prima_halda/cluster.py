@@ -94,9 +94,9 @@ class Cluster:
         model = self.problem.model
         return model.output_bytes if model.input_row_bytes else model.input_bytes + model.output_bytes
 
-    def expert_bytes(self, layers: Sequence[int]) -> int:
-        sizes = self.problem.model.expert_bytes
-        return sum(sizes[layer] for layer in layers) if sizes else 0
+    def reads_alone(self, member: Member) -> bool:
+        """Whether no other node's weights are on its disk."""
+        return not member.disk or sum(other.disk == member.disk for other in self.members) == 1
 
 
 def unknown_rate(problem: Problem) -> str:

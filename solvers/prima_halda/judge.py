@@ -35,11 +35,15 @@ _PASSES = 4
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A node that streams, but for its visits. `compute_s`: its own, in a pass."""
+    """A node that streams these `layers`, but for its visits. `smallest`: about the smallest buffer."""
 
     overload: Overload
     smallest: int
-    n_layers: int
+    layers: tuple[int, ...]
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
 
     def streamed(self, buffer_bytes: float) -> float:
         """Without the table."""
@@ -184,20 +188,20 @@ class Judge:
             overload = self._overload(member, layers, 0)
             if overload.over_bytes:
                 overload = self._overload(member, layers, gather)
-            self._loads[key] = self._load_of(overload)
+            self._loads[key] = self._load_of(overload, self._streaming_layers(member, layers))
         return self._loads[key]
 
-    def _load_of(self, overload: Overload) -> Load | None:
+    def _load_of(self, overload: Overload, layers: tuple[int, ...]) -> Load | None:
         if overload.room_bytes < 0:
             return None
         smallest = self._smallest(overload) if overload.over_bytes else 0
-        return Load(overload, smallest, len(overload.layer_bytes)) if smallest <= overload.room_bytes else None
+        return Load(overload, smallest, layers) if smallest <= overload.room_bytes else None
 
     def _overload(self, member: Member, layers: Layers, gather: int) -> Overload:
         """`room_bytes` is negative where not even KV fits."""
         cluster, place = self.cluster, member.streaming
         assert place is not None, "only who may stream is asked"
-        own = layers[member.places.index(place)]
+        own = self._streaming_layers(member, layers)
         taken = sum(
             sum(other.sizes[layer] for layer in held) + cluster.kv_bytes * len(held) + other.fixed_bytes
             for other, held in zip(member.places, layers, strict=True)
@@ -216,7 +220,11 @@ class Judge:
             room_bytes=min(place.memory_bytes, member.memory_bytes - taken) - cluster.kv_bytes * len(own) - gather,
             largest_tensor_bytes=model.largest_tensor_bytes or max((place.sizes[layer] for layer in own), default=0),
             routed_bytes=max(experts, default=0) * model.n_experts_used // max(1, model.n_experts),
+            reads_alone=self.cluster.reads_alone(member),
         )
+
+    def _streaming_layers(self, member: Member, layers: Layers) -> tuple[int, ...]:
+        return next((own for place, own in zip(member.places, layers, strict=True) if place is member.streaming), ())
 
     def _smallest(self, overload: Overload) -> int:
         """Of single tensors a layer's share can be chosen better than as a whole: how well is found out at the end."""
@@ -227,7 +235,9 @@ class Judge:
         for _ in range(3):
             share = max(0, overload.over_bytes + size - overload.expert_bytes) // n_layers
             share = min(share, max(overload.layer_bytes, default=0))
-            size = max(LEAST_BUFFER_BYTES, share + overload.routed_bytes + largest * 3 // 2)
+            size = max(
+                LEAST_BUFFER_BYTES, share + overload.routed_bytes + largest * (5 if overload.reads_alone else 3) // 2
+            )
         return size
 
     # ------------------------------------------------------------ time

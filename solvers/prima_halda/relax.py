@@ -294,7 +294,7 @@ def _streaming_way(
     routed = (sum(model.expert_bytes) / cluster.n_layers) * cluster.routed if model.expert_bytes else 0.0
     least = np.where(over > 0, float(LEAST_BUFFER_BYTES), 0.0)
     if not hopeful:
-        least = _least(cluster, over - demanded, own, size, routed)
+        least = _least(cluster, member, over - demanded, own, size, routed)
     return _Way(
         counts=counts,
         compute_s=compute_s,
@@ -306,13 +306,15 @@ def _streaming_way(
     )
 
 
-def _least(cluster: Cluster, over: Floats, own: NDArray[np.int64], size: float, routed: float) -> Floats:
+def _least(
+    cluster: Cluster, member: Member, over: Floats, own: NDArray[np.int64], size: float, routed: float
+) -> Floats:
     """The smallest buffers, as `Overload` has them; of single tensors a layer's share can be made up better."""
     largest = min(cluster.problem.model.largest_tensor_bytes or size, size)
-    least = np.where(over > 0, float(LEAST_BUFFER_BYTES), 0.0)
+    least, spare = np.where(over > 0, float(LEAST_BUFFER_BYTES), 0.0), 2.5 if cluster.reads_alone(member) else 1.5
     for _ in range(_ROUNDS):
         share = np.minimum(size, (over + least) / np.maximum(own, 1) + routed)
-        wanted = share + 1.5 * largest if cluster.problem.model.tensor_bytes else 2 * share + largest
+        wanted = share + spare * largest if cluster.problem.model.tensor_bytes else 2 * share + largest
         least = np.where(over > 0, np.maximum(LEAST_BUFFER_BYTES, wanted), 0.0)
     return least
 

@@ -22,7 +22,7 @@ from prima_core.plan.proportional import ROUNDS, proportional
 from prima_core.plan.stream import gather_bytes
 from prima_halda.cluster import Cluster, unknown_rate
 from prima_halda.improve import Budget, improved, kicked, repaired, shaken, with_better_buffers
-from prima_halda.judge import Judge, Trial, Way
+from prima_halda.judge import Judge, Load, Trial, Way
 from prima_halda.layout import laid_out
 from prima_halda.packing import packed
 from prima_halda.relax import VISITS, Options, Relaxation, Share
@@ -247,22 +247,26 @@ def plan_of(cluster: Cluster, trial: Trial) -> Plan:
 
 
 def plan_with_buffers(cluster: Cluster, trial: Trial) -> Plan:
-    plan = plan_of(cluster, trial)
+    """The same with the trial's buffers, or with the smallest ones that these layers' tensors need to come evenly."""
     loads = Judge(cluster).loads(trial.way) or {}
-    residency = tuple(
-        Residency(
-            node=load.overload.node,
-            device=load.overload.device,
-            weight_bytes=0,
-            kv_bytes=0,
-            streamed_bytes=load.overload.streamed_bytes(trial.buffers[index]),
-            buffer_bytes=trial.buffers[index],
-        )
-        for index, load in loads.items()
-    )
+    residency = tuple(_residency(cluster, load, trial.buffers[index]) for index, load in loads.items())
     names = [load.overload.node for load in loads.values()]
     gather = gather_bytes(cluster.problem, names) if names else 0
-    return msgspec.structs.replace(plan, residency=residency, gather_bytes=gather)
+    return msgspec.structs.replace(plan_of(cluster, trial), residency=residency, gather_bytes=gather)
+
+
+def _residency(cluster: Cluster, load: Load, buffer_bytes: int) -> Residency:
+    tensors = cluster.problem.model.tensor_bytes
+    exact = replace(load.overload, tensor_bytes=tuple(tensors[layer] for layer in load.layers) if tensors else ())
+    size = min(max(buffer_bytes, exact.fluent_buffer), exact.room_bytes)
+    return Residency(
+        node=exact.node,
+        device=exact.device,
+        weight_bytes=0,
+        kv_bytes=0,
+        streamed_bytes=exact.streamed_bytes(size),
+        buffer_bytes=size,
+    )
 
 
 def _certified(cluster: Cluster, plan: Plan, bound_s: float) -> Plan:

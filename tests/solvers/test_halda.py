@@ -11,6 +11,7 @@ from prima_core.plan.check import complete
 from prima_core.plan.plan import Plan
 from prima_core.plan.problem import DeviceFacts, LinkFacts, ModelFacts, NodeFacts, Problem
 from prima_core.plan.proportional import proportional
+from prima_core.plan.stream import overload_of
 from prima_core.testing.problems import random_problem
 from prima_core.testing.report import State
 from prima_core.testing.solvers import check_solver
@@ -120,6 +121,23 @@ def test_only_the_node_that_reads_is_visited_often() -> None:
     streaming = {need.node for need in plan.residency if need.buffer_bytes}
     assert streaming == {"a"}
     assert n_visits["a"] > 1 == min(n_visits.values())
+
+
+def test_where_tensors_are_known_buffers_let_them_come_evenly() -> None:
+    nodes = (node("a", 1200, disk=3e9), node("b", 700, disk=2e9), node("c", 900, disk=1e9))
+    problem = problem_of(*nodes)
+    tensors = ((30 * MB, 20 * MB, 20 * MB, 10 * MB, 10 * MB),) * 32
+    problem = msgspec.structs.replace(
+        problem, model=msgspec.structs.replace(problem.model, tensor_bytes=tensors, largest_tensor_bytes=30 * MB)
+    )
+    plan = complete(solve(problem), problem)
+    streaming = [need for need in plan.residency if need.buffer_bytes]
+    assert streaming
+    for need in streaming:
+        place = problem.node(need.node).places[0]
+        load = overload_of(plan, problem, [msgspec.structs.replace(need, buffer_bytes=0)], place, plan.gather_bytes)
+        assert load.fluent_buffer <= need.buffer_bytes <= load.room_bytes
+    assert token_s(plan, problem) <= token_s(proportional(problem), problem)
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 4])
