@@ -94,20 +94,19 @@ def solve(problem: Problem) -> Plan:
 
 
 def _solved(cluster: Cluster) -> Plan | None:
-    devices = devices_of(cluster)
-    while devices:
-        answer = answered(devices, cluster.n_layers, cluster.problem.rounds)
-        if answer is None:
-            return None
+    """Who is left with one layer is dropped, as long as that leaves an answer."""
+    devices, plan = devices_of(cluster), None
+    while (answer := answered(devices, cluster.n_layers, cluster.problem.rounds)) is not None:
+        plan = _possible(cluster, devices, answer) or plan
         useful = [
             device
             for device, n_layers in zip(devices, answer.layers, strict=True)
             if n_layers * answer.n_rounds > 1 or device.member.index == cluster.head
         ]
         if len(useful) == len(devices):
-            return _possible(cluster, devices, answer)
+            break
         devices = useful
-    return None
+    return plan
 
 
 def devices_of(cluster: Cluster) -> list[Device]:
