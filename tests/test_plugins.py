@@ -17,7 +17,7 @@ from prima_core.plan.problem import ModelFacts, NodeFacts, Problem
 from prima_core.plugins import PluginRow, Registry
 from tests.site import Site
 
-OURS = ["even", "inproc", "mlx", "nng", "numpy", "socket", "torch"]
+OURS = ["even", "halda", "inproc", "mlx", "nng", "numpy", "socket", "torch"]
 OPTIONS = BackendOptions()
 PROBLEM = Problem(ModelFacts("m", (1,), 0, 0, 0, 9), (NodeFacts("a", 10),), "a", 1)
 
@@ -77,6 +77,7 @@ def test_our_own_parts_come_in_by_entry_points() -> None:
     ours = {row.name: row for row in registry.report() if row.distribution == "prima-llm"}
     assert sorted(ours) == OURS
     assert ours["even"].offers == ("solver even",)
+    assert ours["halda"].offers == ("solver halda", "solver halda-ilp", "solver compute")
     assert ours["nng"].offers == ("transport ipc", "transport tls+tcp")
     assert ours["socket"].offers == ("transport unix", "transport tcp")
     assert ours["numpy"].state == "ok"

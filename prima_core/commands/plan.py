@@ -17,7 +17,7 @@ from prima_core.node.coordinate import Planning, model_facts
 from prima_core.node.driver import Member
 from prima_core.plan.check import complete
 from prima_core.plan.forecast import Forecast
-from prima_core.plan.plan import Plan, Residency, plan_to_json
+from prima_core.plan.plan import Certificate, Plan, Residency, plan_to_json
 from prima_core.plan.predict import predict
 from prima_core.plan.problem import DeviceFacts, Problem, problem_from_json
 from prima_core.plugins import Registry
@@ -39,6 +39,13 @@ def plan(model: str | None, problem: str | None, as_json: bool, settings: Settin
         click.echo(_told(made.forecast))
     elif any(need.streamed_bytes for need in made.residency):
         click.echo(unknown)
+    if made.certificate is not None:
+        click.echo(_vouched(made.certificate))
+
+
+def _vouched(certificate: Certificate) -> str:
+    bound = f"no plan is foretold less than {1e3 * certificate.bound_s:,.1f} ms: " if certificate.bound_s else ""
+    return f"{bound}{certificate.about}"
 
 
 def _foretold(made: Plan, problem: Problem) -> tuple[Plan, str]:

@@ -10,10 +10,12 @@ That is a bound: reading is perfectly even, visits are evenly spaced. `simulate.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 _HALVINGS = 40
+_ENOUGH = 1e-9
 _ROUNDING = 1 + 1e-9  # buffers are often such that reading takes just as long as the pass
 
 
@@ -42,6 +44,12 @@ class Reader:
         wanted = 0.0 if self.n_visits == 1 else share * self.over_bytes / (self.n_visits - 1)
         return min(max(wanted, self.least_bytes), self.most_bytes)
 
+    @property
+    def corners(self) -> list[float]:
+        """The shares, between 0 and 1, from which and up to which its buffer grows."""
+        whole = self.over_bytes / max(1, self.n_visits - 1)
+        return [size / whole for size in (self.least_bytes, self.most_bytes) if size < whole]
+
 
 def pass_s(readers: Sequence[Reader], buffers: Sequence[float], rest_s: float) -> float:
     """The time of a pass. `rest_s`: all nodes' computing, and all links."""
@@ -64,10 +72,16 @@ def _disk_of(reader: Reader, index: int) -> object:
 
 def best_buffers(readers: Sequence[Reader], rest_s: float) -> list[int]:
     """The buffers with which a pass takes the least time: what they hide, and what reading them costs, in balance."""
-    low, high = 0.0, rest_s + sum(reader.over_bytes / reader.bytes_s for reader in readers) + 1e-9
+    largest = [reader.buffer_for(1.0) for reader in readers]
+    low = rest_s + sum(reader.stall_s(size) for reader, size in zip(readers, largest, strict=True))
+    if reading_s(readers, largest) <= low:
+        return [int(size) for size in largest]
+    high = rest_s + sum(reader.over_bytes / reader.bytes_s for reader in readers) + 1e-9
     while not _can_pass(readers, high, rest_s):
         low, high = high, 2 * high
     for _ in range(_HALVINGS):
+        if high - low <= _ENOUGH * high:
+            break
         middle = (low + high) / 2
         low, high = (low, middle) if _can_pass(readers, middle, rest_s) else (middle, high)
     return [int(size) for size in _buffers_for(readers, high)]
@@ -87,12 +101,19 @@ def _buffers_for(readers: Sequence[Reader], time_s: float) -> list[float]:
 
 
 def _share(readers: Sequence[Reader], time_s: float) -> float:
-    """How much of what buffers can hide is to be hidden, for readers of one disk."""
-    low, high = 0.0, 1.0
-    if reading_s(readers, [reader.buffer_for(high) for reader in readers]) <= time_s:
-        return high
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        fits = reading_s(readers, [reader.buffer_for(middle) for reader in readers]) <= time_s
-        low, high = (middle, high) if fits else (low, middle)
-    return low
+    """How much of what buffers can hide is to be hidden, for readers of one disk. What they read grows with it in
+    straight lines from corner to corner, where a reader's buffer begins or ends to grow."""
+    corners = sorted({0.0, 1.0, *(corner for reader in readers for corner in reader.corners)})
+    at = bisect_right(corners, time_s, key=lambda share: _disk_s(readers, share))
+    if at == 0:
+        return 0.0
+    if at == len(corners):
+        return 1.0
+    low, high = corners[at - 1], corners[at]
+    low_s, high_s = _disk_s(readers, low), _disk_s(readers, high)
+    return low + (high - low) * (time_s - low_s) / (high_s - low_s)
+
+
+def _disk_s(readers: Sequence[Reader], share: float) -> float:
+    """What the readers of one disk need for a pass."""
+    return sum((reader.over_bytes + reader.buffer_for(share)) / reader.bytes_s for reader in readers)

@@ -64,6 +64,14 @@ class Residency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.weight_bytes - self.streamed_bytes
 
 
+class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a solver says of its plan. `bound_s`: the time per token below which there is none, of the question that
+    it answered; 0: not known. `about`: in words, what that question was, what is not exact, and why it fell back."""
+
+    bound_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    about: str = ""
+
+
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A list of visits that covers [0, n_layers) in order. `head` runs the input and the output part.
 
@@ -72,7 +80,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `end_device`: the head's device with the input and the output part ("": its first).
     `in_flight`: steps that may be between launch and collect (0: automatic, see `credit`).
     `gather_bytes`: activations of a prompt that a node which streams may collect, to run them together (0: none).
-    `forecast`: for who looks at it; nothing depends on it.
+    `forecast` and `certificate`: for who looks at them; nothing depends on them.
     """
 
     n_layers: int
@@ -87,6 +95,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     solver: str = ""
     gather_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
     forecast: Forecast | None = None
+    certificate: Certificate | None = None
 
     @property
     def credit(self) -> int:

@@ -21,6 +21,7 @@ _COUNTED = 64
 """Passes whose mean counts where they do not become all the same."""
 _SAME = 1e-7
 _EPSILON_BYTES = 1e-3
+_EVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def disks_of(plan: Plan, problem: Problem) -> dict[str, Disk]:
 
 def simulate(cost: PassCost, disks: Mapping[str, Disk]) -> Simulated:
     """`disks`: of the nodes that stream, with buffers that a layer fits."""
-    flow = _Flow({name: _Reader(disk) for name, disk in disks.items()})
+    flow = _Flow(disks)
     used = {name: cost.streamed_bytes(name) + cost.demanded_bytes(name) for name in disks}
     passes = [_one_pass(cost, flow)]
     while len(passes) < _MOST_PASSES:
@@ -70,11 +71,12 @@ def _one_pass(cost: PassCost, flow: _Flow) -> Simulated:
     began_s, read = flow.now_s, {name: reader.read for name, reader in flow.readers.items()}
     stall_s = dict.fromkeys(flow.readers, 0.0)
     for visit in cost.visits:
-        flow.go_on(visit.hop_s)
+        flow.now_s += visit.hop_s
         for layer in visit.layers:
             waiting_s = _one_layer(layer, visit.node, flow)
             if waiting_s:
                 stall_s[visit.node] += waiting_s
+    flow.catch_up()
     read = {name: reader.read - read[name] for name, reader in flow.readers.items()}
     return Simulated(flow.now_s - began_s, stall_s, read)
 
@@ -82,14 +84,19 @@ def _one_pass(cost: PassCost, flow: _Flow) -> Simulated:
 def _one_layer(layer: LayerCost, node: str, flow: _Flow) -> float:
     """How long the node waited for it."""
     began_s, reader = flow.now_s, flow.readers.get(node)
-    if reader is not None and layer.streamed_bytes:
-        flow.read_to(reader, reader.freed + layer.streamed_bytes)
-    if reader is not None and layer.demanded_bytes:
-        flow.demand(reader, layer.demanded_bytes)
-    waited_s = flow.now_s - began_s
-    flow.go_on(layer.compute_s)
-    if reader is not None:
-        reader.freed += layer.streamed_bytes
+    if reader is None or not (layer.streamed_bytes or layer.demanded_bytes):
+        flow.now_s += layer.compute_s
+        return 0.0
+    disk = flow.disks[node]
+    disk.go_on(began_s)
+    if layer.streamed_bytes:
+        disk.read_to(reader, reader.freed + layer.streamed_bytes)
+    if layer.demanded_bytes:
+        disk.demand(reader, layer.demanded_bytes)
+    flow.now_s = disk.now_s + layer.compute_s
+    waited_s = disk.now_s - began_s
+    disk.go_on(flow.now_s)
+    reader.freed += layer.streamed_bytes
     return waited_s
 
 
@@ -106,24 +113,17 @@ def _mean(passes: Sequence[Simulated]) -> Simulated:
 class _Reader:
     """Bytes since the start: `ahead` into the buffer, `freed` out of it, `read` with those on demand."""
 
-    disk: Disk
+    bytes_s: float
+    buffer_bytes: float
     ahead: float = 0.0
     freed: float = 0.0
     read: float = 0.0
     demanded: float = 0.0
 
     @property
-    def room(self) -> float:
-        return self.disk.buffer_bytes - (self.ahead - self.freed)
-
-    @property
-    def is_busy(self) -> bool:
-        return self.demanded > 0 or self.room > _EPSILON_BYTES
-
-    @property
     def wants(self) -> float:
         """What it reads next without a change: what is demanded goes before what is ahead of its use."""
-        return self.demanded or self.room
+        return self.demanded or self.buffer_bytes - (self.ahead - self.freed)
 
     def take(self, n_bytes: float) -> None:
         self.read += n_bytes
@@ -133,22 +133,33 @@ class _Reader:
             self.ahead += n_bytes
 
 
-@dataclass(slots=True)
 class _Flow:
-    """The readers of all nodes in one time."""
+    """The readers of all nodes. Their disks know nothing of each other, so each is taken along to the present only
+    when one of its nodes computes a layer that was read, and at the end of a pass."""
 
-    readers: Mapping[str, _Reader]
-    now_s: float = 0.0
-    _shared: dict[str, list[_Reader]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._shared = {}
+    def __init__(self, disks: Mapping[str, Disk]) -> None:
+        self.now_s = 0.0
+        self.readers = {node: _Reader(disk.bytes_s, disk.buffer_bytes) for node, disk in disks.items()}
+        shared: dict[str, _DiskFlow] = {}
+        self.disks = {node: shared.setdefault(disk.name or f"\0{node}", _DiskFlow()) for node, disk in disks.items()}
         for node, reader in self.readers.items():
-            self._shared.setdefault(reader.disk.name or f"\0{node}", []).append(reader)
+            self.disks[node].readers.append(reader)
 
-    def go_on(self, time_s: float) -> None:
-        while time_s > 0:
-            time_s -= self._step(time_s)
+    def catch_up(self) -> None:
+        for disk in self.disks.values():
+            disk.go_on(self.now_s)
+
+
+@dataclass(slots=True)
+class _DiskFlow:
+    """The readers of one disk in one time."""
+
+    readers: list[_Reader] = field(default_factory=list)
+    now_s: float = 0.0
+
+    def go_on(self, until_s: float) -> None:
+        while self.now_s < until_s:
+            self._step(until_s)
 
     def read_to(self, reader: _Reader, ahead: float) -> None:
         """Until so many bytes have come into its buffer."""
@@ -156,24 +167,20 @@ class _Flow:
             self._step(until=(reader, ahead - reader.ahead))
 
     def demand(self, reader: _Reader, n_bytes: float) -> None:
-        reader.demanded = n_bytes
+        reader.demanded = n_bytes if n_bytes > _EPSILON_BYTES else 0.0
         while reader.demanded:
             self._step(until=(reader, reader.demanded))
 
-    def _step(self, most_s: float = float("inf"), until: tuple[_Reader, float] | None = None) -> float:
-        """Go on to the next moment at which a reader stops, but not further than asked for; how long that took."""
-        rates = [
-            (reader, reader.disk.bytes_s / len(busy))
-            for readers in self._shared.values()
-            if (busy := [reader for reader in readers if reader.is_busy])
-            for reader in busy
-        ]
-        step_s = min([most_s, *(reader.wants / rate for reader, rate in rates)])
-        if until is not None:
-            step_s = min([step_s, *(until[1] / rate for reader, rate in rates if reader is until[0])])
-        if step_s == float("inf"):
+    def _step(self, until_s: float = _EVER, until: tuple[_Reader, float] | None = None) -> None:
+        """Go on to the next moment at which a reader stops, but not further than asked for."""
+        busy = [(reader, wants) for reader in self.readers if (wants := reader.wants) > _EPSILON_BYTES]
+        share, left_s = 1 / len(busy) if busy else 0.0, until_s - self.now_s
+        step_s = left_s
+        for reader, wants in busy:
+            most = min(wants, until[1]) if until is not None and until[0] is reader else wants
+            step_s = min(step_s, most / (reader.bytes_s * share))
+        if step_s == _EVER:
             raise PlanError("a layer's streamed bytes are more than the buffer", hint="give the node a larger buffer")
-        for reader, rate in rates:
-            reader.take(rate * step_s)
-        self.now_s += step_s
-        return step_s
+        for reader, _ in busy:
+            reader.take(reader.bytes_s * share * step_s)
+        self.now_s = until_s if step_s == left_s else self.now_s + step_s

@@ -160,6 +160,16 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TEXT = "hello <|begin_of_text|> wörld\n"
 
 
+def test_what_a_solver_vouches_for_is_shown(prima: Prima, tmp_path: Path) -> None:
+    problem = tmp_path / "problem.json"
+    problem.write_bytes(problem_to_json(large_problem(1e9)))
+    plan = ("plan", "--problem", problem, "--solver", "halda")
+    certificate = prima(*plan, "--json").json["certificate"]
+    assert f"no plan is foretold less than {1e3 * certificate['bound_s']:,.1f} ms: " in prima(*plan).out
+    problem.write_bytes(problem_to_json(Problem(ModelFacts("m", (9,), 0, 0, 0, 9), (NodeFacts("a", 99),), "a", 1)))
+    assert "as `even`: decode_bytes_s of the memory on a is not known" in prima(*plan).out.splitlines()
+
+
 def test_ids_and_pieces_of_a_text(prima: Prima, vocabulary: Path) -> None:
     shown = prima("tokenize", vocabulary, TEXT, "--json").json
     with GGUFFile.open(vocabulary) as file:

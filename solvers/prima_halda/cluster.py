@@ -1,0 +1,145 @@
+"""A problem as a solver needs it: places to lay layers on, by number, with what a layer takes and costs on each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from prima_core.plan.costs import routed_share
+from prima_core.plan.problem import DeviceFacts, NodeFacts, Problem
+from prima_core.plan.stream import streaming_device
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A device of a node. `sizes`: of every layer there, as weights; `ends_s[i]`: seconds of computing for the first i
+    layers. `fixed_bytes`: of the model's ends."""
+
+    number: int
+    member: int
+    id: str
+    memory_bytes: int
+    shares_host: bool
+    bytes_s: float
+    fixed_bytes: int
+    sizes: tuple[int, ...]
+    ends_s: tuple[float, ...]
+
+    def compute_s(self, start: int, stop: int) -> float:
+        return self.ends_s[stop] - self.ends_s[start]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node. `streaming`: where its weights may be read from disk; None: nowhere."""
+
+    index: int
+    name: str
+    memory_bytes: int
+    places: tuple[Place, ...]
+    streaming: Place | None
+    disk_bytes_s: float
+    disk: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """`hop_s[a][b]`: until the activations of a token are there; `table_bytes`: of the model's ends, read by rows only;
+    `routed`: the share of a layer's experts that a token goes through."""
+
+    problem: Problem
+    members: tuple[Member, ...]
+    places: tuple[Place, ...]
+    hop_s: tuple[tuple[float, ...], ...]
+    head: int
+    end: Place
+    kv_bytes: int
+    table_bytes: int
+    routed: float
+
+    @classmethod
+    def of(cls, problem: Problem) -> Cluster:
+        """Raises PlanError where the head is no node."""
+        end = (problem.head, problem.end_device.id)
+        members: list[Member] = []
+        places: list[Place] = []
+        for index, node in enumerate(problem.nodes):
+            own = [
+                _place(problem, node, device, index, len(places) + number, end)
+                for number, device in enumerate(node.places)
+            ]
+            places += own
+            members.append(_member(problem, node, index, own))
+        ends = next(place for place in places if (problem.nodes[place.member].name, place.id) == end)
+        return cls(
+            problem=problem,
+            members=tuple(members),
+            places=tuple(places),
+            hop_s=_hops(problem),
+            head=ends.member,
+            end=ends,
+            kv_bytes=problem.model.kv_bytes_per_token_layer * problem.kv_tokens,
+            table_bytes=problem.model.input_bytes if problem.model.input_row_bytes else 0,
+            routed=routed_share(problem, 1),
+        )
+
+    @property
+    def n_layers(self) -> int:
+        return self.problem.model.n_layers
+
+    @property
+    def output_bytes(self) -> int:
+        """What the output part goes through."""
+        model = self.problem.model
+        return model.output_bytes if model.input_row_bytes else model.input_bytes + model.output_bytes
+
+    def reads_alone(self, member: Member) -> bool:
+        """Whether no other node's weights are on its disk."""
+        return not member.disk or sum(other.disk == member.disk for other in self.members) == 1
+
+
+def unknown_rate(problem: Problem) -> str:
+    """The first rate of computing that is not known; "": all are."""
+    for node in problem.nodes:
+        for device in node.places:
+            if not device.decode_bytes_s:
+                return f"decode_bytes_s of {device.id or 'the memory'} on {node.name} is not known"
+    return ""
+
+
+def _place(
+    problem: Problem, node: NodeFacts, device: DeviceFacts, member: int, number: int, end: tuple[str, str]
+) -> Place:
+    sizes, experts = problem.weight_bytes(device), problem.model.expert_bytes or (0,) * problem.model.n_layers
+    left_out = 1 - routed_share(problem, 1)
+    touched = [size - part * left_out for size, part in zip(sizes, experts, strict=True)]
+    return Place(
+        number=number,
+        member=member,
+        id=device.id,
+        memory_bytes=device.memory_bytes,
+        shares_host=device.shares_host,
+        bytes_s=device.decode_bytes_s,
+        fixed_bytes=problem.fixed_bytes(node.name) if (node.name, device.id) == end else 0,
+        sizes=tuple(sizes),
+        ends_s=tuple(accumulate((n_bytes / device.decode_bytes_s for n_bytes in touched), initial=0.0)),
+    )
+
+
+def _member(problem: Problem, node: NodeFacts, index: int, places: Sequence[Place]) -> Member:
+    device = streaming_device(node) if problem.streaming and node.disk_bytes_s else None
+    return Member(
+        index=index,
+        name=node.name,
+        memory_bytes=node.memory_bytes,
+        places=tuple(places),
+        streaming=next((place for place in places if device is not None and place.id == device.id), None),
+        disk_bytes_s=node.disk_bytes_s,
+        disk=node.disk,
+    )
+
+
+def _hops(problem: Problem) -> tuple[tuple[float, ...], ...]:
+    names, size = [node.name for node in problem.nodes], problem.model.activation_bytes
+    return tuple(tuple(problem.link(source, target).time_s(size) for target in names) for source in names)

@@ -1,0 +1,203 @@
+"""The solver `halda`: its plans against all plans, against other solvers, and what can be worked out by hand."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from bench.solvers import N_WAYS, exhaustive, large_problem, small_problem, token_s
+from prima_core.errors import PlanError
+from prima_core.plan.check import complete
+from prima_core.plan.plan import Plan
+from prima_core.plan.problem import DeviceFacts, LinkFacts, ModelFacts, NodeFacts, Problem
+from prima_core.plan.proportional import proportional
+from prima_core.plan.stream import overload_of
+from prima_core.testing.problems import random_problem
+from prima_core.testing.report import State
+from prima_core.testing.solvers import check_solver
+from prima_halda import compute, ilp
+from prima_halda.plugin import prima_solvers
+from prima_halda.solver import _TRIED_OUT, solve
+
+MB = 10**6
+
+
+def node(name: str, memory_mb: int, *, rate: float = 10e9, disk: float = 1e9) -> NodeFacts:
+    return NodeFacts(name, memory_mb * MB, (DeviceFacts("cpu", memory_mb * MB, decode_bytes_s=rate),), disk)
+
+
+def problem_of(*nodes: NodeFacts, n_layers: int = 32, hop_s: float = 0.001, rounds: int = 0) -> Problem:
+    model = ModelFacts("m", (100 * MB,) * n_layers, 20 * MB, 30 * MB, 1000, 4096, largest_tensor_bytes=20 * MB)
+    return Problem(model, nodes, "a", 1000, (LinkFacts(latency_s=hop_s),), rounds)
+
+
+def counts(plan: Plan) -> dict[str, int]:
+    """Layers of every node."""
+    return {name: sum(len(layers) for layers in plan.layers_of(name)) for name in plan.nodes}
+
+
+def n_ways(problem: Problem) -> int:
+    n_places = sum(len(node.places) for node in problem.nodes)
+    return int(n_places**problem.model.n_layers)
+
+
+SEARCHED = [seed for seed in range(80) if _TRIED_OUT < n_ways(small_problem(seed)) <= N_WAYS // 3]
+"""Problems that the solver does not simply try out, and that a test can."""
+
+
+@pytest.mark.parametrize("seed", SEARCHED[:8])
+def test_a_small_problem_is_solved_within_2_percent_of_the_best_of_all_plans(seed: int) -> None:
+    problem = small_problem(seed)
+    best_s = exhaustive(problem)
+    if best_s is None:
+        with pytest.raises(PlanError):
+            solve(problem)
+    else:
+        assert token_s(solve(problem), problem) <= 1.02 * best_s
+
+
+def test_the_bound_is_below_the_best_of_all_plans_where_layers_are_alike() -> None:
+    n_checked = 0
+    for seed in range(60):
+        problem = small_problem(seed)
+        if len(set(problem.model.layer_bytes)) > 1 or n_ways(problem) > 1000:
+            continue
+        best_s = exhaustive(problem)
+        if best_s is not None:
+            certificate = solve(problem).certificate
+            assert certificate is not None
+            assert 0 < certificate.bound_s <= best_s * (1 + 1e-6)
+            n_checked += 1
+    assert n_checked > 5
+
+
+def times(problem: Problem) -> dict[str, float]:
+    found = {}
+    solvers = {"halda": solve, "even": proportional, "compute": compute.solve, "halda-ilp": ilp.solve}
+    for name, other in solvers.items():
+        try:
+            found[name] = token_s(other(problem), problem)
+        except PlanError:
+            continue
+    return found
+
+
+def test_it_is_never_slower_than_the_other_solvers_and_finds_a_plan_where_they_do() -> None:
+    n_compared = 0
+    for index in range(90):
+        problem = random_problem(11, index)
+        if not problem.nodes[0].places[0].decode_bytes_s or len(problem.nodes) > 8 or problem.model.n_layers > 40:
+            continue
+        found = times(problem)
+        assert not found or "halda" in found, index
+        assert all(found["halda"] <= 1.0001 * time_s for time_s in found.values()), (index, found)
+        n_compared += len(found) > 1
+    assert n_compared > 5
+
+
+def test_a_large_cluster_gets_a_plan_faster_than_that_of_the_others() -> None:
+    found = times(large_problem(8, 80, 0.8))
+    assert found["halda"] < 0.9 * min(found["even"], found["compute"], found["halda-ilp"])
+
+
+def test_a_node_that_is_not_worth_its_links_is_left_out() -> None:
+    assert "b" not in solve(problem_of(node("a", 5000), node("b", 5000, rate=1e9))).nodes
+    with_fast = solve(problem_of(node("a", 5000), node("b", 5000, rate=1e11)))
+    assert counts(with_fast) == {"a": 0, "b": 32}
+
+
+def test_a_node_too_small_for_all_keeps_what_it_can_where_reading_costs_more_than_links() -> None:
+    plan = complete(solve(problem := problem_of(node("a", 2000, disk=1e8), node("b", 5000, rate=2e9))), problem)
+    assert not any(need.buffer_bytes for need in plan.residency)
+    assert counts(plan)["a"] >= 18
+
+
+def test_only_the_node_that_reads_is_visited_often() -> None:
+    """`a` computes fast and has too little memory; the others hold all of theirs."""
+    nodes = (node("a", 700, rate=4e10, disk=5e9), *(node(name, 450, disk=0.0) for name in "bcde"))
+    problem = problem_of(*nodes, hop_s=0.0002)
+    plan = complete(solve(problem), problem)
+    n_visits = {name: len(plan.layers_of(name)) for name in plan.nodes}
+    streaming = {need.node for need in plan.residency if need.buffer_bytes}
+    assert streaming == {"a"}
+    assert n_visits["a"] > 1 == min(n_visits.values())
+
+
+def test_where_tensors_are_known_buffers_let_them_come_evenly() -> None:
+    nodes = (node("a", 1200, disk=3e9), node("b", 700, disk=2e9), node("c", 900, disk=1e9))
+    problem = problem_of(*nodes)
+    tensors = ((30 * MB, 20 * MB, 20 * MB, 10 * MB, 10 * MB),) * 32
+    problem = msgspec.structs.replace(
+        problem, model=msgspec.structs.replace(problem.model, tensor_bytes=tensors, largest_tensor_bytes=30 * MB)
+    )
+    plan = complete(solve(problem), problem)
+    streaming = [need for need in plan.residency if need.buffer_bytes]
+    assert streaming
+    for need in streaming:
+        place = problem.node(need.node).places[0]
+        load = overload_of(plan, problem, [msgspec.structs.replace(need, buffer_bytes=0)], place, plan.gather_bytes)
+        assert load.fluent_buffer <= need.buffer_bytes <= load.room_bytes
+    assert token_s(plan, problem) <= token_s(proportional(problem), problem)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 4])
+def test_rounds_are_as_asked(rounds: int) -> None:
+    problem = problem_of(*(node(name, 900, disk=2e9) for name in "abc"), rounds=rounds)
+    plan = solve(problem)
+    assert {len(plan.layers_of(name)) for name in plan.nodes} == {rounds}
+
+
+def test_without_a_rate_the_plan_is_that_of_even_and_says_which_is_not_known() -> None:
+    problem = problem_of(node("a", 2500), NodeFacts("b", 2500 * MB))
+    plan = solve(problem)
+    assert plan.visits == proportional(problem).visits
+    assert plan.certificate is not None
+    assert plan.certificate.about == "as `even`: decode_bytes_s of the memory on b is not known"
+
+
+def test_a_node_whose_disk_is_not_known_keeps_what_fits() -> None:
+    problem = problem_of(node("a", 1500, disk=0.0), node("b", 1500))
+    plan = complete(solve(problem), problem)
+    assert [need.node for need in plan.residency if need.buffer_bytes] in ([], ["b"])
+    assert counts(plan)["a"] <= 14
+
+
+def test_where_streaming_is_not_wanted_none_streams() -> None:
+    problem = msgspec.structs.replace(problem_of(node("a", 1700), node("b", 1700, rate=1e11)), streaming=False)
+    plan = complete(solve(problem), problem)
+    assert not any(need.streamed_bytes for need in plan.residency)
+    assert counts(plan)["b"] == 16
+
+
+def test_what_cannot_be_is_an_error_with_the_smallest_cures() -> None:
+    problem = msgspec.structs.replace(problem_of(node("a", 1000), node("b", 2000)), streaming=False)
+    with pytest.raises(PlanError, match=r"m does not fit: .* need 3\.23 GB") as raised:
+        solve(problem)
+    assert raised.value.hint.endswith("; or let weights that do not fit be read from disk for every token")
+    _, name, _, gb, *_ = raised.value.hint.split()
+    for share, helps in ((1.01, True), (0.9, False)):
+        more = {name: int(1000 * float(gb) * share)}
+        larger = problem_of(node("a", 1000 + more.get("a", 0)), node("b", 2000 + more.get("b", 0)))
+        larger = msgspec.structs.replace(larger, streaming=False)
+        if helps:
+            assert solve(larger)
+        else:
+            with pytest.raises(PlanError):
+                solve(larger)
+
+
+def test_a_context_that_is_too_long_is_named_with_one_that_is_not() -> None:
+    problem = msgspec.structs.replace(problem_of(node("a", 3400)), streaming=False)
+    problem = msgspec.structs.replace(problem, kv_tokens=8000)
+    with pytest.raises(PlanError) as raised:
+        solve(problem)
+    assert "--kv-type q8_0" in raised.value.hint
+    kept = int(raised.value.hint.split("keep ")[1].split()[0])
+    assert 4000 < kept < 8000
+    assert solve(msgspec.structs.replace(problem, kv_tokens=kept))
+
+
+@pytest.mark.parametrize("plugin", prima_solvers(), ids=lambda plugin: plugin.name)
+def test_it_passes_the_kit(plugin: object) -> None:
+    report = check_solver(plugin.name, n_problems=16)  # type: ignore[attr-defined]  # of a SolverPlugin
+    assert {check.state for check in report.checks} == {State.OK}

@@ -1,0 +1,78 @@
+"""The quick judge of `halda` says what `complete` and `predict` say."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import msgspec
+import pytest
+
+from bench.solvers import small_problem, token_s
+from prima_core.errors import PlanError
+from prima_core.plan.plan import Plan
+from prima_core.plan.problem import Problem
+from prima_halda.cluster import Cluster
+from prima_halda.improve import runs_of, way_of
+from prima_halda.judge import Judge, Trial
+from prima_halda.solver import plan_of, plan_with_buffers
+
+
+def told(plan: Plan, problem: Problem) -> float | None:
+    try:
+        return token_s(plan, problem)
+    except PlanError:
+        return None
+
+
+def with_experts(problem: Problem) -> Problem:
+    experts = tuple(3 * size // 4 for size in problem.model.layer_bytes)
+    model = msgspec.structs.replace(
+        problem.model, expert_bytes=experts, n_experts=8, n_experts_used=2, largest_tensor_bytes=4_000_000
+    )
+    return msgspec.structs.replace(problem, model=model)
+
+
+@pytest.mark.parametrize("kind", ["plain", "experts", "kept"])
+def test_the_judge_and_the_originals_agree_on_what_can_be_and_how_long_it_takes(kind: str) -> None:
+    chance, n_agreed, n_streaming = random.Random(kind), 0, 0
+    for seed in range(60):
+        problem = small_problem(seed)
+        if kind == "experts":
+            problem = with_experts(problem)
+        elif kind == "kept":
+            problem = msgspec.structs.replace(problem, streaming=False)
+        cluster = Cluster.of(problem)
+        for _ in range(4):
+            way = tuple(sorted(chance.choices(range(len(cluster.places)), k=cluster.n_layers)))
+            trial = Judge(cluster).trial(way)
+            if trial is None:
+                assert told(plan_of(cluster, Trial(way, 0.0, 0.0, {})), problem) is None, (seed, way)
+                continue
+            assert told(plan_with_buffers(cluster, trial), problem) == pytest.approx(trial.time_s, rel=1e-5), (
+                seed,
+                way,
+            )
+            n_agreed += 1
+            n_streaming += bool(trial.buffers)
+    assert n_agreed > 40
+    assert (n_streaming > 20) is (kind != "kept")
+
+
+def test_a_way_that_is_no_faster_than_its_rival_is_given_up() -> None:
+    problem = small_problem(0)
+    cluster = Cluster.of(problem)
+    judge, found = Judge(cluster), list[Trial]()
+    for way in itertools.islice(itertools.product(range(len(cluster.places)), repeat=cluster.n_layers), 0, 2000, 7):
+        trial = judge.trial(way)
+        if trial is not None:
+            found.append(trial)
+    found.sort(key=lambda trial: trial.time_s)
+    assert len(found) > 3
+    assert judge.trial(found[-1].way, found[0]) is None
+    assert judge.trial(found[0].way, found[-1]) == found[0]
+
+
+def test_ways_and_runs_are_the_same_told_otherwise() -> None:
+    assert runs_of((0, 0, 2, 1, 1)) == ((0, 2), (2, 1), (1, 2))
+    assert way_of(runs_of((0, 0, 2, 1, 1))) == (0, 0, 2, 1, 1)
