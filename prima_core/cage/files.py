@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import shutil
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from prima_core.errors import ConfigError
 from prima_core.memory.disks import whole_disk
+from prima_core.memory.system import host
+from prima_core.node.measure import disk_rate
 
-READ_BYTES = 4 * 2**20
-N_READERS = 4
-MEASURE_S = 0.7
 SPARE_BYTES = 2**30
 """Free disk that copies leave."""
 
@@ -35,47 +33,14 @@ def disk_of(path: Path) -> str:
 
 
 def direct_rate(paths: Sequence[Path]) -> float:
-    """Bytes a second of direct reads, several in flight; a short measurement. Raises ConfigError."""
-    path = max(paths, key=lambda path: path.stat().st_size)
-    n_blocks = path.stat().st_size // READ_BYTES
-    if n_blocks < N_READERS:
+    """Bytes a second of direct reads, as nodes read weights; a short measurement. Raises ConfigError."""
+    rate = disk_rate(paths, 0, host())
+    if not rate:
         raise ConfigError(
-            f"{path} is too small to measure the disk by it",
+            f"the disk cannot be measured by {paths[0]}: the file is too small, or cannot be read",
             hint="write disk rates like 500MB/s, or take a larger model",
         )
-    try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read directly: {error.strerror}", hint="write disk rates like 500MB/s"
-        ) from error
-    try:
-        return _measured(file, n_blocks)
-    finally:
-        os.close(file)
-
-
-def _measured(file: int, n_blocks: int) -> float:
-    """Each reader has a part of the file."""
-    if sys.platform == "win32":
-        raise ConfigError("clusters are emulated on Linux only")
-    counts = [0] * N_READERS
-    began_s = time.monotonic()
-
-    def read(reader: int) -> None:
-        buffer = mmap.mmap(-1, READ_BYTES)  # at an address that direct reads take
-        first, end = n_blocks * reader // N_READERS, n_blocks * (reader + 1) // N_READERS
-        for block in range(first, end):
-            if time.monotonic() - began_s > MEASURE_S:
-                return
-            counts[reader] += os.preadv(file, [buffer], block * READ_BYTES)
-
-    readers = [threading.Thread(target=read, args=(reader,)) for reader in range(N_READERS)]
-    for thread in readers:
-        thread.start()
-    for thread in readers:
-        thread.join()
-    return sum(counts) / (time.monotonic() - began_s)
+    return rate
 
 
 # ---------------------------------------------------------------- copies
@@ -125,20 +90,9 @@ def _drop(path: Path) -> None:
 
 
 def cached_share(path: Path) -> float:
-    """How much of a file is in the page cache, from 0 to 1. Asks `mincore`, which tells root the truth."""
-    import ctypes
-
-    import numpy as np
-
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        whole = np.frombuffer(mapped, np.uint8)
-        pages = np.zeros(-(-whole.size // mmap.PAGESIZE), np.uint8)
-        libc = ctypes.CDLL(None, use_errno=True)
-        failed = libc.mincore(
-            ctypes.c_void_p(whole.ctypes.data), ctypes.c_size_t(whole.size), pages.ctypes.data_as(ctypes.c_char_p)
-        )
-        if failed:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        share = float((pages & 1).mean())
-        del whole  # the map cannot be closed while it is looked at
-    return share
+    """How much of a file is in the page cache, from 0 to 1. Raises ConfigError where the system does not tell."""
+    data = np.memmap(path, np.uint8, "r")
+    resident = host().resident_bytes(data, path)
+    if resident is None:
+        raise ConfigError(f"the system does not tell how much of {path} is cached", hint="run it as root")
+    return resident / len(data)
