@@ -17,7 +17,7 @@ from typing import Any, Self
 from prima_core.engine.engine import MAX_WAITING, Deliver, Engine
 from prima_core.engine.facts import EngineFacts
 from prima_core.engine.reasoning import ReasoningStream
-from prima_core.engine.request import Event, Finished, Piece, Request, Sampling
+from prima_core.engine.request import Request, Sampling
 from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError, ModelError, TemplateError
 from prima_core.events import RequestDone
@@ -30,6 +30,7 @@ from prima_core.model.visible import visible
 from prima_core.model.vocabulary import DEFAULT_TEMPLATE
 from prima_core.model.weights import Model
 from prima_core.node.coordinate import Planning, model_facts, room_of
+from prima_core.node.done import DoneTeller
 from prima_core.node.driver import Cancel, Driver, Joined, Lost, Member, Reported, State, Status, Submit
 from prima_core.node.join import CONTROL_LIMITS
 from prima_core.node.lastwords import LastWords
@@ -297,7 +298,7 @@ class Head:
     def submit(self, request: Request, deliver: Deliver) -> int:
         """Queue a request; events come to `deliver` on the driver's thread, Finished or Failed last."""
         number = next(self._numbers)
-        done = _DoneTeller(f"{number}", len(request.prompt), self._on_done, deliver)
+        done = DoneTeller(f"{number}", len(request.prompt), self._on_done, deliver)
         self.driver.inbox.put(Submit(number, request, done))
         return number
 
@@ -444,32 +445,3 @@ def _report_of(message: control.Message) -> Report | None:
             return Unreachable(epoch, node, fault.error())
         case _:
             return None
-
-
-class _DoneTeller:
-    """Passes a request's events on, and tells the plugins when it is done."""
-
-    def __init__(self, request_id: str, n_prompt: int, emit: Callable[[RequestDone], None], deliver: Deliver) -> None:
-        self._id = request_id
-        self._n_prompt = n_prompt
-        self._emit = emit
-        self._deliver = deliver
-        self._start_s = time.monotonic()
-        self._first_s: float | None = None
-        self._n_generated = 0
-
-    def __call__(self, event: Event) -> None:
-        try:
-            self._deliver(event)
-        except Exception:  # the border to a client: one that cannot listen ends nobody else
-            log.exception("request %s could not be told of %s", self._id, type(event).__name__)
-        if isinstance(event, Piece):
-            self._n_generated += 1
-            if self._first_s is None:
-                self._first_s = time.monotonic() - self._start_s
-            return
-        reason = event.reason.value if isinstance(event, Finished) else "error"
-        n_cached = event.n_cached if isinstance(event, Finished) else 0
-        total = time.monotonic() - self._start_s
-        first = self._first_s or total
-        self._emit(RequestDone(self._id, self._n_prompt, self._n_generated, reason, first, total, n_cached))

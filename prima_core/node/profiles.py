@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -61,6 +62,8 @@ class Profiles:
             beside.replace(path)
         except OSError as error:
             log.info("the profile of this machine is not kept: %s", error)
+            with suppress(OSError):  # a full disk leaves part of it
+                beside.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self._folder / "profiles" / f"{key}.json"

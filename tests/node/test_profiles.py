@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -162,3 +163,15 @@ def test_giving_up_leaves_nothing_behind(machine: Machine, llama: Model) -> None
     found = machine.measurer(lambda: machine.n_measured > 0).profile(machine.node, llama, 50)
     assert found.devices == {}
     assert not (machine.folder / "profiles").exists()
+
+
+def test_a_full_disk_keeps_no_part_of_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    profiles = Profiles(tmp_path)
+    profiles.save("key", Profile())
+    assert list((tmp_path / "profiles").iterdir()) == []
+    assert profiles.load("key") is None
