@@ -41,7 +41,8 @@ _U64 = struct.Struct("<Q")
 
 
 class StringArray(Sequence[str]):
-    """An array of strings that stays in the file until somebody looks: then all are decoded, once.
+    """An array of strings that stays in the file until somebody looks: then all are decoded. They are kept for who asks
+    for single ones; who walks through all has what he keeps himself (a tokenizer's merges would take 20 MB).
 
     Bytes that are not UTF-8 (vocabularies hold halves of characters) are kept as lone surrogates, so
     `text.encode("utf-8", "surrogateescape")` gives the bytes of the file back.
@@ -58,7 +59,7 @@ class StringArray(Sequence[str]):
         return self._count
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
+        return iter(self._decoded or _decode_strings(self._data, self._count))
 
     @overload
     def __getitem__(self, index: int) -> str: ...

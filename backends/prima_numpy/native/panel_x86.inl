@@ -350,12 +350,15 @@ uint64_t multiply_registers(int64_t n_products) {
     for (auto& row : sums) {
         for (Ints& sum : row) sum = Ints::zero();
     }
-    const Ints codes = Ints::set(0x01020304), x = Ints::set(0x04030201);
+    const Ints codes = Ints::set(0x01020304);
+    Ints xs[W];
+    for (int w = 0; w < W; ++w) xs[w] = hidden(Ints::set(w));
     for (int64_t i = 0; i < n_products / (R * W * kLanes * 4); ++i) {
         PRIMA_UNROLL
         for (int r = 0; r < R; ++r) {
+            const Ints own = kDotsAnyBytes ? codes : hidden(codes);  // products apart from sums are made once else
             PRIMA_UNROLL
-            for (int w = 0; w < W; ++w) sums[r][w] = dot_bytes(sums[r][w], codes, hidden(x));
+            for (int w = 0; w < W; ++w) sums[r][w] = dot_bytes(sums[r][w], own, xs[w]);
         }
     }
     Ints all = Ints::zero();
