@@ -27,7 +27,7 @@ def predict(
     missing = missing_rate(plan, problem, width)
     if missing:
         raise PlanError(f"no forecast: {missing} is not known", hint="state it in the problem")
-    cost = pass_cost(plan, problem, width)
+    cost = pass_cost(plan, problem, width, rows=width)
     simulated = simulate(cost, disks_of(plan, problem))
     readers, buffers = _readers(plan, problem, cost)
     return Forecast(
