@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -82,6 +83,18 @@ def test_a_disk_that_fails_has_no_rate(tmp_path: Path) -> None:
     disk = Disk(fail)
     assert rate(disk, 1, file_of(tmp_path, "model", LARGE)) == 0
     assert disk.n_open == 0
+
+
+def test_a_burst_at_the_begin_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [1.0]
+
+    def go_on() -> None:  # for the first quarter of a second ten times as fast
+        now_s[0] += 0.002 if now_s[0] < 1.25 else 0.02
+
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
+    together = threading.Barrier(N_READERS, go_on)
+    disk = Disk(lambda: cast("None", together.wait()))
+    assert rate(disk, 1, file_of(tmp_path, "model", LARGE)) == pytest.approx(N_READERS * PIECE_BYTES / 0.02)
 
 
 @pytest.fixture
