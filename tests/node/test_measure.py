@@ -51,6 +51,12 @@ class Disk:
         self.n_open -= 1
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SETTLE_S", 0.01)
+    monkeypatch.setattr(measure, "MEASURE_S", 0.03)
+
+
 def file_of(folder: Path, name: str, n_bytes: int) -> Path:
     path = folder / name
     path.touch()
@@ -86,10 +92,11 @@ def test_a_disk_that_fails_has_no_rate(tmp_path: Path) -> None:
 
 
 def test_a_burst_at_the_begin_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "MEASURE_S", 1.0)
     now_s = [1.0]
 
-    def go_on() -> None:  # for the first quarter of a second ten times as fast
-        now_s[0] += 0.002 if now_s[0] < 1.25 else 0.02
+    def go_on() -> None:  # at first ten times as fast
+        now_s[0] += 0.002 if now_s[0] < 1.01 else 0.02
 
     monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
     together = threading.Barrier(N_READERS, go_on)
