@@ -32,3 +32,12 @@ class Forecast(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     width: int
     limit: str
     nodes: tuple[NodeForecast, ...]
+
+    @property
+    def shares_s(self) -> dict[str, float]:
+        """What the time of a token goes to, in words: together `token_s`."""
+        return {
+            "computing": sum(node.compute_s for node in self.nodes),
+            "disks": sum(node.stall_s for node in self.nodes),
+            "links": sum(node.link_s for node in self.nodes),
+        }
