@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from itertools import pairwise
 from typing import Annotated
 
 import msgspec
@@ -22,6 +23,13 @@ MAX_TENSORS = 16
 Rate = Annotated[float, Meta(ge=0, le=1e18)]  # NaN and infinity keep no bounds
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 Name = Annotated[str, Meta(max_length=256, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]  # ends on terminals
+Widths = Annotated[
+    tuple[tuple[Annotated[int, Meta(ge=1, le=2**20)], Annotated[float, Meta(ge=1, le=1e18)]], ...], Meta(max_length=16)
+]
+"""Pairs, by ascending widths: weight bytes that a device goes through in a second of steps of so many tokens."""
+TypeRates = Annotated[dict[Name, Widths], Meta(max_length=64)]
+OUTPUT = "output"
+"""Beside the types of weights: the output matrix, of which a step needs the rows of few tokens only."""
 
 
 class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,7 +98,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A device of a node; `copies` and the first fields are those of `interfaces.Device`.
 
     Measured, 0 where it is not known: `decode_bytes_s`, weight bytes that it goes through in a second when it computes
-    one token, and `prefill_bytes_s`, weight bytes times tokens where many tokens go through together.
+    one token, and `prefill_bytes_s`, weight bytes times tokens where many tokens go through together. `rates` say it
+    more closely, for each type of weights that was measured and for `OUTPUT`. Bytes are those in the file.
     """
 
     id: Name
@@ -100,11 +109,13 @@ class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decode_bytes_s: Rate = 0.0
     prefill_bytes_s: Rate = 0.0
     copies: bool = False
+    rates: TypeRates = {}
 
     def __post_init__(self) -> None:
         for name, factor in self.growth.items():
             if not 1 <= factor <= MAX_GROWTH:
                 raise ValueError(f"growth of {name} is from 1 to {MAX_GROWTH:g}, not {factor:g}")
+        check_rates(self.rates)
 
     @classmethod
     def of(cls, device: Device) -> DeviceFacts:
@@ -242,6 +253,13 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             in_file + _growth({name: sizes[layer] for name, sizes in types.items()}, device.growth)
             for layer, in_file in enumerate(self.model.layer_bytes)
         ]
+
+
+def check_rates(rates: Mapping[str, Widths]) -> None:
+    """Raises ValueError where widths are not in order."""
+    for name, widths in rates.items():
+        if any(one >= other for (one, _), (other, _) in pairwise(widths)):
+            raise ValueError(f"the rates of {name} are to have ascending widths")
 
 
 def _check_once(what: str, names: Iterable[str]) -> None:
