@@ -6,8 +6,8 @@ import msgspec
 
 
 class NodeForecast(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of a node, until each sequence has one more token: seconds of computing, of waiting for its disk, and of the links to it; bytes from disk.
-    And what it holds."""
+    """Of a node, until each sequence has one more token: seconds of computing, of waiting for its disk, and of the
+    links to it; bytes from disk. And what it holds."""
 
     node: str
     compute_s: float

@@ -165,9 +165,9 @@ class LinkFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Goal(StrEnum):
-    """What is to be least. `LATENCY`: the time of a pass, which gives each sequence in it a token. `THROUGHPUT`: the time
-    in which every sequence gets a token while many are served, which keep several nodes busy at once. `TTFT`: the time
-    to the first token of a prompt."""
+    """What is to be least. `LATENCY`: the time of a pass, which gives each sequence in it a token. `THROUGHPUT`: the
+    time in which every sequence gets a token while many are served, which keep several nodes busy at once. `TTFT`: the
+    time to the first token of a prompt."""
 
     LATENCY = "latency"
     THROUGHPUT = "throughput"
