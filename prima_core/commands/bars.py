@@ -59,7 +59,7 @@ class Bars:
         text = Text(set_cell_size(short_name(name), self._n_name) + f" {edge}")
         for kind in kinds:
             text.append(self._letter(kind), style=_LOOKS[kind].colour)
-        return text.append(f"{edge} {number}")
+        return text.append(f"{edge}{' ' * (self.n_cells - len(kinds))} {number}")
 
     def legend(self, kinds: Iterable[str]) -> Text:
         text = Text()

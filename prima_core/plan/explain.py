@@ -15,9 +15,10 @@ from prima_core.errors import PlanError
 from prima_core.plan.changes import changes
 from prima_core.plan.check import complete
 from prima_core.plan.explanation import Explanation, WhatIf
+from prima_core.plan.forecast import Forecast
 from prima_core.plan.leftout import left_out
 from prima_core.plan.plan import Plan
-from prima_core.plan.predict import predict
+from prima_core.plan.predict import goal_s, predict
 from prima_core.plan.problem import Problem
 
 Solve = Callable[[Problem], Plan]
@@ -27,25 +28,37 @@ MOST_OF_A_KIND = 4
 """Changes of a kind that are tried, those that promise most: in a large cluster each takes a second to plan."""
 
 
-def explain(plan: Plan, problem: Problem, solve: Solve, tell: Tell = lambda done, of: None) -> Explanation:
-    """Of a completed plan by `solve`; without a forecast only who was left out. `tell` hears how many of how many
-    changes have been tried."""
-    kinds = changes(plan, plan.forecast, problem) if plan.forecast is not None else []
+def explain(
+    plan: Plan, problem: Problem, solve: Solve | None = None, tell: Tell = lambda done, of: None
+) -> Explanation:
+    """Of a completed plan; without a forecast only who was left out. `solve`: what made the plan; None: nothing is
+    changed. `tell` hears how many of how many changes have been tried."""
+    time_s = None if plan.forecast is None else _goal_s(plan.forecast, problem)
+    found = Explanation(problem.goal, time_s, left_out(plan, problem))
+    if plan.forecast is None or solve is None:
+        return found
+    kinds = changes(plan, plan.forecast, problem)
     chosen = [changed for kind in kinds for changed in kind[:MOST_OF_A_KIND]]
     what_ifs: list[WhatIf] = []
     for changed in chosen:
         tell(len(what_ifs), len(chosen))
         what_ifs.append(WhatIf(changed.change, changed.node, _least_s(changed.problem, plan, solve)))
     n_untried = sum(map(len, kinds)) - len(chosen)
-    return Explanation(left_out(plan, problem), tuple(what_ifs), n_untried)
+    return msgspec.structs.replace(found, what_ifs=tuple(what_ifs), n_untried=n_untried)
+
+
+def _goal_s(forecast: Forecast, problem: Problem) -> float | None:
+    with suppress(PlanError):
+        return goal_s(forecast, problem.goal)
+    return None
 
 
 def _least_s(problem: Problem, plan: Plan, solve: Solve) -> float | None:
-    """The time per token by a new plan, or by the visits of the old one, with its buffers or with others."""
+    """By a new plan, or by the visits of the old one, with its buffers or with others."""
     plans = [plan, msgspec.structs.replace(plan, residency=(), gather_bytes=0)]
     with suppress(PlanError):
         plans.append(_solved(problem, solve))
-    times = [time_s for one in plans if (time_s := _token_s(one, problem)) is not None]
+    times = [time_s for one in plans if (time_s := _time_s(one, problem)) is not None]
     return min(times, default=None)
 
 
@@ -59,8 +72,8 @@ def _solved(problem: Problem, solve: Solve) -> Plan:
         return solve(msgspec.structs.replace(problem, streaming=True))
 
 
-def _token_s(plan: Plan, problem: Problem) -> float | None:
+def _time_s(plan: Plan, problem: Problem) -> float | None:
     streaming = msgspec.structs.replace(problem, streaming=True)
     with suppress(PlanError):
-        return predict(complete(plan, streaming), streaming).token_s
+        return goal_s(predict(complete(plan, streaming), streaming), problem.goal)
     return None

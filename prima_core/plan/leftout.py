@@ -17,8 +17,8 @@ from prima_core.plan.explanation import LeftOut
 from prima_core.plan.fill import split_streaming
 from prima_core.plan.forecast import Forecast
 from prima_core.plan.plan import Plan, Split, Visit
-from prima_core.plan.predict import predict
-from prima_core.plan.problem import Problem
+from prima_core.plan.predict import goal_s, predict
+from prima_core.plan.problem import Goal, Problem
 from prima_core.plan.words import duration
 
 MOST_TRIED = 4
@@ -37,18 +37,15 @@ def left_out(plan: Plan, problem: Problem) -> tuple[LeftOut, ...]:
 def _tried(plan: Plan, forecast: Forecast, problem: Problem, name: str) -> LeftOut:
     if any(not place.decode_bytes_s for place in problem.node(name).places):
         return LeftOut(name, why="how fast it computes is not known")
-    best: Forecast | None = None
-    for at, takes_before in _openings(plan, problem, name):
-        best = _shorter(best, _with_run(plan, problem, name, at, takes_before))
+    found = [_with_run(plan, problem, name, at, before) for at, before in _openings(plan, problem, name)]
+    best = min((one for one in found if one is not None), key=lambda trial: trial[0], default=None)
     if best is None:
-        return LeftOut(name, why="it has too little memory for a layer")
-    return LeftOut(name, best.token_s, _why(forecast, best))
+        return LeftOut(name, why="no layer fits its memory")
+    return LeftOut(name, best[0], _why(forecast, best[1], problem.goal))
 
 
-def _shorter(one: Forecast | None, other: Forecast | None) -> Forecast | None:
-    if one is None or other is None:
-        return one or other
-    return min(one, other, key=lambda forecast: forecast.token_s)
+Trial = tuple[float, Forecast]
+"""What is to be least, and what else was foretold."""
 
 
 def _openings(plan: Plan, problem: Problem, name: str) -> list[tuple[int, bool]]:
@@ -69,22 +66,21 @@ def _detour_s(problem: Problem, name: str, source: str, target: str) -> float:
     return sum(problem.link(*way).time_s(n_bytes) for way in ways) - problem.link(source, target).time_s(n_bytes)
 
 
-def _with_run(plan: Plan, problem: Problem, name: str, at: int, takes_before: bool) -> Forecast | None:
+def _with_run(plan: Plan, problem: Problem, name: str, at: int, takes_before: bool) -> Trial | None:
     """With 1, 2, 4, ... layers of the neighbour, as long as that gets better."""
     neighbour = plan.visits[at - takes_before]
-    best, n_layers = None, 1
+    best: Trial | None = None
+    n_layers = 1
     while n_layers <= len(neighbour.layers):
         cut = neighbour.stop - n_layers if takes_before else neighbour.start + n_layers
         found = _foretold(plan, problem, name, neighbour, cut, takes_before)
-        if found is None or (best is not None and found.token_s >= best.token_s):
+        if found is None or (best is not None and found[0] >= best[0]):
             break
         best, n_layers = found, 2 * n_layers
     return best
 
 
-def _foretold(
-    plan: Plan, problem: Problem, name: str, neighbour: Visit, cut: int, takes_behind: bool
-) -> Forecast | None:
+def _foretold(plan: Plan, problem: Problem, name: str, neighbour: Visit, cut: int, takes_behind: bool) -> Trial | None:
     """With the neighbour's layers behind the cut, or before it, on the node."""
     start, stop = neighbour.start, neighbour.stop
     with suppress(PlanError):
@@ -92,7 +88,8 @@ def _foretold(
         pair = (_clipped(neighbour, start, cut), own) if takes_behind else (own, _clipped(neighbour, cut, stop))
         visits = [visit for one in plan.visits for visit in (pair if one is neighbour else (one,)) if len(visit.layers)]
         changed = msgspec.structs.replace(plan, visits=tuple(visits), residency=(), gather_bytes=0)
-        return predict(complete(changed, problem), problem)
+        forecast = predict(complete(changed, problem), problem)
+        return goal_s(forecast, problem.goal), forecast
     return None
 
 
@@ -102,8 +99,10 @@ def _clipped(visit: Visit, start: int, stop: int) -> Visit:
     return Visit(visit.node, start, stop, split)
 
 
-def _why(plan: Forecast, other: Forecast) -> str:
-    """What takes longest of what is more."""
+def _why(plan: Forecast, other: Forecast, goal: Goal) -> str:
+    """What takes longest of what is more, of a token; what prompts take is not known so closely."""
+    if goal is not Goal.LATENCY:
+        return ""
     before = plan.shares_s
     more_s = {what: time_s - before[what] for what, time_s in other.shares_s.items()}
     most = max(more_s, key=lambda what: more_s[what])

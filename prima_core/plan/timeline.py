@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from prima_core.errors import PlanError
 from prima_core.plan.costs import missing_rate, pass_cost
 from prima_core.plan.plan import Plan
+from prima_core.plan.predict import steps_of
 from prima_core.plan.problem import Problem
 from prima_core.plan.simulate import Span, disks_of, spans_of
 
@@ -33,11 +34,12 @@ class Timeline:
 
 
 def timeline(plan: Plan, problem: Problem) -> Timeline:
-    """Of a completed plan, a token at a time. Raises PlanError where a rate that it depends on is not known."""
-    missing = missing_rate(plan, problem)
+    """Of a completed plan, of a step as `predict` has it. Raises PlanError where a rate that it takes is not known."""
+    width = -(-problem.width // steps_of(plan, problem))
+    missing = missing_rate(plan, problem, width)
     if missing:
         raise PlanError(f"no forecast: {missing} is not known", hint="state it in the problem")
-    spans = spans_of(pass_cost(plan, problem), disks_of(plan, problem))
+    spans = spans_of(pass_cost(plan, problem, width, rows=width), disks_of(plan, problem))
     pass_s = max(span.stop_s for span in spans)
     return Timeline(pass_s, tuple(_lane(name, spans, pass_s) for name in plan.nodes))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from prima_core.plan.explanation import Explanation, LeftOut, WhatIf
-from prima_core.plan.forecast import Forecast, NodeForecast
+from prima_core.plan.forecast import Forecast
 from prima_core.plan.plan import Plan
+from prima_core.plan.problem import Goal
 
 LITTLE = 0.01
 """A part of the time per token that is not worth a word."""
@@ -17,29 +18,35 @@ _CHANGES = {
 }
 
 
+_WHAT = {Goal.LATENCY: "a token", Goal.THROUGHPUT: "a token of each", Goal.TTFT: "the first token"}
+
+
 def summary(plan: Plan) -> str:
     """Of a completed plan, in a paragraph."""
     parts = [f"{name} computes {_layers(plan, name)}{_from_disk(plan, name)}" for name in plan.nodes]
-    outs = [] if plan.explanation is None else [_left_out(out, plan.forecast) for out in plan.explanation.left_out]
-    return " ".join(f"{sentence}." for sentence in ("; ".join(parts), *outs))
+    return " ".join((f"{'; '.join(parts)}.", *left_out(plan)))
+
+
+def left_out(plan: Plan) -> list[str]:
+    """A sentence for each node that computes nothing."""
+    known = plan.explanation or Explanation()
+    return [f"{_left_out(out, known)}." for out in known.left_out]
 
 
 def told(plan: Plan) -> Iterator[tuple[str, list[str]]]:
     """Of a completed plan: titles, each with its sentences."""
-    forecast, explanation = plan.forecast, plan.explanation or Explanation()
-    parts = {} if forecast is None else {node.node: node for node in forecast.nodes}
-    yield "Who does what", [f"{_part(plan, name)}{_times(parts.get(name), plan)}." for name in plan.nodes]
-    if explanation.left_out:
-        yield "Who was left out", [f"{_left_out(out, forecast)}." for out in explanation.left_out]
-    if forecast is None:
+    known = plan.explanation or Explanation()
+    yield "Who does what", [f"{_part(plan, name)}{_waits(plan, name)}." for name in plan.nodes]
+    if known.left_out:
+        yield "Who was left out", left_out(plan)
+    if plan.forecast is not None:
+        yield "How long it takes", list(_durations(plan.forecast, known.goal))
+    if known.time_s is None or not known.what_ifs:
         return
-    yield "How long it takes", list(_durations(forecast))
-    helps = [one for one in explanation.what_ifs if one.change != "without"]
-    if helps:
-        yield "What would help", list(_gains(helps, forecast, explanation.n_untried))
-    withouts = [_without(one, forecast) for one in explanation.what_ifs if one.change == "without"]
+    yield "What would help", list(_gains(known, known.time_s))
+    withouts = [one for one in known.what_ifs if one.change == "without"]
     if withouts:
-        yield "What each is worth", withouts
+        yield "What each is worth", [_without(one, known.time_s, known.goal) for one in withouts]
 
 
 # ---------------------------------------------------------------- who does what
@@ -80,64 +87,77 @@ def _from_disk(plan: Plan, name: str) -> str:
     return f" and reads {size(read)} from disk for every token" if read else ""
 
 
-def _times(part: NodeForecast | None, plan: Plan) -> str:
-    if part is None or plan.forecast is None or not part.read_bytes:
+def _waits(plan: Plan, name: str) -> str:
+    """For what it reads, where that was foretold."""
+    forecast = plan.forecast
+    part = next((one for one in forecast.nodes if one.node == name and one.read_bytes), None) if forecast else None
+    if forecast is None or part is None:
         return ""
-    if part.stall_s > LITTLE * plan.forecast.token_s:
+    if part.stall_s > LITTLE * forecast.token_s:
         return f", and waits {duration(part.stall_s)} for that"
     return ", hidden behind the others' work" if len(plan.nodes) > 1 else ", hidden behind its own work"
 
 
-def _left_out(out: LeftOut, forecast: Forecast | None) -> str:
-    if forecast is None or out.token_s is None:
-        return f"{out.node} was left out" + (f": {out.why}" if out.why else "")
-    more_s = out.token_s - forecast.token_s
+def _left_out(out: LeftOut, known: Explanation) -> str:
+    why = f": {out.why}" if out.why else ""
+    if known.time_s is None or out.time_s is None:
+        return f"{out.node} was left out{why}"
+    what, more_s = _WHAT[known.goal], out.time_s - known.time_s
     if more_s <= 0:
-        return f"{out.node} was left out, though with it a token would take {duration(-more_s)} less"
-    return f"{out.node} was left out: with it a token would take {duration(more_s)} longer ({out.why})"
+        return f"{out.node} was left out, though with it {what} would take {duration(-more_s)} less"
+    return f"{out.node} was left out, as with it {what} would take {duration(more_s)} longer{why}"
 
 
 # ---------------------------------------------------------------- how long
 
 
-def _durations(forecast: Forecast) -> Iterator[str]:
-    shares = {what: time_s for what, time_s in forecast.shares_s.items() if time_s > 0}
-    parts = ", ".join(
-        f"{what} {duration(time_s)} ({_percent(time_s / forecast.token_s)})" for what, time_s in shares.items()
-    )
-    yield f"A token takes {duration(forecast.token_s)}, {1 / forecast.token_s:.3g} tokens a second: {parts}."
+def _durations(forecast: Forecast, goal: Goal) -> Iterator[str]:
+    token = f"A token takes {duration(forecast.token_s)}"
+    if forecast.width > 1:
+        token = f"{forecast.width} tokens together take {duration(forecast.token_s)}"
+    yield f"{token}, {forecast.tokens_s:.3g} tokens a second{_shares(forecast, goal)}."
     if forecast.prompt_s is not None:
         yield f"The first one after a prompt of {forecast.n_prompt} tokens comes after {duration(forecast.prompt_s)}."
     yield f"What limits it most: {forecast.limit}."
 
 
-def _gains(what_ifs: Sequence[WhatIf], forecast: Forecast, n_untried: int) -> Iterator[str]:
+def _shares(forecast: Forecast, goal: Goal) -> str:
+    """Where one step goes round at a time, so that times add up."""
+    if goal is Goal.THROUGHPUT:
+        return ""
+    shares = ((what, time_s) for what, time_s in forecast.shares_s.items() if time_s > LITTLE * forecast.token_s)
+    parts = (f"{what} {duration(time_s)} ({_percent(time_s / forecast.token_s)})" for what, time_s in shares)
+    return f": {', '.join(parts)}"
+
+
+def _gains(known: Explanation, time_s: float) -> Iterator[str]:
     """The largest first, and at last what is not worth it."""
-    gains = sorted(
-        ((forecast.token_s - (one.token_s or forecast.token_s), one) for one in what_ifs), key=lambda gain: -gain[0]
-    )
+    changes = [one for one in known.what_ifs if one.change != "without"]
+    gains = sorted(((time_s - (one.time_s or time_s), one) for one in changes), key=lambda gain: -gain[0])
     for gain_s, one in gains:
-        if gain_s > LITTLE * forecast.token_s:
-            share = _percent(gain_s / forecast.token_s)
-            yield f"{_changed(one)}: {duration(gain_s)} less per token ({share})."
-    little = [_changed(one) for gain_s, one in gains if gain_s <= LITTLE * forecast.token_s]
+        if gain_s > LITTLE * time_s:
+            changed = _changed(one)
+            gain = f"{duration(gain_s)} less for {_WHAT[known.goal]} ({_percent(gain_s / time_s)})"
+            yield f"{changed[0].upper()}{changed[1:]}: {gain}."
+    little = [_changed(one) for gain_s, one in gains if gain_s <= LITTLE * time_s]
     if little:
         yield f"Nothing to speak of: {'; '.join(little)}."
-    if n_untried:
-        yield f"{_count(n_untried, 'change')} that promised less were not tried."
+    if known.n_untried:
+        yield f"{_count(known.n_untried, 'change')} that promised less were not tried."
 
 
 def _changed(what_if: WhatIf) -> str:
     return _CHANGES[what_if.change].format(what_if.node)
 
 
-def _without(what_if: WhatIf, forecast: Forecast) -> str:
-    if what_if.token_s is None:
-        return f"Without {what_if.node} there would be no plan."
-    more_s = what_if.token_s - forecast.token_s
-    if more_s <= LITTLE * forecast.token_s:
-        return f"Without {what_if.node} a token would take about as long."
-    return f"Without {what_if.node} a token would take {duration(more_s)} longer ({duration(what_if.token_s)})."
+def _without(one: WhatIf, time_s: float, goal: Goal) -> str:
+    if one.time_s is None:
+        return f"Without {one.node} there would be no plan."
+    what, more_s = _WHAT[goal], one.time_s - time_s
+    if abs(more_s) <= LITTLE * time_s:
+        return f"Without {one.node} {what} would take about as long."
+    by = f"{duration(abs(more_s))} {'longer' if more_s > 0 else 'less'}"
+    return f"Without {one.node} {what} would take {by} ({duration(one.time_s)})."
 
 
 # ---------------------------------------------------------------- numbers
