@@ -43,7 +43,9 @@ FACTS: dict[str, Fact] = {
     "D2 memory bandwidth": Fact(51.2e9, "bytes/s", f"{_CORES} i9, 8 cores, 2 channels of DDR4-3200"),
     "D3 memory bandwidth": Fact(76.8e9, "bytes/s", f"{_CORES} i9, 16 cores, 2 channels of DDR5-4800"),
     "D4 memory bandwidth": Fact(44e9, "bytes/s", f"{_CORES} Kirin 9000, 64 bits of LPDDR5-5500"),
-    "D5 memory bandwidth": Fact(51.2e9, "bytes/s", f"{_CORES} a tablet whose flash reads 2 GB/s, 64 bits of LPDDR5-6400"),
+    "D5 memory bandwidth": Fact(
+        51.2e9, "bytes/s", f"{_CORES} a tablet whose flash reads 2 GB/s, 64 bits of LPDDR5-6400"
+    ),
     "D6 memory bandwidth": Fact(59.7e9, "bytes/s", f"{_CORES} i5, 4 cores, 128 bits of LPDDR4X-3733"),
     "D2 GPU bandwidth": Fact(448e9, "bytes/s", "RTX 3070: 256 bits of GDDR6 at 14 Gbit/s"),
     "D3 GPU bandwidth": Fact(616e9, "bytes/s", "RTX 2080 Ti: 352 bits of GDDR6 at 14 Gbit/s"),
@@ -56,7 +58,9 @@ FACTS: dict[str, Fact] = {
     "decode share of ARM": Fact(0.4, "of the bandwidth", "assumption: phones and tablets, a few large cores, no fan"),
     "decode share of D6": Fact(0.2, "of the bandwidth", "assumption: an i5 of 10 W is held up by its cores"),
     "D3 GPU prefill": Fact(
-        11.8e12, "bytes x tokens/s", "llama.cpp, 13B Q4_K_M (7.87 GB): 1494 tok/s on an RTX 2080 Ti (ai-benchmarks issue 46)"
+        11.8e12,
+        "bytes x tokens/s",
+        "llama.cpp, 13B Q4_K_M (7.87 GB): 1494 tok/s on an RTX 2080 Ti (ai-benchmarks issue 46)",
     ),
     "D2 GPU prefill": Fact(8.0e12, "bytes x tokens/s", "assumption: the 2080 Ti's by cores of matrices, 46 to 68"),
     "D3 CPU prefill": Fact(
@@ -120,7 +124,8 @@ SHAPES: dict[str, Shape] = {
         f"{_70B} as many layers as its 60.3 B parameters are (nyun); file 34.4 GB",
     ),
     "65B": Shape(
-        "Llama-1-65B", 80, 8192, 22016, 8192, 32000, "Q4_K_S", 36.9e9, "its configuration; file 36.9 GB (LLaMA-65B, GGUF)"
+        "Llama-1-65B", 80, 8192, 22016, 8192, 32000, "Q4_K_S", 36.9e9,
+        "its configuration; file 36.9 GB (LLaMA-65B, GGUF)",
     ),
     "70B": Shape(
         "Llama-3-70B", 80, 8192, 28672, 1024, 128256, "Q4_K_S", 40.35e9, "its configuration; file 40.35 GB"
