@@ -52,7 +52,7 @@ def plan(model: str | None, problem: str | None, shown: Shown, settings: Setting
         print_explained(made, solved.problem)
     else:
         _print(made)
-    if made.forecast is None and any(need.streamed_bytes for need in made.residency):
+    if made.forecast is None and (shown.explains or any(need.streamed_bytes for need in made.residency)):
         click.echo(_unknown(made, solved.problem))
     if made.certificate is not None:
         click.echo(_vouched(made.certificate))
