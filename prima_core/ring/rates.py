@@ -45,17 +45,15 @@ WITHIN_S = 5.0
 _Kind = tuple[tuple[str, int], ...]
 
 
-def device_rates(
-    backend: Backend, device: Device, model: Model, system: System, stop: Stop, open_store: OpenStore = open_store
-) -> DeviceRates:
-    """In the backend's owner thread; some seconds. `stop`: whether to give up, which raises what giving up a load does.
+def device_rates(bench: Bench, n_devices: int = 1) -> DeviceRates:
+    """In the backend's owner thread; some seconds, fewer where more devices have to be timed.
 
-    Raises PrimaError when the layers cannot be loaded.
+    Raises PrimaError when the layers cannot be loaded, or the measurement is given up.
     """
-    until_s = time.perf_counter() + WITHIN_S
-    bench = _Bench(backend, device, model, system, stop, open_store)
+    until_s = time.perf_counter() + WITHIN_S / n_devices
+    device, model, stop = bench.device, bench.model, bench.stop
     sample = sample_of(model, _bytes_for(device))
-    with bench.loaded(Slice((sample.run, *sample.others), context=POSITIONS, kv_tokens=POSITIONS)) as shard:
+    with bench.loaded(_slice(sample)) as shard:
         runs = list(_timed(shard, sample, model, stop, until_s))
     by_type = _by_type(runs, model)
     if _output_bytes(model) * _growth(device) <= device.memory_bytes / OUTPUT_SHARE:
@@ -68,6 +66,18 @@ def device_rates(
         rates={name: tuple(sorted(widths)) for name, widths in by_type.items() if widths},
         copy_bytes_s=bench.copy_bytes_s if device.copies else 0.0,
     )
+
+
+def decode_rate(bench: Bench) -> DeviceRates:
+    """Only of a token at a time. Raises as `device_rates`."""
+    sample = Sample(typical_layers(bench.model, _bytes_for(bench.device)))
+    with bench.loaded(_slice(sample)) as shard:
+        timed = _timed_at(1, shard, sample, False, bench.model.spec.d_model, bench.stop)
+    return DeviceRates(_rate(timed, bench.model))
+
+
+def _slice(sample: Sample) -> Slice:
+    return Slice((sample.run, *sample.others), context=POSITIONS, kv_tokens=POSITIONS)
 
 
 def _bytes_for(device: Device) -> int:
@@ -133,45 +143,47 @@ def touched_types(model: Model, layer: int, width: int) -> dict[str, float]:
     return {name: size * (1 - stacks * idle / whole) for name, size in _kind(model, layer)}
 
 
-class _Bench:
-    """Loads parts of the model, one at a time, and gives them back. `copy_bytes_s`: how fast they came to the device
-    from memory, at best."""
+@dataclass(slots=True)
+class Bench:
+    """Loads parts of the model, one at a time, and gives them back. `stop`: whether to give up. `copy_bytes_s`: how
+    fast they came to the device from memory, at best."""
 
-    def __init__(
-        self, backend: Backend, device: Device, model: Model, system: System, stop: Stop, open_store: OpenStore
-    ) -> None:
-        self.copy_bytes_s = 0.0
-        self._backend, self._device, self._model = backend, device, model
-        self._system, self._stop, self._open_store = system, stop, open_store
+    backend: Backend
+    device: Device
+    model: Model
+    system: System
+    stop: Stop
+    open_store: OpenStore = open_store
+    copy_bytes_s: float = 0.0
 
     @contextmanager
     def loaded(self, part: Slice) -> Iterator[Shard]:
-        names = [name for layers in part.layers for layer in layers for name in layer_names(self._model.file, layer)]
-        ends = end_tensors(self._model.spec, part)
+        names = [name for layers in part.layers for layer in layers for name in layer_names(self.model.file, layer)]
+        ends = end_tensors(self.model.spec, part)
         with ExitStack() as exits:
-            store = self._open_store(self._model, Holding(part.layers, ends, 0, 0), self._system)
+            store = self.open_store(self.model, Holding(part.layers, ends, 0, 0), self.system)
             exits.callback(self._drop, (*names, *ends))
             exits.callback(store.close)
-            loading = LoadingStore(store, self._model.spec, (part,), self._tell, self._system)
+            loading = LoadingStore(store, self.model.spec, (part,), self._tell, self.system)
             began_s = time.perf_counter()
-            shard = self._backend.load(self._model.spec, self._device.id, part, loading)
+            shard = self.backend.load(self.model.spec, self.device.id, part, loading)
             exits.callback(shard.close)
             copying_s = time.perf_counter() - began_s - loading.disk_s
             if copying_s > 0:
-                n_bytes = sum(self._model.file.tensors[name].n_bytes for name in (*names, *ends))
+                n_bytes = sum(self.model.file.tensors[name].n_bytes for name in (*names, *ends))
                 self.copy_bytes_s = max(self.copy_bytes_s, n_bytes / copying_s)
             yield shard
 
     def _tell(self, done: int, total: int) -> None:
-        if self._stop():
+        if self.stop():
             raise ClusterError("the measurement was given up")
 
     def _drop(self, names: Sequence[str]) -> None:
         """Nothing of what was read for this stays behind."""
-        file = self._model.file
+        file = self.model.file
         for info in (file.tensors[name] for name in names):
             view = file.view(info.name)
-            self._system.drop(view.data, file.parts[info.part].path, info.offset)
+            self.system.drop(view.data, file.parts[info.part].path, info.offset)
 
 
 # ---------------------------------------------------------------- figures
