@@ -16,18 +16,20 @@ import msgspec
 from prima_core.errors import PlanError
 from prima_core.plan.check import complete
 from prima_core.plan.plan import Certificate, Plan, Residency, Split, Visit
-from prima_core.plan.predict import predict
+from prima_core.plan.predict import goal_s, predict
 from prima_core.plan.problem import Problem
 from prima_core.plan.proportional import ROUNDS, proportional
 from prima_core.plan.stream import gather_bytes
 from prima_halda.cluster import Cluster, unknown_rate
 from prima_halda.improve import Budget, improved, kicked, repaired, shaken, with_better_buffers
-from prima_halda.judge import Judge, Load, Trial, Way
+from prima_halda.judge import Judge, Trial
 from prima_halda.layout import laid_out
+from prima_halda.memory import Load, Memory, Way
 from prima_halda.packing import packed
 from prima_halda.relax import VISITS, Options, Relaxation, Share
 from prima_halda.ring import EXACT_UP_TO, shortest_ring
 from prima_halda.shortage import explained
+from prima_halda.timing import turns_of
 
 _STEPS = 24_000
 """Simulated layers: about half a second."""
@@ -226,7 +228,7 @@ def fastest(cluster: Cluster, trials: Sequence[Trial]) -> Plan:
         for plan in (plan_of(cluster, trial), plan_with_buffers(cluster, trial)):
             try:
                 made = complete(plan, problem)
-                plans.append((predict(made, problem).token_s, len(plans), plan))
+                plans.append((goal_s(predict(made, problem), problem.goal), len(plans), plan))
             except PlanError:
                 continue
         if len(plans) >= 2 * _FINALISTS:
@@ -238,7 +240,7 @@ def fastest(cluster: Cluster, trials: Sequence[Trial]) -> Plan:
 
 def plan_of(cluster: Cluster, trial: Trial) -> Plan:
     visits = []
-    for index, runs in Judge(cluster).visits(trial.way):
+    for index, runs in turns_of(cluster, trial.way):
         member = cluster.members[index]
         parts = tuple(Split(cluster.places[number].id, start, stop) for number, start, stop in runs)
         split = parts if len(member.places) > 1 else ()
@@ -248,7 +250,7 @@ def plan_of(cluster: Cluster, trial: Trial) -> Plan:
 
 def plan_with_buffers(cluster: Cluster, trial: Trial) -> Plan:
     """The same with the trial's buffers, or with the smallest ones that these layers' tensors need to come evenly."""
-    loads = Judge(cluster).loads(trial.way) or {}
+    loads = Memory(cluster).loads(trial.way) or {}
     residency = tuple(_residency(cluster, load, trial.buffers[index]) for index, load in loads.items())
     names = [load.overload.node for load in loads.values()]
     gather = gather_bytes(cluster.problem, names) if names else 0
