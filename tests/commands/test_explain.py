@@ -105,6 +105,19 @@ def test_without_rates_it_is_told_who_does_what_and_why_there_are_no_times(prima
     assert not (tmp_path / "plan.svg").exists()
 
 
+def test_a_plan_for_this_machine_is_foretold_once_it_was_measured(
+    prima: Prima, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = ("plan", tiny, "--nodes", 2, "--backend", "numpy")
+    assert "is not known; `prima profile` finds it out" in prima(*options, "--explain").out
+    assert prima("profile", tiny, "--backend", "numpy").code == 0
+    foretold = prima(*options, "--json").json["forecast"]
+    assert foretold["token_s"] > 0
+    assert len(foretold["nodes"]) == 2
+    assert "A token takes" in prima(*options, "--explain").out
+
+
 def test_who_was_left_out_is_told_without_being_asked(prima: Prima, tmp_path: Path) -> None:
     large = msgspec.structs.replace(DESK.devices[1], memory_bytes=3 * 10**9)
     desk = msgspec.structs.replace(DESK, memory_bytes=3 * 10**9, devices=(DESK.devices[0], large))
