@@ -99,6 +99,7 @@ def _lines(view: ServerView) -> list[str]:
     return [
         state,
         f"{view.n_running} running, {view.n_waiting} waiting, {used}, context {view.context_length:,}",
+        *([view.summary] if view.summary else []),
         *_speed(view),
     ]
 

@@ -44,6 +44,7 @@ from prima_core.node.watch import FileWatch
 from prima_core.plan.plan import Plan, plan_to_json
 from prima_core.plan.problem import DeviceFacts
 from prima_core.plan.profile import Profile
+from prima_core.plan.words import summary
 from prima_core.plugins import Registry
 from prima_core.ring import control
 from prima_core.ring.gather import row_bytes
@@ -336,6 +337,7 @@ class Head:
             tuple(node_view(member, own, status, times.get(member.name, NodeTimes())) for member in members),
             None if status.plan is None else status.plan.forecast,
             self._token_s,
+            "" if status.plan is None else summary(status.plan),
         )
 
     def wait_until_serving(self, tell: Callable[[Status], None] = lambda status: None, poll_s: float = 0.02) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from prima_core.interfaces import Device
 from prima_core.memory.disks import disk_name, machine_name, whole_disk
 from prima_core.memory.system import System
 from prima_core.model.weights import Model
@@ -61,8 +62,7 @@ class Measurer:
         return turn(self.profiles.lock, WAIT_S, self.stop)
 
     def _kept(self, node: Node, model: Model) -> Profile | None:
-        kept = self.profiles.load(_key(node, model))
-        return None if kept is None else replace(kept, machine=machine_name(), disk=disk_name(model.path))
+        return kept_profile(self.profiles, node.devices, model)
 
     def _still_holds(self, kept: Profile, node: Node, model: Model, memory_bytes: int) -> bool:
         now = disk_rate(_paths(model), memory_bytes, self.system)
@@ -92,7 +92,7 @@ class Measurer:
             self.tell(f"disk: {profile.disk_bytes_s / 1e9:,.2f} GB/s; now computing on {computing} ...")
             profile = replace(profile, devices=self._rates(node, model))
         if profile.devices and not self.stop():
-            self.profiles.save(_key(node, model), profile)
+            self.profiles.save(_key(node.devices, model), profile)
         return profile
 
     def _rates(self, node: Node, model: Model, is_brief: bool = False) -> dict[str, DeviceRates]:
@@ -116,8 +116,14 @@ def _has_drifted(now: float, before: float) -> bool:
     return bool(now and before) and abs(now - before) > DRIFT * before
 
 
-def _key(node: Node, model: Model) -> str:
-    return key_of(model, node.devices, whole_disk(model.path) or str(model.path.stat().st_dev))
+def kept_profile(profiles: Profiles, devices: Sequence[Device], model: Model) -> Profile | None:
+    """What was found out before of such devices of this machine; None: nothing."""
+    kept = profiles.load(_key(devices, model))
+    return None if kept is None else replace(kept, machine=machine_name(), disk=disk_name(model.path))
+
+
+def _key(devices: Sequence[Device], model: Model) -> str:
+    return key_of(model, devices, whole_disk(model.path) or str(model.path.stat().st_dev))
 
 
 def _paths(model: Model) -> list[Path]:

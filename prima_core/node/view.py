@@ -55,7 +55,7 @@ class ServerView:
     """A head and its nodes. `kv_tokens_used` of `kv_tokens` positions are reserved for the requests that run.
 
     `forecast`: of the plan that is followed, where it can be foretold. `token_s`: seconds for each further token of the
-    last request that had any; 0: there was none."""
+    last request that had any; 0: there was none. `summary`: who does what, and who was left out, in words."""
 
     model: str
     version: str
@@ -69,6 +69,7 @@ class ServerView:
     nodes: tuple[NodeView, ...]
     forecast: Forecast | None = None
     token_s: float = 0.0
+    summary: str = ""
 
 
 def node_view(member: Member, head: str, status: Status, times: NodeTimes) -> NodeView:

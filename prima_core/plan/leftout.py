@@ -106,4 +106,4 @@ def _why(plan: Forecast, other: Forecast, goal: Goal) -> str:
     before = plan.shares_s
     more_s = {what: time_s - before[what] for what, time_s in other.shares_s.items()}
     most = max(more_s, key=lambda what: more_s[what])
-    return f"{duration(max(0.0, more_s[most]))} more for {most}"
+    return f"{most} {'take' if most == 'links' else 'takes'} {duration(max(0.0, more_s[most]))} longer"

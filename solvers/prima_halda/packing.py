@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prima_halda.cluster import Cluster, Place
-from prima_halda.judge import Way
+from prima_halda.memory import Way
 
 
 def packed(cluster: Cluster) -> Way:

@@ -80,6 +80,11 @@ def test_what_was_foretold_is_shown_beside_what_was_measured() -> None:
     assert "computing, 300.0 ms in the last answer" in text(replace(VIEW, forecast=forecast, token_s=0.3))
 
 
+def test_who_does_what_is_told_in_words() -> None:
+    view = replace(VIEW, summary="desk computes 5 of 5 layers (100 %). phone was left out.")
+    assert "desk computes 5 of 5 layers (100 %). phone was left out." in text(view)
+
+
 # ---------------------------------------------------------------- a server that is there
 
 
@@ -89,6 +94,7 @@ def test_a_running_server_is_shown(prima: Prima, start: Start, tiny: Path) -> No
     facts = prima("ps", "--port", port, "--json").json
     assert (facts["model"], facts["state"]) == ("tiny", "serving")
     assert [node["name"] for node in facts["nodes"]] == ["desk", "desk.2"]
+    assert facts["summary"] == "desk computes 3 of 6 layers (50 %); desk.2 computes 3 of 6 layers (50 %)."
     assert [node["layers"] for node in facts["nodes"]] == [[{"start": 0, "stop": 3}], [{"start": 3, "stop": 6}]]
     table = prima("ps", "--port", port)
     assert table.code == 0

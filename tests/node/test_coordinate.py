@@ -217,3 +217,17 @@ def test_bytes_are_told_by_type_too(tied: Model, llama: Model) -> None:
 
 def test_a_tied_matrix_is_counted_once(tied: Model) -> None:
     assert model_facts(tied, 128).output_bytes == tied.file.tensors["output_norm.weight"].n_bytes
+
+
+def test_who_gets_nothing_to_do_is_named_in_the_plan() -> None:
+    idle = Member("idle", 10_000, CPU, "")
+    plan = planning()((HEAD, B, idle))
+    assert plan.explanation is not None
+    assert [out.node for out in plan.explanation.left_out] == ["idle"]
+
+
+def test_the_problem_that_a_plan_was_made_for_is_found_again() -> None:
+    asked: list[Problem] = []
+    made = planning(parallel=4, asked=asked)
+    plan = made((HEAD, B))
+    assert made.solved(plan, (HEAD, B)) == asked[-1]

@@ -1,0 +1,146 @@
+"""The head finds out how fast its nodes' links are: as each node joins, one pair after the other, so that no measurement
+disturbs another. What is found is not kept for another start: a laptop moves."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from prima_core.plan.problem import LinkFacts
+from prima_core.ring import control
+from prima_core.ring.probes import ID_BYTES, LinkFigures
+
+log = logging.getLogger(__name__)
+
+JOIN_S = 6.0
+"""For all links of a node that joins; those that were not measured by then are not known."""
+PROBE_S = 5.0
+_LOOK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A node, and where it takes activations."""
+
+    name: str
+    address: str
+
+
+class Prober(Protocol):
+    """How the head itself measures and answers: `ring.probes.Probes`."""
+
+    def answer(self, id: bytes, address: str) -> None: ...
+    def measure(self, id: bytes, address: str, n_bytes: int) -> LinkFigures | None: ...
+
+
+Send = Callable[[str, control.Message], None]
+Ready = Callable[[tuple[LinkFacts, ...]], None]
+
+
+class LinkFinder:
+    """Measures in a thread of its own, each pair of nodes both ways. `n_bytes`: of a token's activations."""
+
+    def __init__(self, own: End, prober: Prober, send: Send, n_bytes: int, tell: Callable[[str], None]) -> None:
+        self._own, self._prober, self._send, self._n_bytes, self._tell = own, prober, send, n_bytes, tell
+        self._lock = threading.Lock()  # guards the next two
+        self._ends: dict[str, End] = {own.name: own}  # nodes that are known to the driver
+        self._joining: dict[str, End] = {}
+        self._asked: dict[bytes, Future[LinkFigures | None]] = {}
+        self._jobs: queue.SimpleQueue[tuple[End, Ready] | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="prima-links", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._jobs.put(None)
+        self._thread.join()
+
+    def joined(self, end: End, ready: Ready) -> None:
+        """`ready` is called with the links of the node that joins, to and from those before it, unless it is lost
+        before that."""
+        with self._lock:
+            self._joining[end.name] = end
+        self._jobs.put((end, ready))
+
+    def lost(self, name: str) -> bool:
+        """Whether anybody was told of the node."""
+        with self._lock:
+            self._joining.pop(name, None)
+            return self._ends.pop(name, None) is not None
+
+    def probed(self, message: control.Probed) -> None:
+        """What a node has found; of a probe that nobody waits for any more nothing is known."""
+        asked = self._asked.pop(message.id, None)
+        if asked is not None:
+            asked.set_result(LinkFigures(message.latency_s, message.bytes_s) if message.is_known else None)
+
+    # ------------------------------------------------------------ the thread
+
+    def _main(self) -> None:
+        while not self._stopping.is_set():
+            job = self._jobs.get()
+            if job is not None:
+                self._take(*job)
+
+    def _take(self, end: End, ready: Ready) -> None:
+        if not self._is_there(end):
+            return
+        links = tuple(self._links(end))
+        with self._lock:
+            if self._joining.get(end.name) is not end or self._stopping.is_set():
+                return
+            del self._joining[end.name]
+            self._ends[end.name] = end
+            ready(links)  # under the lock: who is lost now was told of before
+
+    def _is_there(self, end: End) -> bool:
+        with self._lock:
+            return self._joining.get(end.name) is end
+
+    def _links(self, end: End) -> Iterator[LinkFacts]:
+        """The head's first: they count most."""
+        until_s = time.monotonic() + JOIN_S
+        with self._lock:
+            others = sorted((other for other in self._ends.values()), key=lambda other: other is not self._own)
+        for other in others:
+            for source, target in ((other, end), (end, other)):
+                if self._stopping.is_set() or not self._is_there(end):
+                    return
+                found = self._measured(source, target, until_s) if time.monotonic() < until_s else None
+                if found is None:
+                    self._tell(f"the link from {source.name} to {target.name} could not be measured")
+                else:
+                    yield LinkFacts(source.name, target.name, found.latency_s, found.bytes_s)
+
+    def _measured(self, source: End, target: End, until_s: float) -> LinkFigures | None:
+        id = secrets.token_bytes(ID_BYTES)
+        if target is self._own:
+            self._prober.answer(id, source.address)
+        else:
+            self._send(target.name, control.Echo(id, source.address))
+        if source is self._own:
+            return self._prober.measure(id, target.address, self._n_bytes)
+        result = self._asked[id] = Future()
+        self._send(source.name, control.Probe(id, target.address, self._n_bytes))
+        try:
+            return self._awaited(result, min(until_s, time.monotonic() + PROBE_S))
+        finally:
+            self._asked.pop(id, None)
+
+    def _awaited(self, result: Future[LinkFigures | None], until_s: float) -> LinkFigures | None:
+        while not self._stopping.is_set() and time.monotonic() < until_s:
+            with suppress(NotYet):
+                return result.result(_LOOK_S)
+        return None
