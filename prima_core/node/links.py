@@ -1,5 +1,5 @@
-"""The head finds out how fast its nodes' links are: as each node joins, one pair after the other, so that no measurement
-disturbs another. What is found is not kept for another start: a laptop moves."""
+"""The head finds out how fast its nodes' links are: as each node joins, one pair after the other, so that no
+measurement disturbs another. What is found is not kept for another start: a laptop moves."""
 
 from __future__ import annotations
 
