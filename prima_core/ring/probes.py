@@ -34,7 +34,7 @@ MAX_PINGS = 256
 ANSWER_S = 10.0
 """So long after it was asked to a node answers pings."""
 CONNECT_S = 2.0
-KNOCK_S = 0.1
+KNOCK_S = 0.05
 MEASURE_S = 0.6
 """Afterwards no further ping is sent; one of each size is in any case."""
 LOST_AFTER_S = 1.0
