@@ -1,6 +1,7 @@
 """What the parts of a plan cost on their nodes: seconds of computing and of links, bytes of disk. From measured rates.
 
-Attention over what K and V hold is not counted, nor are norms: both are small where weights come from disk.
+Attention is counted as if K and V of the positions that a token looks back on were weights: a step goes through them
+once for each sequence, and computes with them once for each token. Norms are not counted.
 """
 
 from __future__ import annotations
@@ -77,32 +78,44 @@ def _used_devices(plan: Plan, problem: Problem) -> Iterator[tuple[str, str]]:
     yield plan.head, problem.end_device.id
 
 
-def pass_cost(plan: Plan, problem: Problem, width: int = 1, rows: int = 1) -> PassCost:
+def pass_cost(plan: Plan, problem: Problem, width: int = 1, rows: int = 1, n_past: int | None = None) -> PassCost:
     """What a pass of `width` tokens costs, of a completed plan whose rates are all known; `rows` of them are wanted of
-    the output part. What the residency streams is spread as a store does it: experts first, the rest evenly over the
-    layers, the output part last."""
+    the output part, each of a sequence. A token looks back on `n_past` positions; None: as many as the problem says.
+    What the residency streams is spread as a store does it: experts first, the rest evenly over the layers, the output
+    part last."""
     shares = {(need.node, need.device): _Shares.of(need, plan, problem, width) for need in plan.residency}
     stops = [plan.head, *(visit.node for visit in plan.visits), plan.head]
     hops = [
         problem.link(source, target).time_s(width * problem.model.activation_bytes)
         for source, target in pairwise(stops)
     ]
+    past_s = {
+        (node.name, device.id): attention_s(device, problem, width, rows, n_past)
+        for node in map(problem.node, plan.nodes)
+        for device in node.places
+    }
     visits = [
-        VisitCost(visit.node, hop_s, tuple(_layers(visit, problem, shares, width)))
+        VisitCost(visit.node, hop_s, tuple(_layers(visit, problem, shares, past_s, width)))
         for visit, hop_s in zip(plan.visits, hops, strict=False)
     ]
     output = VisitCost(plan.head, hops[-1], tuple(_output(plan, problem, shares, rows)))
     return PassCost((*visits, output))
 
 
-def _layers(visit: Visit, problem: Problem, shares: dict[tuple[str, str], _Shares], width: int) -> Iterator[LayerCost]:
+def _layers(
+    visit: Visit,
+    problem: Problem,
+    shares: Mapping[tuple[str, str], _Shares],
+    past_s: Mapping[tuple[str, str], float],
+    width: int,
+) -> Iterator[LayerCost]:
     places = {device.id: device for device in problem.node(visit.node).places}
     for part in visit.parts(next(iter(places))):
         share = shares.get((visit.node, part.device), _Shares())
         for layer in part.layers:
             experts = problem.model.expert_bytes[layer] if problem.model.expert_bytes else 0
             layer_s = compute_s(places[part.device], touched_types(problem.model, layer, width), width)
-            yield LayerCost(layer_s, share.dense, share.routed * experts)
+            yield LayerCost(layer_s + past_s[visit.node, part.device], share.dense, share.routed * experts)
 
 
 def _output(plan: Plan, problem: Problem, shares: dict[tuple[str, str], _Shares], rows: int) -> Iterator[LayerCost]:
@@ -143,6 +156,18 @@ def _mean_byte_s(device: DeviceFacts, width: int) -> float:
     """Weights come from memory once for all tokens, until computing itself takes longer."""
     once_s = 1 / device.decode_bytes_s
     return once_s if width == 1 else max(once_s, width / device.prefill_bytes_s)
+
+
+def attention_s(
+    device: DeviceFacts, problem: Problem, width: int = 1, rows: int = 1, n_past: int | None = None
+) -> float:
+    """Seconds of a layer's attention in a step of `width` tokens of `rows` sequences, each of which looks back on
+    `n_past` positions; None: as many as the problem says."""
+    n_bytes = problem.model.kv_bytes_per_token_layer * (problem.n_past if n_past is None else n_past)
+    if not n_bytes or not device.decode_bytes_s:
+        return 0.0
+    with_all = width / device.prefill_bytes_s if device.prefill_bytes_s else 0.0
+    return n_bytes * max(rows / device.decode_bytes_s, with_all)
 
 
 def touched_types(model: ModelFacts, layer: int, width: int = 1) -> dict[str, float]:
