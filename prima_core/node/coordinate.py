@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,11 +21,13 @@ from prima_core.plan.explain import explain
 from prima_core.plan.pipeline import chunk_tokens
 from prima_core.plan.plan import Plan
 from prima_core.plan.predict import predict
-from prima_core.plan.problem import MAX_TENSORS, ModelFacts, Problem
+from prima_core.plan.problem import MAX_TENSORS, LinkFacts, ModelFacts, Problem
 from prima_core.ring.gather import row_bytes
 
 MAX_SEQUENCES = 64
 DEFAULT_CONTEXT = 8192
+UNKNOWN_LINK = LinkFacts(latency_s=0.003, bytes_s=4e7)
+"""Wi-Fi at home, where no link could be measured: arXiv 2504.08791 states 3 to 7 ms and 320 to 610 Mbit/s."""
 
 
 def model_facts(
@@ -123,7 +125,8 @@ class Planning:
         ordered = sorted(members, key=lambda member: member.name != self.head)
         nodes = tuple(member.facts for member in ordered)
         kv_tokens = self.model.context_length * contexts
-        return Problem(self.model, nodes, self.head, kv_tokens, rounds=self.rounds, streaming=streaming)
+        links = links_of(members)
+        return Problem(self.model, nodes, self.head, kv_tokens, links, rounds=self.rounds, streaming=streaming)
 
     def solved(self, plan: Plan, members: tuple[Member, ...]) -> Problem:
         """What `plan` was made for."""
@@ -134,6 +137,21 @@ class Planning:
     def _plan(self, problem: Problem) -> Plan:
         plan = self.fixed if self.fixed is not None else self.solve(problem)
         return foretold(complete(plan, problem), problem)
+
+
+def links_of(members: Sequence[Member]) -> tuple[LinkFacts, ...]:
+    """What is known of the ways between these nodes; of the others it is assumed that they are like the slowest."""
+    names = [member.name for member in members]
+    links = {  # of nodes that joined again the newest counts
+        (link.source, link.target): link
+        for link in (link for member in members for link in member.links)
+        if link.source in names and link.target in names
+    }
+    if len(links) >= len(names) * (len(names) - 1):
+        return tuple(links.values())
+    worst_s = max((link.latency_s for link in links.values()), default=UNKNOWN_LINK.latency_s)
+    worst_bytes_s = min((link.bytes_s for link in links.values()), default=UNKNOWN_LINK.bytes_s)
+    return (*links.values(), LinkFacts(latency_s=worst_s, bytes_s=worst_bytes_s))
 
 
 def foretold(plan: Plan, problem: Problem) -> Plan:

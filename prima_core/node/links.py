@@ -1,5 +1,5 @@
-"""The head finds out how fast its nodes' links are: as each node joins, one pair after the other, so that no measurement
-disturbs another. What is found is not kept for another start: a laptop moves."""
+"""The head finds out how fast its nodes' links are: as each node joins, one pair after the other, so that no
+measurement disturbs another. What is found is not kept for another start: a laptop moves."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class LinkFinder:
 
     def _is_there(self, end: End) -> bool:
         with self._lock:
-            return self._joining.get(end.name) is end
+            return end in (self._joining.get(end.name), self._ends.get(end.name))
 
     def _links(self, end: End) -> Iterator[LinkFacts]:
         """The head's first: they count most."""
@@ -118,6 +118,8 @@ class LinkFinder:
             for source, target in ((other, end), (end, other)):
                 if self._stopping.is_set() or not self._is_there(end):
                     return
+                if not self._is_there(other):
+                    break
                 found = self._measured(source, target, until_s) if time.monotonic() < until_s else None
                 if found is None:
                     self._tell(f"the link from {source.name} to {target.name} could not be measured")
@@ -135,12 +137,12 @@ class LinkFinder:
         result = self._asked[id] = Future()
         self._send(source.name, control.Probe(id, target.address, self._n_bytes))
         try:
-            return self._awaited(result, min(until_s, time.monotonic() + PROBE_S))
+            return self._awaited(result, (source, target), min(until_s, time.monotonic() + PROBE_S))
         finally:
             self._asked.pop(id, None)
 
-    def _awaited(self, result: Future[LinkFigures | None], until_s: float) -> LinkFigures | None:
-        while not self._stopping.is_set() and time.monotonic() < until_s:
+    def _awaited(self, result: Future[LinkFigures | None], ends: tuple[End, End], until_s: float) -> LinkFigures | None:
+        while all(map(self._is_there, ends)) and not self._stopping.is_set() and time.monotonic() < until_s:
             with suppress(NotYet):
                 return result.result(_LOOK_S)
         return None

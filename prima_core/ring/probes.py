@@ -1,7 +1,7 @@
-"""How long activations take from node to node: frames of their size over the real transport, from data link to data link.
+"""How long activations take from node to node: frames of their size over the real transport, between data links.
 
-A node that measures sends pings, and the node at the other end answers each with a short echo, as long as both were told
-so by the head: whoever does not know the probe's random id gets no answer. Pings and echoes are no frames of a ring.
+A node that measures sends pings, and the node at the other end answers each with a short echo, as long as both were
+told so by the head: whoever does not know the probe's random id gets no answer. None of this is a frame of a ring.
 
     40 bytes            header (`_HEADER`): magic, version, kind, id of the probe, number, zeros
     zeros               of a ping, up to the size that is measured
@@ -34,7 +34,7 @@ MAX_PINGS = 256
 ANSWER_S = 10.0
 """So long after it was asked to a node answers pings."""
 CONNECT_S = 2.0
-KNOCK_S = 0.1
+KNOCK_S = 0.05
 MEASURE_S = 0.6
 """Afterwards no further ping is sent; one of each size is in any case."""
 LOST_AFTER_S = 1.0

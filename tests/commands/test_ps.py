@@ -19,7 +19,7 @@ from prima_core.commands.ps import follow, shown
 from prima_core.errors import ClusterError
 from prima_core.interfaces import Layers
 from prima_core.node.driver import State
-from prima_core.node.view import DeviceView, NodeView, ServerView
+from prima_core.node.view import DeviceView, LinkView, NodeView, ServerView
 from prima_core.plan.forecast import Forecast
 from prima_core.ring.times import NodeTimes
 from tests.commands.conftest import Prima, Start
@@ -163,10 +163,19 @@ def test_experts_that_were_in_memory_are_shown() -> None:
     assert " experts: 83% were in memory " in text(replace(VIEW, nodes=(replace(HEAD, times=times),)))
 
 
-def test_a_slow_disk_is_marked() -> None:
-    times = replace(TIMES, read_bytes=400_000_000, reading_s=4.0)
-    assert "slow disk" not in text(replace(VIEW, nodes=(replace(HEAD, times=times),)))
-    assert " slow disk: 100 MB/s " in text(replace(VIEW, nodes=(replace(HEAD, times=times, has_slow_disk=True),)))
+def test_what_is_off_of_a_node_is_shown() -> None:
+    node = replace(HEAD, off=("computes a token in 30.0 ms; 20.0 ms were foretold",))
+    assert " computes a token in 30.0 ms; 20.0 ms were foretold " in text(replace(VIEW, nodes=(node,)))
+
+
+def test_links_are_shown_by_their_sources() -> None:
+    links = (LinkView("a", "b", 0.003, 3.8e7), LinkView("a", "c", 0.0001, 1.1e8), LinkView("b", "a", 0.004, 4e7))
+    assert "links" not in text(VIEW)
+    lines = [line.strip() for line in text(replace(VIEW, links=links)).splitlines() if "links from" in line]
+    assert lines == [
+        "links from a: to b 3.00 ms, 38 MB/s; to c 0.10 ms, 110 MB/s",
+        "links from b: to a 4.00 ms, 40 MB/s",
+    ]
 
 
 def test_what_was_done_meanwhile_is_shown_by_the_nodes_own_clock() -> None:
