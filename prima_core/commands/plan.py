@@ -122,5 +122,7 @@ def _own_plan(model: str | None, registry: Registry, settings: Settings) -> tupl
         members = tuple(Member(name, options.node.memory, devices, "") for name in names)
         facts = model_facts(opened, options.context, options.kv_type, options.plan)
         solve = registry.solver(options.solver).solve
-        planning = Planning(facts, options.name, options.parallel, solve, options.plan, options.rounds)
+        planning = Planning(
+            facts, options.name, options.parallel, solve, options.plan, options.rounds, options.goal, options.n_prompt
+        )
         return planning(members), planning.problem(members, 1, streaming=True)
