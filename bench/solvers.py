@@ -18,10 +18,11 @@ from collections.abc import Sequence
 import msgspec
 
 from prima_core.errors import PlanError
+from prima_core.interfaces import Goal
 from prima_core.plan.check import complete
 from prima_core.plan.plan import Plan
 from prima_core.plan.predict import goal_s, predict
-from prima_core.plan.problem import DeviceFacts, Goal, LinkFacts, ModelFacts, NodeFacts, Problem
+from prima_core.plan.problem import DeviceFacts, LinkFacts, ModelFacts, NodeFacts, Problem
 from prima_core.plan.proportional import proportional
 from prima_halda import compute, ilp, solver
 from prima_halda.cluster import Cluster

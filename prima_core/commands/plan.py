@@ -167,7 +167,9 @@ def _own_plan(model: str | None, registry: Registry, settings: Settings) -> _Sol
         members = tuple(Member(name, memory, devices, "", rate, kept.disk) for name in names)
         facts = model_facts(opened, options.context, options.kv_type, options.plan)
         solve = registry.solver(options.solver).solve
-        planning = Planning(facts, options.name, options.parallel, solve, options.plan, options.rounds)
+        planning = Planning(
+            facts, options.name, options.parallel, solve, options.plan, options.rounds, options.goal, options.n_prompt
+        )
         made = planning(members)
         free = None if options.plan is not None else solve
         return _Solved(made, planning.solved(made, members), free, "; `prima profile` finds it out")

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from prima_core.interfaces import Goal
 from prima_core.plan.costs import attention_s, compute_s, output_bytes, routed_share, touched_types
 from prima_core.plan.pipeline import CPU_CHUNK
-from prima_core.plan.problem import OUTPUT, DeviceFacts, Goal, NodeFacts, Problem
+from prima_core.plan.problem import OUTPUT, DeviceFacts, NodeFacts, Problem
 from prima_core.plan.stream import streaming_device
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from prima_core.interfaces import Goal
 from prima_core.plan.overlap import Reader, best_buffers
 from prima_core.plan.pipeline import gathered_tokens, is_cpu, n_steps_of, prompt_s, usual_chunk
-from prima_core.plan.problem import Goal
 from prima_core.plan.simulate import simulate
 from prima_core.plan.stream import gather_bytes
 from prima_halda.cluster import Cluster, Step

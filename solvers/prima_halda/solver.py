@@ -23,7 +23,7 @@ from prima_halda.cluster import Cluster, unknown_rate
 from prima_halda.improve import Budget, improved, kicked, repaired, shaken, with_better_buffers
 from prima_halda.judge import Judge, Trial
 from prima_halda.memory import Load, Memory, Way
-from prima_halda.packing import packed
+from prima_halda.packing import packed, packings
 from prima_halda.ring import EXACT_UP_TO
 from prima_halda.shortage import explained
 from prima_halda.starts import bound_s, differs, starts
@@ -111,6 +111,8 @@ def _all_starts(judge: Judge, ways: Sequence[Way]) -> list[Way]:
     if cluster.problem.rounds and any(judge.trial(way) for way in ways):
         return list(ways)  # what follows has other visits than were asked for
     ways = [*ways, packed(cluster)]
+    if cluster.n_layers <= _FEW_LAYERS and differs(cluster):
+        ways += packings(cluster)
     repairs = Budget(judge, judge.n_steps + _REPAIR_STEPS)
     ways = [*ways, *(repaired(judge, way, repairs) for way in ways)]
     if cluster.n_layers <= _FEW_LAYERS and not any(judge.trial(way) for way in ways):

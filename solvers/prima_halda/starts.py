@@ -9,9 +9,9 @@ from functools import cache
 import msgspec
 
 from prima_core.errors import PlanError
+from prima_core.interfaces import Goal
 from prima_core.plan.pipeline import gathered_tokens, is_cpu, usual_chunk
 from prima_core.plan.plan import Plan
-from prima_core.plan.problem import Goal
 from prima_core.plan.proportional import ROUNDS, proportional
 from prima_core.plan.stream import gather_bytes
 from prima_halda.cluster import Cluster

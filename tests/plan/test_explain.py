@@ -7,13 +7,14 @@ import pytest
 
 from bench.solvers import large_problem
 from prima_core.errors import PlanError
+from prima_core.interfaces import Goal
 from prima_core.plan.check import complete
 from prima_core.plan.explain import MOST_OF_A_KIND, explain
 from prima_core.plan.explanation import Explanation, WhatIf
 from prima_core.plan.leftout import MOST_TRIED
 from prima_core.plan.plan import Plan, Visit, plan_from_json, plan_to_json
 from prima_core.plan.predict import predict
-from prima_core.plan.problem import Goal, LinkFacts, NodeFacts, Problem
+from prima_core.plan.problem import LinkFacts, NodeFacts, Problem
 from prima_core.plan.proportional import proportional
 from tests.plan.home import ATTIC, CABLE, DESK, GB, LAPTOP, MB, PHONE, TWO_VISITS, WIFI, home, node, on_desk, told
 

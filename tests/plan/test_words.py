@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from prima_core.interfaces import Goal
 from prima_core.plan.check import complete
 from prima_core.plan.explanation import Explanation, LeftOut, WhatIf
 from prima_core.plan.plan import Plan, Visit
-from prima_core.plan.problem import Goal
 from prima_core.plan.words import duration, left_out, size, summary, told
 from tests.plan import home as homes
 from tests.plan.home import ATTIC, DESK, LAPTOP, TWO_VISITS, home, on_desk

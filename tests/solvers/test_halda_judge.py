@@ -10,8 +10,9 @@ import pytest
 
 from bench.solvers import small_problem, time_s
 from prima_core.errors import PlanError
+from prima_core.interfaces import Goal
 from prima_core.plan.plan import Plan
-from prima_core.plan.problem import Goal, Problem
+from prima_core.plan.problem import Problem
 from prima_halda.cluster import Cluster
 from prima_halda.improve import runs_of, way_of
 from prima_halda.judge import Judge, Trial
