@@ -43,6 +43,8 @@ SKEW = 0.5
 """Row r of a skewed router, in an order of its layer's own, is divided by (r + 1) ** SKEW."""
 BUFFER_BYTES = 64 * 1024 * 1024
 WARM_TOKENS = 16
+N_PEER = 2
+"""Tokens of llama.cpp where not all is in memory: half a minute each, as pages come one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def peer(program: str, path: Path, mine: Figures, n_prompt: int, n_tokens: int, 
     memory = f"{mine.share:.0%} of model"
     options = ("-d", str(n_prompt + WARM_TOKENS), *(("-t", str(threads)) if threads else ()))
     settings = {name: setting.default for name, setting in SETTINGS.items()}
-    work = Workload(n_prompt, n_tokens)
+    work = Workload(n_prompt, n_tokens if mine.share >= 1 else N_PEER)
     figures = bench_cluster(llama(program, memory, *options), path, work, settings, lambda line: None)
     return (
         f"{'':6} {1 / figures.tpot_s:9.2f} {figures.read_bytes_per_token / 1e6:9.0f}  llama.cpp;"
