@@ -157,7 +157,7 @@ def _best_buffers(plan: Plan, problem: Problem, loads: Sequence[Overload]) -> li
     cost = pass_cost(msgspec.structs.replace(plan, residency=()), problem)
     readers = [_reader(load, problem.node(load.node), cost) for load in loads]
     demanded_s = [
-        load.experts_over_bytes * routed_share(problem, 1) / reader.bytes_s
+        load.experts_over_bytes * routed_share(problem.model, 1) / reader.bytes_s
         for load, reader in zip(loads, readers, strict=True)
     ]
     return best_buffers(readers, cost.busy_s + sum(demanded_s))
