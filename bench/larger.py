@@ -90,13 +90,14 @@ def one(bench: Bench, n_bytes: int, llama_bench: str | None) -> Iterator[Bar]:
     yield Bar("one node: time per token / reading or computing", figures.tpot_s / least_s, 1.15, True)
     yield Bar("one node: time per token / foretold", figures.tpot_s / figures.forecast_s, 1.2, True)
     if llama_bench is not None:
-        other = bench.run(_llama(llama_bench))
+        other = bench.run(llama(llama_bench))
         yield Bar("one node: times as fast as llama.cpp with mmap", other.tpot_s / figures.tpot_s, 2.0, False)
 
 
-def _llama(program: str) -> Cluster:
-    node = Node(name="a", memory=MEMORY, base=BASE, command=(program, *LLAMA))
-    measure = Measure(begin="generation run 1/1", tokens_per_s=r"tg\d+ \|\s+([0-9.]+)")
+def llama(program: str, memory: str = MEMORY, *options: str) -> Cluster:
+    """llama.cpp's llama-bench with so much memory, and more options."""
+    node = Node(name="a", memory=memory, base=BASE, command=(program, *LLAMA, *options))
+    measure = Measure(begin="generation run 1/1", tokens_per_s=r"tg\d+(?: @ d\d+)? \|\s+([0-9.]+)")
     return Cluster(name="llama-cpp", nodes=(node,), measure=measure)
 
 
