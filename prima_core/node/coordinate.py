@@ -17,6 +17,7 @@ from prima_core.model.quant import kv_row_bytes
 from prima_core.model.weights import Model, bytes_by_type, end_tensors, layer_names
 from prima_core.node.driver import Member
 from prima_core.plan.check import complete
+from prima_core.plan.explain import explain
 from prima_core.plan.pipeline import chunk_tokens
 from prima_core.plan.plan import Plan
 from prima_core.plan.predict import goal_s, predict
@@ -154,16 +155,24 @@ class Planning:
                 return other if goal_s(other.forecast, self.goal) < limit_s else kept
         return kept
 
+    def solved(self, plan: Plan, members: tuple[Member, ...]) -> Problem:
+        """What `plan` was made for."""
+        streams = any(need.streamed_bytes for need in plan.residency)
+        problem = self.problem(members, 1, streaming=streams)
+        return replace(problem, kv_tokens=plan.kv_tokens)
+
     def _plan(self, problem: Problem) -> Plan:
         plan = self.fixed if self.fixed is not None else self.solve(problem)
         return foretold(complete(plan, problem), problem)
 
 
 def foretold(plan: Plan, problem: Problem) -> Plan:
-    """With its forecast; without one where a rate is not known."""
+    """With its forecast, but where a rate is not known, and with who was left out."""
+    forecast = None
     with suppress(PlanError):
-        return replace(plan, forecast=predict(plan, problem))
-    return replace(plan, forecast=None)
+        forecast = predict(plan, problem)
+    told = replace(plan, forecast=forecast)
+    return replace(told, explanation=explain(told, problem))
 
 
 def room_of(plan: Plan, asked_chunk: int | None, longest_chunk: int, row_bytes: int) -> Room:

@@ -186,9 +186,12 @@ def output_bytes(model: ModelFacts) -> int:
 
 def routed_share(model: ModelFacts, width: int) -> float:
     """How much of a layer's experts `width` tokens go through, when all are chosen alike; 1 without experts."""
-    if not model.expert_bytes:
-        return 1.0
-    return 1 - (1 - model.n_experts_used / model.n_experts) ** width
+    return chosen_share(model.n_experts_used, model.n_experts, width) if model.expert_bytes else 1.0
+
+
+def chosen_share(n_used: int, n_experts: int, width: int) -> float:
+    """Of a layer's experts, by `width` tokens of which each chooses `n_used`."""
+    return 1 - (1 - n_used / n_experts) ** width
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,3 +34,12 @@ class Forecast(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit: str
     nodes: tuple[NodeForecast, ...]
     tokens_s: float = 0.0
+
+    @property
+    def shares_s(self) -> dict[str, float]:
+        """What the time goes to, in words: together `token_s`, but where several steps are on their way at once."""
+        return {
+            "computing": sum(node.compute_s for node in self.nodes),
+            "waiting for disks": sum(node.stall_s for node in self.nodes),
+            "links": sum(node.link_s for node in self.nodes),
+        }

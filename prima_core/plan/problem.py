@@ -99,6 +99,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Measured, 0 where it is not known: `decode_bytes_s`, weight bytes that it goes through in a second when it computes
     one token, and `prefill_bytes_s`, weight bytes times tokens where many tokens go through together. `rates` say it
     more closely, for each type of weights that was measured and for `OUTPUT`. Bytes are those in the file.
+    `copy_bytes_s`: how fast weights come from memory to a device that `copies`, laid out as it wants them.
     """
 
     id: Name
@@ -109,6 +110,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill_bytes_s: Rate = 0.0
     copies: bool = False
     rates: TypeRates = {}
+    copy_bytes_s: Rate = 0.0
 
     def __post_init__(self) -> None:
         for name, factor in self.growth.items():

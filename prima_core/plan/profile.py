@@ -18,6 +18,7 @@ class DeviceRates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decode_bytes_s: Rate = 0.0
     prefill_bytes_s: Rate = 0.0
     rates: TypeRates = {}
+    copy_bytes_s: Rate = 0.0
 
     def __post_init__(self) -> None:
         check_rates(self.rates)
@@ -40,4 +41,5 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             decode_bytes_s=rates.decode_bytes_s,
             prefill_bytes_s=rates.prefill_bytes_s,
             rates=rates.rates,
+            copy_bytes_s=rates.copy_bytes_s,
         )
