@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, Self
 
-from prima_core.config import SOLVER
 from prima_core.engine.engine import MAX_WAITING, Deliver, Engine
 from prima_core.engine.facts import EngineFacts
 from prima_core.engine.reasoning import ReasoningStream
@@ -73,7 +72,7 @@ class HeadOptions:
     advertise: str | None = None
     n_local: int = 0
     wait: int = 1
-    solver: str = SOLVER
+    solver: str = "halda"
     goal: Goal = Goal.LATENCY
     n_prompt: int = PROMPT_TOKENS
     plan: Plan | None = None

@@ -206,7 +206,7 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for node in self.nodes:
             if node.name == name:
                 return node
-        known = ", ".join(node.name for node in self.nodes)
+        known = ", ".join(node.name for node in self.nodes) or "none"
         raise PlanError(f"node {name!r} is not in the cluster", hint=f"the nodes are: {known}")
 
     def fixed_bytes(self, name: str) -> int:

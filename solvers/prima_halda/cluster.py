@@ -135,6 +135,12 @@ def unknown_rate(problem: Problem) -> str:
     return ""
 
 
+def unknown_disk(problem: Problem) -> str:
+    """Why no node may read weights that do not fit, where that is wanted."""
+    unknown = [node.name for node in problem.nodes if not node.disk_bytes_s]
+    return f"disk_bytes_s of {', '.join(unknown)} is not known" if unknown and problem.streaming else ""
+
+
 def _place(problem: Problem, step: Step, device: DeviceFacts, member: int, number: int, end: tuple[str, str]) -> Place:
     model, name = problem.model, problem.nodes[member].name
     past_s = attention_s(device, problem, step.width, step.rows, step.n_past)
