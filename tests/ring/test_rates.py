@@ -147,6 +147,19 @@ def test_types_that_differ_are_told_apart(tmp_path: Path, clock: Clock) -> None:
         assert dict(found.rates["Q6_K"])[width] == pytest.approx(0.5e9, rel=0.05)
 
 
+def test_a_program_that_was_at_work_for_a_moment_does_not_count(model: Model, clock: Clock) -> None:
+    backend = Timed(clock)
+    run = backend.run
+
+    def disturbed(layers: Layers, activation: NDArray[np.float32], step: Step) -> NDArray[np.float32]:
+        clock.s_per_token = 0.001 if 16 in backend.widths else 0.002
+        return run(layers, activation, step)
+
+    backend.run = disturbed  # type: ignore[method-assign]
+    found = device_rates(cast("Backend", backend), CPU, model, host(), lambda: False)
+    assert found.decode_bytes_s == pytest.approx(sum(backend.held.values()) / 0.001)
+
+
 def test_in_brief_a_token_at_a_time_is_all(model: Model, clock: Clock) -> None:
     backend = Timed(clock)
     found = decode_rate(Bench(cast("Backend", backend), CPU, model, host(), lambda: False))
