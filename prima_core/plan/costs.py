@@ -101,18 +101,21 @@ def _layers(visit: Visit, problem: Problem, shares: dict[tuple[str, str], _Share
         for layer in part.layers:
             experts = problem.model.expert_bytes[layer] if problem.model.expert_bytes else 0
             touched = sizes[layer] - experts * (1 - routed_share(problem, width))
-            yield LayerCost(_compute_s(places[part.device], touched, width), share.dense, share.routed * experts)
+            compute_s = _compute_s(places[part.device], touched, width)
+            demanded = share.routed * experts
+            yield LayerCost(compute_s + share.copy_s(share.dense + demanded), share.dense, demanded)
 
 
 def _output(plan: Plan, problem: Problem, shares: dict[tuple[str, str], _Shares]) -> Iterator[LayerCost]:
     """Only of the last token; a streamed matrix comes through the buffer in blocks."""
     device, model = problem.end_device, problem.model
     n_bytes = model.output_bytes if model.input_row_bytes else model.input_bytes + model.output_bytes
-    streamed = shares.get((plan.head, device.id), _Shares()).output
+    share = shares.get((plan.head, device.id), _Shares())
+    streamed = share.output
     room = sum(need.buffer_bytes for need in plan.residency if need.node == plan.head)
     n_blocks = int(4 * streamed // room) + 1 if room else 1
     for _ in range(n_blocks):
-        yield LayerCost(_compute_s(device, n_bytes / n_blocks, 1), streamed / n_blocks)
+        yield LayerCost((_compute_s(device, n_bytes, 1) + share.copy_s(streamed)) / n_blocks, streamed / n_blocks)
 
 
 def _compute_s(device: DeviceFacts, n_bytes: float, width: int) -> float:
@@ -132,11 +135,15 @@ def routed_share(problem: Problem, width: int) -> float:
 @dataclass(frozen=True, slots=True)
 class _Shares:
     """What a device streams in a pass: `dense` bytes of each of its layers, `routed` of each byte of a layer's experts,
-    `output` bytes of the output part."""
+    `output` bytes of the output part. `copy_bytes_s`: on to the device, before it computes; 0: in no time."""
 
     dense: float = 0.0
     routed: float = 0.0
     output: float = 0.0
+    copy_bytes_s: float = 0.0
+
+    def copy_s(self, n_bytes: float) -> float:
+        return n_bytes / self.copy_bytes_s if self.copy_bytes_s else 0.0
 
     @classmethod
     def of(cls, need: Residency, plan: Plan, problem: Problem, width: int) -> _Shares:
@@ -146,10 +153,13 @@ class _Shares:
         table = model.input_bytes if has_ends and model.input_row_bytes else 0
         streamed = max(0, need.streamed_bytes - table)
         experts = sum(model.expert_bytes[layer] for layer in layers) if model.expert_bytes else 0
-        sizes = problem.weight_bytes(next(place for place in node.places if place.id == need.device))
+        device = next(place for place in node.places if place.id == need.device)
+        sizes = problem.weight_bytes(device)
         dense = min(max(0, streamed - experts), sum(sizes[layer] for layer in layers) - experts)
+        routed = 1.0 if device.copies else routed_share(problem, width)  # which are chosen, nobody asks there
         return cls(
             dense / max(1, len(layers)),
-            routed_share(problem, width) * min(streamed, experts) / max(1, experts),
+            routed * min(streamed, experts) / max(1, experts),
             max(0, streamed - experts - dense),
+            device.copy_bytes_s if device.copies else 0.0,
         )

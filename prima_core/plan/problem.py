@@ -16,9 +16,17 @@ Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 MAX_ROUNDS = 1024
 MAX_TENSORS = 16
 """Of a layer, apart from small ones: combinations of them are tried."""
+MAX_KINDS = 1024
 Rate = Annotated[float, Meta(ge=0, le=1e18)]  # NaN and infinity keep no bounds
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 Name = Annotated[str, Meta(max_length=256, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]  # ends on terminals
+
+
+class TensorKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Tensors of one type and shape, each of `n_bytes` in the file."""
+
+    type: Name
+    n_bytes: Size
 
 
 class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,7 +41,8 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     not known, then buffers are larger than they must be). `input_row_bytes`: a token's row of an embedding that is not
     also the output matrix, all that is read of it (0: it is the output matrix, or not known). `expert_bytes`: of each
     layer, what its stacks of experts take; a token goes through `n_experts_used` of `n_experts`. `activation_bytes`: of
-    one token, from node to node.
+    one token, from node to node. `layer_kinds`: of each layer, which of `kinds` those tensors are, in that order, and
+    then its stacks of experts (empty: not known).
     """
 
     name: str
@@ -53,12 +62,15 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_experts: Size = 0
     n_experts_used: Size = 0
     tensor_bytes: tuple[Annotated[tuple[Size, ...], Meta(max_length=MAX_TENSORS)], ...] = ()
+    kinds: Annotated[tuple[TensorKind, ...], Meta(max_length=MAX_KINDS)] = ()
+    layer_kinds: tuple[Annotated[tuple[Size, ...], Meta(max_length=2 * MAX_TENSORS)], ...] = ()
 
     def __post_init__(self) -> None:
         for name, sizes in self.layer_types.items():
             if len(sizes) != self.n_layers:
                 raise ValueError(f"layer_types has {len(sizes)} sizes for {name}, the model {self.n_layers} layers")
         self._check_tensors()
+        self._check_kinds()
         self._check_experts()
 
     def _check_tensors(self) -> None:
@@ -66,6 +78,17 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"tensor_bytes is for {len(self.tensor_bytes)} layers, the model has {self.n_layers}")
         if any(sum(sizes) > whole for sizes, whole in zip(self.tensor_bytes, self.layer_bytes, strict=False)):
             raise ValueError("tensor_bytes says more than layer_bytes")
+
+    def _check_kinds(self) -> None:
+        if not self.layer_kinds:
+            return
+        if not len(self.layer_kinds) == len(self.tensor_bytes) == self.n_layers:
+            raise ValueError("layer_kinds and tensor_bytes have to be there for all layers")
+        for numbers, sizes in zip(self.layer_kinds, self.tensor_bytes, strict=True):
+            if any(number >= len(self.kinds) for number in numbers):
+                raise ValueError(f"layer_kinds names one of {len(self.kinds)} kinds that is not there")
+            if tuple(self.kinds[number].n_bytes for number in numbers[: len(sizes)]) != sizes:
+                raise ValueError("layer_kinds and tensor_bytes say different sizes")
 
     def _check_experts(self) -> None:
         if not self.expert_bytes:
@@ -86,7 +109,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A device of a node; `copies` and the first fields are those of `interfaces.Device`.
 
     Measured, 0 where it is not known: `decode_bytes_s`, weight bytes that it goes through in a second when it computes
-    one token, and `prefill_bytes_s`, weight bytes times tokens where many tokens go through together.
+    one token, and `prefill_bytes_s`, weight bytes times tokens where many tokens go through together. `copy_bytes_s`:
+    of weights from the host's memory, where the device copies them (0: they are taken to come in no time).
     """
 
     id: Name
@@ -96,6 +120,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decode_bytes_s: Rate = 0.0
     prefill_bytes_s: Rate = 0.0
     copies: bool = False
+    copy_bytes_s: Rate = 0.0
 
     def __post_init__(self) -> None:
         for name, factor in self.growth.items():
@@ -127,6 +152,14 @@ class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def places(self) -> tuple[DeviceFacts, ...]:
         """Its devices; where none is stated, a nameless one that has all of the memory."""
         return self.devices or (DeviceFacts("", self.memory_bytes),)
+
+    @property
+    def streaming_device(self) -> DeviceFacts | None:
+        """The device whose weights may be streamed: the last that shares the host's memory, which is its CPU; without
+        one, the last that copies weights, to slots in its own memory."""
+        last_first = self.places[::-1]
+        of_host = next((device for device in last_first if device.shares_host), None)
+        return of_host or next((device for device in last_first if device.copies), None)
 
     @property
     def room_bytes(self) -> int:
@@ -191,14 +224,13 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def end_device(self) -> DeviceFacts:
         """Where the input and output part lie: on the head's first device that has room for them, else where they may
-        be streamed, on its last that shares the host's memory, else on its first."""
+        be streamed, on its `streaming_device`, else on its first."""
         head = self.node(self.head)
         for device in head.places:
             room = min(device.memory_bytes, head.memory_bytes) if device.shares_host else device.memory_bytes
             if self._end_bytes(device) <= room:
                 return device
-        sharing = [device for device in head.places if device.shares_host]
-        return sharing[-1] if sharing and self.streaming else head.places[0]
+        return (head.streaming_device if self.streaming else None) or head.places[0]
 
     def _end_bytes(self, device: DeviceFacts) -> int:
         model = self.model

@@ -8,7 +8,6 @@ from itertools import accumulate
 
 from prima_core.plan.costs import routed_share
 from prima_core.plan.problem import DeviceFacts, NodeFacts, Problem
-from prima_core.plan.stream import streaming_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +24,14 @@ class Place:
     fixed_bytes: int
     sizes: tuple[int, ...]
     ends_s: tuple[float, ...]
+    device: DeviceFacts
 
     def compute_s(self, start: int, stop: int) -> float:
         return self.ends_s[stop] - self.ends_s[start]
+
+    def copy_s(self, n_bytes: float) -> float:
+        """Of weights that are streamed, to a device that copies."""
+        return n_bytes / self.device.copy_bytes_s if self.device.copies and self.device.copy_bytes_s else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +128,12 @@ def _place(
         fixed_bytes=problem.fixed_bytes(node.name) if (node.name, device.id) == end else 0,
         sizes=tuple(sizes),
         ends_s=tuple(accumulate((n_bytes / device.decode_bytes_s for n_bytes in touched), initial=0.0)),
+        device=device,
     )
 
 
 def _member(problem: Problem, node: NodeFacts, index: int, places: Sequence[Place]) -> Member:
-    device = streaming_device(node) if problem.streaming and node.disk_bytes_s else None
+    device = node.streaming_device if problem.streaming and node.disk_bytes_s else None
     return Member(
         index=index,
         name=node.name,

@@ -14,6 +14,7 @@ from itertools import groupby, pairwise
 from prima_core.plan.costs import LayerCost, PassCost, VisitCost
 from prima_core.plan.overlap import Reader, best_buffers
 from prima_core.plan.simulate import Disk, simulate
+from prima_core.plan.slots import slots_of
 from prima_core.plan.stream import LEAST_BUFFER_BYTES, Overload, gather_bytes
 from prima_halda.cluster import Cluster, Member
 
@@ -47,7 +48,7 @@ class Load:
 
     def streamed(self, buffer_bytes: float) -> float:
         """Without the table."""
-        return self.overload.over_bytes + buffer_bytes
+        return self.overload.over_bytes + (0 if self.overload.is_beside else buffer_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Judge:
         if buffers is None:
             buffers = dict(zip(readers, best_buffers(list(readers.values()), busy_s), strict=True))
         buffers = {
-            index: min(max(buffers.get(index, 0), load.smallest), load.overload.room_bytes)
+            index: max(min(buffers.get(index, 0), load.overload.most_buffer), load.smallest)
             for index, load in loads.items()
         }
         about_s = self._about_s(visits, loads, buffers)
@@ -145,7 +146,7 @@ class Judge:
             return 0
         overload = self._overload(member, layers, gather_bytes(self.cluster.problem, [member.name]))
         if overload.over_bytes:
-            lack += max(0, self._smallest(overload) - overload.room_bytes)
+            lack += _lack_of(overload, self._smallest(overload))
         return lack
 
     def _by_member(self, way: Way) -> dict[int, Layers]:
@@ -195,7 +196,7 @@ class Judge:
         if overload.room_bytes < 0:
             return None
         smallest = self._smallest(overload) if overload.over_bytes else 0
-        return Load(overload, smallest, layers) if smallest <= overload.room_bytes else None
+        return None if _lack_of(overload, smallest) else Load(overload, smallest, layers)
 
     def _overload(self, member: Member, layers: Layers, gather: int) -> Overload:
         """`room_bytes` is negative where not even KV fits."""
@@ -207,6 +208,8 @@ class Judge:
             for other, held in zip(member.places, layers, strict=True)
             if other.shares_host and other is not place
         )
+        host = member.memory_bytes - taken - gather
+        room = min(place.memory_bytes - gather, host) if place.shares_host else place.memory_bytes
         model, table = cluster.problem.model, cluster.table_bytes if place.fixed_bytes else 0
         experts = [model.expert_bytes[layer] for layer in own] if model.expert_bytes else []
         return Overload(
@@ -217,10 +220,12 @@ class Judge:
             n_visits=1,
             table_bytes=table,
             output_bytes=place.fixed_bytes - table,
-            room_bytes=min(place.memory_bytes, member.memory_bytes - taken) - cluster.kv_bytes * len(own) - gather,
+            room_bytes=room - cluster.kv_bytes * len(own),
             largest_tensor_bytes=model.largest_tensor_bytes or max((place.sizes[layer] for layer in own), default=0),
             routed_bytes=max(experts, default=0) * model.n_experts_used // max(1, model.n_experts),
             reads_alone=self.cluster.reads_alone(member),
+            slots=slots_of(model, place.device, ()) if place.device.copies else None,
+            host_room_bytes=None if place.shares_host else max(0, host),
         )
 
     def _streaming_layers(self, member: Member, layers: Layers) -> tuple[int, ...]:
@@ -266,8 +271,9 @@ class Judge:
                 compute_s=computing.get(index, 0.0),
                 bytes_s=member.disk_bytes_s,
                 least_bytes=load.smallest,
-                most_bytes=load.overload.room_bytes,
+                most_bytes=load.overload.most_buffer,
                 disk=member.disk,
+                beside=load.overload.is_beside,
             )
         return readers
 
@@ -283,12 +289,13 @@ class Judge:
         return sum(self.cluster.hop_s[a][b] for a, b in pairwise(stops))
 
     def _demanded_s(self, load: Load, index: int) -> float:
-        return load.overload.experts_over_bytes * self.cluster.routed / self.cluster.members[index].disk_bytes_s
+        routed = self.cluster.routed if load.overload.slots is None else 1.0
+        return load.overload.experts_over_bytes * routed / self.cluster.members[index].disk_bytes_s
 
     def _bound_s(self, readers: Sequence[Reader], busy_s: float) -> float:
         """No buffers do better: all that a buffer can hide is hidden, or the least is read."""
         stalls = sum(reader.stall_s(reader.most_bytes) for reader in readers)
-        return max(busy_s + stalls, *((reader.over_bytes + reader.least_bytes) / reader.bytes_s for reader in readers))
+        return max(busy_s + stalls, *(reader.read_s(reader.least_bytes) for reader in readers))
 
     def _about_s(self, visits: Sequence[Turn], loads: Mapping[int, Load], buffers: Mapping[int, int]) -> float:
         """A simulation in which a visit is one thing: it ends when all is computed, and its last layer was read in
@@ -330,7 +337,7 @@ class Judge:
             return index, compute_s, 0.0, 0.0
         number, _, stop = streaming[-1]
         n_bytes = load.streamed(buffer_bytes) * n_layers / load.n_layers
-        return index, compute_s, places[number].compute_s(stop - 1, stop), n_bytes
+        return index, compute_s + places[number].copy_s(n_bytes), places[number].compute_s(stop - 1, stop), n_bytes
 
     def _simulated_s(self, visits: Sequence[Turn], loads: Mapping[int, Load], buffers: Mapping[int, int]) -> float:
         cluster = self.cluster
@@ -364,16 +371,25 @@ class Judge:
         overload, experts = load.overload, self.cluster.problem.model.expert_bytes
         streamed = load.streamed(buffer_bytes)
         dense = min(max(0.0, streamed - overload.expert_bytes), sum(overload.layer_bytes) - overload.expert_bytes)
-        routed = self.cluster.routed * min(streamed, overload.expert_bytes) / max(1, overload.expert_bytes)
+        routed = self.cluster.routed if overload.slots is None else 1.0
+        routed *= min(streamed, overload.expert_bytes) / max(1, overload.expert_bytes)
         for layer in range(start, stop):
-            demanded = routed * experts[layer] if experts else 0.0
-            yield LayerCost(place.compute_s(layer, layer + 1), dense / max(1, load.n_layers), demanded)
+            own, demanded = dense / max(1, load.n_layers), routed * experts[layer] if experts else 0.0
+            yield LayerCost(place.compute_s(layer, layer + 1) + place.copy_s(own + demanded), own, demanded)
 
     def _output(self, load: Load | None, buffer_bytes: int) -> Iterator[LayerCost]:
         compute_s = self.cluster.output_bytes / self.cluster.end.bytes_s
         streamed = 0.0
         if load is not None and load.overload.device == self.cluster.end.id:
             streamed = max(0.0, load.streamed(buffer_bytes) - sum(load.overload.layer_bytes))
-        n_blocks = int(4 * streamed // buffer_bytes) + 1 if buffer_bytes else 1
-        for _ in range(n_blocks if streamed else 1):
-            yield LayerCost(compute_s / n_blocks if streamed else compute_s, streamed / n_blocks)
+        n_blocks = int(4 * streamed // buffer_bytes) + 1 if streamed and buffer_bytes else 1
+        for _ in range(n_blocks):
+            yield LayerCost((compute_s + self.cluster.end.copy_s(streamed)) / n_blocks, streamed / n_blocks)
+
+
+def _lack_of(overload: Overload, smallest: int) -> int:
+    """Bytes that the memory of a device, or the host's for the buffer, lacks."""
+    if overload.host_room_bytes is None:
+        return max(0, smallest + overload.slot_bytes(overload.over_bytes) - overload.room_bytes)
+    weights = sum(overload.layer_bytes) + overload.output_bytes
+    return max(0, overload.over_bytes - weights) + max(0, smallest - overload.host_room_bytes)
