@@ -44,7 +44,7 @@ class Visit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Residency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes that the plan takes on a device of a node: weights as large as they are there, and room for KV.
 
-    `streamed_bytes`, as large as in the file, of `weight_bytes` are not kept in memory but read from disk in every
+    `streamed_bytes` of `weight_bytes`, as large as in the file, are not kept in memory but read from disk in every
     pass, ahead of their use, into a buffer of `buffer_bytes` of the host's memory. A device that copies weights has
     them pass through slots of `slot_bytes` in its own. All are 0 where all weights stay. A solver may leave them 0:
     `complete` fills them, and `slot_bytes` in any case. What of a node is streamed goes in this order: a token
@@ -62,7 +62,7 @@ class Residency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def pinned_bytes(self) -> int:
-        """Weights that stay in memory; at most, where they are larger there than in the file."""
+        """Weights that stay in memory."""
         return self.weight_bytes - self.streamed_bytes
 
 

@@ -216,12 +216,15 @@ def _place(problem: Problem, need: Residency) -> DeviceFacts:
 
 
 def _with_slots(plan: Plan, problem: Problem, need: Residency, own: Sequence[Residency]) -> Residency:
-    """With what passes on its device."""
+    """With what passes on a device that copies, whose weights are no larger than in the file when they do not stay."""
     place = _place(problem, need)
     if not (need.streamed_bytes and place.copies):
         return need
     load = overload_of(plan, problem, own, place, 0)
-    return msgspec.structs.replace(need, slot_bytes=load.slot_bytes(need.streamed_bytes - load.table_bytes))
+    streamed = need.streamed_bytes - load.table_bytes
+    passing = load.passing(streamed)
+    weights = need.weight_bytes + max(0, streamed) - passing.freed_bytes
+    return msgspec.structs.replace(need, weight_bytes=weights, slot_bytes=passing.slot_bytes)
 
 
 def _fault(node: NodeFacts, needs: Sequence[Residency], gather: int) -> PlanError | None:

@@ -16,6 +16,18 @@ from prima_core.plan.problem import DeviceFacts, ModelFacts, Problem
 
 
 @dataclass(frozen=True)
+class Passing:
+    """What streaming does to a device's memory: weights that do not stay free some of it, their slots take some."""
+
+    freed_bytes: int
+    slot_bytes: int
+
+    @property
+    def gained_bytes(self) -> int:
+        return self.freed_bytes - self.slot_bytes
+
+
+@dataclass(frozen=True)
 class Slots:
     """`kind_bytes`: what a tensor of each kind takes on the device. `layers`: the kinds of each layer's tensors that
     may be streamed, first `n_dense` of them, then stacks of experts; empty: not known. `piece_bytes`: of an output."""
@@ -26,12 +38,17 @@ class Slots:
     piece_bytes: int
     growth: float
 
-    def of_layers(self, chosen: Iterable[Sequence[int]]) -> int:
-        """Bytes of all slots, when of each layer these tensors are streamed, by their place in it, and all stacks."""
-        most = Counter[int]()
+    def passing(self, chosen: Iterable[Sequence[int]]) -> Passing:
+        """When of each layer these tensors are streamed, by their place in it, and all stacks."""
+        most, freed = Counter[int](), 0
         for kinds, n_dense, places in zip(self.layers, self.n_dense, chosen, strict=True):
-            most |= Counter([*(kinds[place] for place in places), *kinds[n_dense:]])
-        return sum(n * self.kind_bytes[kind] for kind, n in most.items())
+            streamed = Counter([*(kinds[place] for place in places), *kinds[n_dense:]])
+            freed += self._bytes_of(streamed)
+            most |= streamed
+        return Passing(freed, self._bytes_of(most))
+
+    def _bytes_of(self, kinds: Counter[int]) -> int:
+        return sum(n * self.kind_bytes[kind] for kind, n in kinds.items())
 
     def grown(self, n_bytes: int) -> int:
         """At most, of so many in the file."""
@@ -45,7 +62,7 @@ def most_slots(problem: Problem, device: DeviceFacts) -> int:
     piece = min(slots.piece_bytes, slots.grown(model.input_bytes + model.output_bytes))
     if not slots.layers:
         return max(problem.weight_bytes(device), default=0) + piece
-    return slots.of_layers([range(n_dense) for n_dense in slots.n_dense]) + piece
+    return slots.passing([range(n_dense) for n_dense in slots.n_dense]).slot_bytes + piece
 
 
 def slots_of(model: ModelFacts, device: DeviceFacts, layers: Sequence[int]) -> Slots:

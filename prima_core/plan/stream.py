@@ -7,6 +7,7 @@ that it gathers, and reads X + B bytes in every pass, X being what its memory la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from functools import cached_property
 from prima_core.memory.residency import spread
 from prima_core.plan.plan import Plan, Residency
 from prima_core.plan.problem import DeviceFacts, NodeFacts, Problem
-from prima_core.plan.slots import Slots, slots_of
+from prima_core.plan.slots import Passing, Slots, slots_of
 
 LEAST_BUFFER_BYTES = 32 << 20
 """Several reads of some MiB in flight, and as much again in use: with less a disk does not reach its rate."""
@@ -75,30 +76,38 @@ class Overload:
         taken = buffer_bytes if self.host_room_bytes is None else 0
         return self._beside_slots(self.lacking_bytes + taken) if self.lacking_bytes else 0
 
-    def slot_bytes(self, streamed_bytes: int) -> int:
-        """What passes there on a device that copies, when so many bytes are streamed (without the table)."""
+    def passing(self, streamed_bytes: int) -> Passing:
+        """When so many bytes are streamed (without the table)."""
         if self.slots is None or streamed_bytes <= 0:
-            return 0
-        of_output = self.slots.piece_bytes if streamed_bytes > self.expert_bytes + self._dense_bytes else 0
-        if self.slots.layers:
-            return self.slots.of_layers(self._chosen(streamed_bytes)) + min(of_output, self.output_bytes)
-        of_layer = max(self.layer_bytes, default=0)
-        if not self.expert_bytes:
-            of_layer = min(of_layer, self.slots.grown(self._share(streamed_bytes) + self.largest_tensor_bytes))
-        return of_layer + min(of_output, self.output_bytes)
+            return Passing(max(0, streamed_bytes), 0)
+        of_output = min(self.output_bytes, max(0, streamed_bytes - self.expert_bytes - self._dense_bytes))
+        piece = min(self.slots.piece_bytes, self.output_bytes) if of_output else 0
+        if not self.slots.layers:
+            return Passing(streamed_bytes, self._about_in_slots(streamed_bytes) + piece)
+        kept_experts = max(0, self.expert_bytes - streamed_bytes)  # in the host's memory, as in the file
+        chosen = self.slots.passing(self._chosen(streamed_bytes))
+        return Passing(chosen.freed_bytes - kept_experts + of_output, chosen.slot_bytes + piece)
+
+    def _about_in_slots(self, streamed_bytes: int) -> int:
+        """Where tensors are not known one by one."""
+        whole = max(self.layer_bytes, default=0)
+        if self.slots is None or self.expert_bytes:
+            return whole
+        return min(whole, self.slots.grown(self._share(streamed_bytes) + self.largest_tensor_bytes))
 
     def _beside_slots(self, lacking_bytes: int) -> int:
-        """The least to stream so that so much goes besides the slots for it: as more is streamed, other tensors may be
-        chosen, whose slots are larger."""
+        """The least to stream so that so much memory is left besides the slots for it: as more is streamed, other
+        tensors may be chosen, whose slots are larger."""
         if self.slots is None or not lacking_bytes:
             return lacking_bytes
-        total = self.in_whole(lacking_bytes)
+        growth = self.slots.growth if self.slots.layers else 1.0
+        total = self.in_whole(math.ceil(lacking_bytes / growth))
         for _ in range(_SLOT_TRIES):
-            need = lacking_bytes + self.slot_bytes(total)
-            if need <= total:
+            short = lacking_bytes - self.passing(total).gained_bytes
+            if short <= 0:
                 return total
-            total = self.in_whole(need)
-        return self.in_whole(lacking_bytes + self.slot_bytes(sum(self.layer_bytes) + self.output_bytes))
+            total = self.in_whole(total + math.ceil(short / growth))
+        return self._streamable_bytes
 
     def in_whole(self, streamed_bytes: int) -> int:
         """What of experts, or of the output, does not go to a device's own memory would be kept in the host's: there it
@@ -197,7 +206,7 @@ class Overload:
         """With more there is no room for it, or not for the slots."""
         if self.host_room_bytes is not None:
             return self.host_room_bytes
-        return max(0, self.room_bytes - self.slot_bytes(self._everything))
+        return max(0, self.room_bytes - self.passing(self._streamable_bytes).slot_bytes)
 
     def most_useful_buffer(self, read_meanwhile: float) -> int:
         """`read_meanwhile`: what the disk gives in a pass while others compute. No more than that helps, though it may
@@ -209,20 +218,26 @@ class Overload:
     @property
     def is_possible(self) -> bool:
         size = self.smallest_buffer
-        has_buffer = size <= (self.room_bytes if self.host_room_bytes is None else self.host_room_bytes)
-        return has_buffer and self.streamed(size) <= self._everything
+        if size > (self.host_room_bytes if self.host_room_bytes is not None else self.room_bytes):
+            return False
+        streamed, taken = self.streamed(size), 0 if self.is_beside else size
+        return self.slots is None or (
+            streamed <= self._streamable_bytes and self.passing(streamed).gained_bytes >= self.lacking_bytes + taken
+        )
 
     @property
     def least_room_bytes(self) -> int:
-        """With less room the node cannot take these layers at all; of a device with its own memory, that of the device,
-        beside `least_host_bytes`."""
-        everything = self._everything
-        buffer_bytes = self.least_buffer(everything) if self.host_room_bytes is None else 0
-        return min(everything, buffer_bytes + self.slot_bytes(everything))
+        """With less room the node cannot take these layers at all; with a memory of its own, the device."""
+        everything = self._streamable_bytes
+        buffer_bytes = 0 if self.is_beside else self.least_buffer(everything)
+        weights = sum(self.layer_bytes) + self.output_bytes
+        return min(weights, buffer_bytes + weights - self.passing(everything).gained_bytes)
 
     @property
-    def _everything(self) -> int:
-        return sum(self.layer_bytes) + self.output_bytes
+    def _streamable_bytes(self) -> int:
+        if self.slots is None:
+            return sum(self.layer_bytes) + self.output_bytes
+        return self.expert_bytes + self._dense_bytes + self.output_bytes
 
     def streamed_bytes(self, buffer_bytes: int) -> int:
         """Of all weights there, the table counted."""
@@ -258,7 +273,7 @@ def overload_of(
         n_visits=n_turns(plan, node.name),
         table_bytes=table,
         output_bytes=ends - table,
-        room_bytes=max(0, room),
+        room_bytes=room,
         largest_tensor_bytes=model.largest_tensor_bytes or max((sizes[layer] for layer in layers), default=0),
         tensor_bytes=tuple(model.tensor_bytes[layer] for layer in layers) if model.tensor_bytes else (),
         routed_bytes=max(experts, default=0) * model.n_experts_used // max(1, model.n_experts),

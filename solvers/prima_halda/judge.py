@@ -390,6 +390,7 @@ class Judge:
 def _lack_of(overload: Overload, smallest: int) -> int:
     """Bytes that the memory of a device, or the host's for the buffer, lacks."""
     if overload.host_room_bytes is None:
-        return max(0, smallest + overload.slot_bytes(overload.over_bytes) - overload.room_bytes)
+        slot_bytes = overload.passing(overload.over_bytes).slot_bytes
+        return max(0, smallest + slot_bytes - overload.room_bytes)
     weights = sum(overload.layer_bytes) + overload.output_bytes
     return max(0, overload.over_bytes - weights) + max(0, smallest - overload.host_room_bytes)
