@@ -67,7 +67,8 @@ def most_slots(problem: Problem, device: DeviceFacts) -> int:
 
 def slots_of(model: ModelFacts, device: DeviceFacts, layers: Sequence[int]) -> Slots:
     """Of a device that computes these layers."""
-    growth = max(device.growth.values(), default=1.0)
+    types = {*(kind.type for kind in model.kinds), *model.layer_types, *model.input_types, *model.output_types}
+    growth = max((factor for name, factor in device.growth.items() if name in types), default=1.0)
     own = [layer for layer in layers if model.layer_kinds]
     return Slots(
         tuple(math.ceil(kind.n_bytes * device.growth.get(kind.type, 1.0)) for kind in model.kinds),

@@ -100,13 +100,13 @@ class Overload:
         tensors may be chosen, whose slots are larger."""
         if self.slots is None or not lacking_bytes:
             return lacking_bytes
-        growth = self.slots.growth if self.slots.layers else 1.0
-        total = self.in_whole(math.ceil(lacking_bytes / growth))
-        for _ in range(_SLOT_TRIES):
+        total = 0
+        for trial in range(_SLOT_TRIES):
             short = lacking_bytes - self.passing(total).gained_bytes
             if short <= 0:
                 return total
-            total = self.in_whole(total + math.ceil(short / growth))
+            is_near = trial >= _SLOT_TRIES // 2 or not self.slots.layers
+            total = self.in_whole(total + math.ceil(short / (1.0 if is_near else self.slots.growth)))
         return self._streamable_bytes
 
     def in_whole(self, streamed_bytes: int) -> int:

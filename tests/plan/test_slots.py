@@ -281,3 +281,9 @@ def test_solvers_stream_on_gpus_that_are_alone(solver: str) -> None:
     plan = complete(solve(problem), problem)
     assert all(need.streamed_bytes for need in plan.residency)
     assert predict(plan, problem).token_s < 5.0, "both disks read: 19 GB at 4 GB/s"
+
+
+def test_a_host_too_small_for_the_buffer_of_its_gpu_is_told_how_much_more_would_do() -> None:
+    with pytest.raises(PlanError) as error:
+        Registry.load({"PRIMA_PLUGINS": "halda"}).solver("halda").solve(gpu_alone(24, 0.2))
+    assert re.search(r"let a use [\d.]+ GB more of memory", error.value.hint)
