@@ -89,6 +89,7 @@ def test_a_node_gives_way_and_recovers_with_the_same_answers(start: Callable[...
     cluster = start("torch:cpu", 2 * whole(llama))
     assert need_of(cluster).streamed_bytes == 0
     serving = cluster.head.node.worker._serving
+    assert serving is not None
     pinned = serving.store.pinned_bytes
     for share in (0.4, 0.0, 1.0):
         serving.store.resize(int(share * pinned))
