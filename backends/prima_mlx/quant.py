@@ -9,7 +9,6 @@ Types with an s for each 16 codes get two sets of scales and biases, one for the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
@@ -21,16 +20,14 @@ from numpy.typing import NDArray
 from prima_core.interfaces import Weight
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_core.model.unpack import UNPACK, Bytes, Codes, Float32s
-from prima_mlx.repack import REPACK
+from prima_mlx.repack import REPACK, Scratch
 
 GROUP = 32
-PIECE_WEIGHTS = 1 << 18
-"""So many weights are repacked at once by each thread: what that takes besides, some bytes for each, stays in the
-thread's own cache, where it is more than twice as fast."""
+PIECE_WEIGHTS = 1 << 19
+"""So many weights are repacked at once: what that takes besides, a few bytes for each, about stays in a core's own
+cache. More threads would be slower: numpy's steps are so short that the threads wait for the interpreter."""
 COPIED_WEIGHTS = 1 << 22
 """Of a tensor whose room on the device the host cannot write to."""
-THREADS = 4
-"""Of a large model repacking takes longer than reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +108,9 @@ def fill(weight: Weight, groups: Groups) -> None:
     """Write a quantised matrix, or all matrices of a stack, in MLX's form: into arrays of the host's memory."""
     rows = weight.data.reshape(prod(weight.shape[:-1]), -1)
     step = max(1, PIECE_WEIGHTS // weight.shape[-1])
-
-    def piece(start: int) -> None:
-        _fill_rows(weight.type, rows[start : start + step], groups.part(start, start + step))
-
-    with ThreadPoolExecutor(THREADS) as pool:  # numpy works outside the GIL
-        for _ in pool.map(piece, range(0, len(rows), step)):
-            pass
+    scratch = Scratch()
+    for start in range(0, len(rows), step):
+        _fill_rows(weight.type, rows[start : start + step], groups.part(start, start + step), scratch)
 
 
 def pieces(weight: Weight) -> Iterator[tuple[int, int, Groups]]:
@@ -140,13 +133,13 @@ def _room(packing: Packing, n_rows: int, n_columns: int) -> Groups:
     return Groups(codes, tuple((own[0], own[1]) for own in scales))
 
 
-def _fill_rows(type: GGUFType, rows: Bytes, groups: Groups) -> None:
+def _fill_rows(type: GGUFType, rows: Bytes, groups: Groups, scratch: Scratch) -> None:
     repack = REPACK.get(type)
     with np.errstate(invalid="ignore", over="ignore"):  # hostile units may be infinite or NaN
         if repack is not None:
             blocks = rows.reshape(-1, BLOCKS[type].n_bytes)
             sets = tuple((own[0].reshape(-1), own[1].reshape(-1)) for own in groups.sets if len(own) == 2)
-            repack(blocks, groups.codes.reshape(-1).view(np.uint8), sets)
+            repack(blocks, groups.codes.reshape(-1).view(np.uint8), sets, scratch)
             return
         found = _groups(type, rows)
     for array, values in zip(groups.arrays, found.arrays, strict=True):
