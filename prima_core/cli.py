@@ -194,14 +194,25 @@ def bench(
     "parallel",
     "log_level",
 )
+@click.option("--explain", "explains", is_flag=True, help="Tell it in words and bars, and what would make it faster.")
+@click.option("--svg", metavar="FILE", type=click.Path(dir_okay=False), help="Draw what happens for a token.")
 @as_json
 @click.pass_obj
-def plan(registry: Registry, /, model: str | None, problem: str | None, as_json: bool, **settings: Any) -> None:
+def plan(
+    registry: Registry,
+    /,
+    model: str | None,
+    problem: str | None,
+    explains: bool,
+    svg: str | None,
+    as_json: bool,
+    **settings: Any,  # Any: the values of config.TABLE
+) -> None:
     """Show which node would compute which layers."""
     from prima_core.commands import plan as commands
 
     _start(settings)
-    commands.plan(model, problem, as_json, settings, registry)
+    commands.plan(model, problem, commands.Shown(as_json, explains, svg), settings, registry)
 
 
 @cli.command()

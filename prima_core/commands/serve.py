@@ -47,6 +47,7 @@ from prima_core.node.network import (
 )
 from prima_core.plugins import Registry
 from prima_core.serve.app import Service, make_app
+from prima_core.serve.connections import HttpProtocol
 from prima_core.serve.guard import Guard
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ def make_server(service: Service, guard: Guard, on_stop: Callable[[], None]) -> 
     """The HTTP server, to be run with a bound socket."""
     config = uvicorn.Config(
         make_app(service, guard),
+        http=HttpProtocol,
         lifespan="off",
         log_config=None,
         ws="none",

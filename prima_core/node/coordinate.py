@@ -9,7 +9,6 @@ from typing import TypedDict
 
 from msgspec.structs import replace
 
-from prima_core.devices import is_cpu
 from prima_core.engine.scheduler import Room
 from prima_core.errors import PlanError
 from prima_core.interfaces import KvType, Layers, Slice
@@ -19,13 +18,15 @@ from prima_core.model.quant import kv_row_bytes
 from prima_core.model.weights import Model, bytes_by_type, end_tensors, layer_names
 from prima_core.node.driver import Member
 from prima_core.plan.check import complete
+from prima_core.plan.explain import explain
+from prima_core.plan.pipeline import chunk_tokens
 from prima_core.plan.plan import Plan
 from prima_core.plan.predict import predict
 from prima_core.plan.problem import MAX_KINDS, MAX_TENSORS, ModelFacts, Problem, TensorKind
+from prima_core.ring.gather import row_bytes
 
 MAX_SEQUENCES = 64
 DEFAULT_CONTEXT = 8192
-CPU_CHUNK, LONE_CPU_CHUNK, GPU_CHUNK = 64, 128, 512
 
 
 def model_facts(
@@ -56,6 +57,7 @@ def model_facts(
         **_tensors(model),
         input_row_bytes=0 if spec.tied_output else sum(input_types.values()) // spec.vocab_size,
         activation_bytes=4 * spec.d_model,
+        row_bytes=row_bytes(spec),
         expert_bytes=() if spec.experts is None else tuple(_expert_bytes(model, of_layer) for of_layer in names),
         n_experts=0 if spec.experts is None else spec.experts.count,
         n_experts_used=0 if spec.experts is None else spec.experts.n_used,
@@ -143,27 +145,27 @@ class Planning:
         kv_tokens = self.model.context_length * contexts
         return Problem(self.model, nodes, self.head, kv_tokens, rounds=self.rounds, streaming=streaming)
 
+    def solved(self, plan: Plan, members: tuple[Member, ...]) -> Problem:
+        """What `plan` was made for."""
+        streams = any(need.streamed_bytes for need in plan.residency)
+        problem = self.problem(members, 1, streaming=streams)
+        return replace(problem, kv_tokens=plan.kv_tokens)
+
     def _plan(self, problem: Problem) -> Plan:
         plan = self.fixed if self.fixed is not None else self.solve(problem)
         return foretold(complete(plan, problem), problem)
 
 
 def foretold(plan: Plan, problem: Problem) -> Plan:
-    """With its forecast; without one where a rate is not known."""
+    """With its forecast, but where a rate is not known, and with who was left out."""
+    forecast = None
     with suppress(PlanError):
-        return replace(plan, forecast=predict(plan, problem))
-    return replace(plan, forecast=None)
+        forecast = predict(plan, problem)
+    told = replace(plan, forecast=forecast)
+    return replace(told, explanation=explain(told, problem))
 
 
-def room_of(plan: Plan, chunk_tokens: int | None, longest_chunk: int, row_bytes: int) -> Room:
-    """The engine's room. `chunk_tokens` None: more where a GPU computes, which unpacks its matrices for each chunk. On
-    a CPU longer ones gain less, and hold others up; where nodes take turns, short ones keep all of them busy. Where
-    weights come from disk, as many as the plan gathers for one reading of them, each of `row_bytes`."""
-    gathered = (
-        min(GPU_CHUNK, plan.gather_bytes // row_bytes) if any(need.buffer_bytes for need in plan.residency) else 0
-    )
-    on_gpu = any(not is_cpu(need.device) for need in plan.residency)
-    is_alone = len({visit.node for visit in plan.visits}) == 1
-    usual = GPU_CHUNK if on_gpu else LONE_CPU_CHUNK if is_alone else CPU_CHUNK
-    chunk = chunk_tokens or max(usual, gathered)
+def room_of(plan: Plan, asked_chunk: int | None, longest_chunk: int, row_bytes: int) -> Room:
+    """The engine's room, with chunks as asked for, else as `chunk_tokens` has them."""
+    chunk = asked_chunk or chunk_tokens(plan, row_bytes)
     return Room(plan.kv_tokens, min(chunk, longest_chunk), MAX_SEQUENCES)

@@ -9,6 +9,7 @@ import msgspec
 
 from prima_core.errors import PlanError
 from prima_core.interfaces import KvType, Layers
+from prima_core.plan.explanation import Explanation
 from prima_core.plan.forecast import Forecast
 
 
@@ -82,7 +83,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `end_device`: the head's device with the input and the output part ("": its first).
     `in_flight`: steps that may be between launch and collect (0: automatic, see `credit`).
     `gather_bytes`: activations of a prompt that a node which streams may collect, to run them together (0: none).
-    `forecast` and `certificate`: for who looks at them; nothing depends on them.
+    `forecast`, `explanation` and `certificate`: for who looks at them; nothing depends on them.
     """
 
     n_layers: int
@@ -98,6 +99,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gather_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
     forecast: Forecast | None = None
     certificate: Certificate | None = None
+    explanation: Explanation | None = None
 
     @property
     def credit(self) -> int:

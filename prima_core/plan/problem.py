@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from itertools import pairwise
 from typing import Annotated
 
 import msgspec
@@ -14,12 +16,21 @@ from prima_core.interfaces import MAX_GROWTH, Device, KvType
 
 Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 MAX_ROUNDS = 1024
+MAX_WIDTH = 4096
+PROMPT_TOKENS = 512
 MAX_TENSORS = 16
 """Of a layer, apart from small ones: combinations of them are tried."""
 MAX_KINDS = 1024
 Rate = Annotated[float, Meta(ge=0, le=1e18)]  # NaN and infinity keep no bounds
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 Name = Annotated[str, Meta(max_length=256, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]  # ends on terminals
+Widths = Annotated[
+    tuple[tuple[Annotated[int, Meta(ge=1, le=2**20)], Annotated[float, Meta(ge=1, le=1e18)]], ...], Meta(max_length=16)
+]
+"""Pairs, by ascending widths: weight bytes that a device goes through in a second of steps of so many tokens."""
+TypeRates = Annotated[dict[Name, Widths], Meta(max_length=64)]
+OUTPUT = "output"
+"""Beside the types of weights: the output matrix, of which a step needs the rows of few tokens only."""
 
 
 class TensorKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,8 +52,9 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     not known, then buffers are larger than they must be). `input_row_bytes`: a token's row of an embedding that is not
     also the output matrix, all that is read of it (0: it is the output matrix, or not known). `expert_bytes`: of each
     layer, what its stacks of experts take; a token goes through `n_experts_used` of `n_experts`. `activation_bytes`: of
-    one token, from node to node. `layer_kinds`: of each layer, which of `kinds` those tensors are, in that order, and
-    then its stacks of experts (empty: not known).
+    one token, from node to node; `row_bytes`: of one token, inside of a layer (0: not known). `layer_kinds`: of each
+    layer, which of `kinds` those of `tensor_bytes` are, in that order, and then its stacks of experts (empty: not
+    known).
     """
 
     name: str
@@ -58,6 +70,7 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     largest_tensor_bytes: Size = 0
     input_row_bytes: Size = 0
     activation_bytes: Size = 0
+    row_bytes: Size = 0
     expert_bytes: tuple[Size, ...] = ()
     n_experts: Size = 0
     n_experts_used: Size = 0
@@ -109,8 +122,9 @@ class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A device of a node; `copies` and the first fields are those of `interfaces.Device`.
 
     Measured, 0 where it is not known: `decode_bytes_s`, weight bytes that it goes through in a second when it computes
-    one token, and `prefill_bytes_s`, weight bytes times tokens where many tokens go through together. `copy_bytes_s`:
-    of weights from the host's memory, where the device copies them (0: they are taken to come in no time).
+    one token, and `prefill_bytes_s`, weight bytes times tokens where many tokens go through together. `rates` say it
+    more closely, for each type of weights that was measured and for `OUTPUT`. Bytes are those in the file.
+    `copy_bytes_s`: how fast weights come from memory to a device that `copies`, laid out as it wants them.
     """
 
     id: Name
@@ -120,12 +134,14 @@ class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decode_bytes_s: Rate = 0.0
     prefill_bytes_s: Rate = 0.0
     copies: bool = False
+    rates: TypeRates = {}
     copy_bytes_s: Rate = 0.0
 
     def __post_init__(self) -> None:
         for name, factor in self.growth.items():
             if not 1 <= factor <= MAX_GROWTH:
                 raise ValueError(f"growth of {name} is from 1 to {MAX_GROWTH:g}, not {factor:g}")
+        check_rates(self.rates)
 
     @classmethod
     def of(cls, device: Device) -> DeviceFacts:
@@ -182,12 +198,26 @@ class LinkFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.latency_s + (n_bytes / self.bytes_s if self.bytes_s else 0.0)
 
 
+class Goal(StrEnum):
+    """What is to be least. `LATENCY`: the time of a pass, which gives each sequence in it a token. `THROUGHPUT`: the
+    time in which every sequence gets a token while many are served, which keep several nodes busy at once. `TTFT`: the
+    time to the first token of a prompt."""
+
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+    TTFT = "ttft"
+
+
 class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Assign the layers of `model` to `nodes`. The node `head` runs the input and the output part.
 
     `kv_tokens` is how many KV positions, over all sequences, every visited node must have room for. `links`: the first
     that fits a pair of nodes counts, none: no time. `rounds`: how many times the user wants every node visited in a
     pass (0: the solver's choice). `streaming`: whether weights that do not fit may be read from disk in every pass.
+
+    `goal`: what the plan is for. `width`: for latency the tokens that go through together (of a batch, or guessed ones
+    of a sequence), for throughput the sequences that are served at once. `n_past`: KV positions that a token looks back
+    on. `n_prompt`: tokens of a prompt, of which `chunk` are computed in a step (0: as `chunk_of` has it).
     """
 
     model: ModelFacts
@@ -197,6 +227,11 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     links: tuple[LinkFacts, ...] = ()
     rounds: Annotated[int, Meta(ge=0, le=MAX_ROUNDS)] = 0
     streaming: bool = True
+    goal: Goal = Goal.LATENCY
+    width: Annotated[int, Meta(ge=1, le=MAX_WIDTH)] = 1
+    n_past: Size = 0
+    n_prompt: Annotated[int, Meta(ge=1, le=2**32 - 1)] = PROMPT_TOKENS
+    chunk: Annotated[int, Meta(ge=0, le=MAX_WIDTH)] = 0
 
     def __post_init__(self) -> None:
         _check_once("node", (node.name for node in self.nodes))
@@ -251,6 +286,13 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             in_file + _growth({name: sizes[layer] for name, sizes in types.items()}, device.growth)
             for layer, in_file in enumerate(self.model.layer_bytes)
         ]
+
+
+def check_rates(rates: Mapping[str, Widths]) -> None:
+    """Raises ValueError where widths are not in order."""
+    for name, widths in rates.items():
+        if any(one >= other for (one, _), (other, _) in pairwise(widths)):
+            raise ValueError(f"the rates of {name} are to have ascending widths")
 
 
 def _check_once(what: str, names: Iterable[str]) -> None:

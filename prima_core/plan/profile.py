@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from prima_core.plan.problem import DeviceFacts, Name, Rate
+from prima_core.plan.problem import DeviceFacts, Name, Rate, TypeRates, check_rates
 
 MAX_DEVICES = 64
 
@@ -17,6 +17,11 @@ class DeviceRates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     decode_bytes_s: Rate = 0.0
     prefill_bytes_s: Rate = 0.0
+    rates: TypeRates = {}
+    copy_bytes_s: Rate = 0.0
+
+    def __post_init__(self) -> None:
+        check_rates(self.rates)
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,5 +37,9 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The device with its rates, as far as they are known."""
         rates = self.devices.get(device.id, DeviceRates())
         return msgspec.structs.replace(
-            device, decode_bytes_s=rates.decode_bytes_s, prefill_bytes_s=rates.prefill_bytes_s
+            device,
+            decode_bytes_s=rates.decode_bytes_s,
+            prefill_bytes_s=rates.prefill_bytes_s,
+            rates=rates.rates,
+            copy_bytes_s=rates.copy_bytes_s,
         )

@@ -171,7 +171,7 @@ def _least(load: Overload, node: NodeFacts, device: DeviceFacts) -> str:
 def _best_buffers(plan: Plan, problem: Problem, loads: Mapping[str, Overload]) -> dict[str, int]:
     cost = pass_cost(msgspec.structs.replace(plan, residency=()), problem)
     readers = [_reader(load, problem.node(name), cost) for name, load in loads.items()]
-    routed = {name: routed_share(problem, 1) if load.slots is None else 1.0 for name, load in loads.items()}
+    routed = {name: routed_share(problem.model, 1) if load.slots is None else 1.0 for name, load in loads.items()}
     demanded_s = [
         routed[name] * load.experts_over_bytes / problem.node(name).disk_bytes_s for name, load in loads.items()
     ]

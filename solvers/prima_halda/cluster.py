@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from prima_core.plan.costs import routed_share
-from prima_core.plan.problem import DeviceFacts, NodeFacts, Problem
+from prima_core.plan.costs import compute_s, output_bytes, routed_share, touched_types
+from prima_core.plan.problem import OUTPUT, DeviceFacts, NodeFacts, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Member:
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """`hop_s[a][b]`: until the activations of a token are there; `table_bytes`: of the model's ends, read by rows only;
-    `routed`: the share of a layer's experts that a token goes through."""
+    `routed`: the share of a layer's experts that a token goes through; `output_s`: computing of the output part."""
 
     problem: Problem
     members: tuple[Member, ...]
@@ -61,6 +61,7 @@ class Cluster:
     kv_bytes: int
     table_bytes: int
     routed: float
+    output_s: float
 
     @classmethod
     def of(cls, problem: Problem) -> Cluster:
@@ -85,18 +86,13 @@ class Cluster:
             end=ends,
             kv_bytes=problem.model.kv_bytes_per_token_layer * problem.kv_tokens,
             table_bytes=problem.model.input_bytes if problem.model.input_row_bytes else 0,
-            routed=routed_share(problem, 1),
+            routed=routed_share(problem.model, 1),
+            output_s=_output_s(problem),
         )
 
     @property
     def n_layers(self) -> int:
         return self.problem.model.n_layers
-
-    @property
-    def output_bytes(self) -> int:
-        """What the output part goes through."""
-        model = self.problem.model
-        return model.output_bytes if model.input_row_bytes else model.input_bytes + model.output_bytes
 
     def reads_alone(self, member: Member) -> bool:
         """Whether no other node's weights are on its disk."""
@@ -115,9 +111,8 @@ def unknown_rate(problem: Problem) -> str:
 def _place(
     problem: Problem, node: NodeFacts, device: DeviceFacts, member: int, number: int, end: tuple[str, str]
 ) -> Place:
-    sizes, experts = problem.weight_bytes(device), problem.model.expert_bytes or (0,) * problem.model.n_layers
-    left_out = 1 - routed_share(problem, 1)
-    touched = [size - part * left_out for size, part in zip(sizes, experts, strict=True)]
+    model = problem.model
+    layers_s = (compute_s(device, touched_types(model, layer)) for layer in range(model.n_layers))
     return Place(
         number=number,
         member=member,
@@ -126,10 +121,14 @@ def _place(
         shares_host=device.shares_host,
         bytes_s=device.decode_bytes_s,
         fixed_bytes=problem.fixed_bytes(node.name) if (node.name, device.id) == end else 0,
-        sizes=tuple(sizes),
-        ends_s=tuple(accumulate((n_bytes / device.decode_bytes_s for n_bytes in touched), initial=0.0)),
+        sizes=tuple(problem.weight_bytes(device)),
+        ends_s=tuple(accumulate(layers_s, initial=0.0)),
         device=device,
     )
+
+
+def _output_s(problem: Problem) -> float:
+    return compute_s(problem.end_device, {OUTPUT: output_bytes(problem.model)})
 
 
 def _member(problem: Problem, node: NodeFacts, index: int, places: Sequence[Place]) -> Member:

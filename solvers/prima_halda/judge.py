@@ -278,7 +278,7 @@ class Judge:
         return readers
 
     def _computing(self, visits: Sequence[Turn]) -> dict[int, float]:
-        places, totals = self.cluster.places, {self.cluster.head: self.cluster.output_bytes / self.cluster.end.bytes_s}
+        places, totals = self.cluster.places, {self.cluster.head: self.cluster.output_s}
         for index, runs in visits:
             own = sum(places[number].compute_s(start, stop) for number, start, stop in runs)
             totals[index] = totals.get(index, 0.0) + own
@@ -320,7 +320,7 @@ class Judge:
                 took_s = max(compute_s, (n_bytes - fill) / rate + last_s)
                 now_s += took_s
                 fills[index], left_s[index] = min(size, max(0.0, fill + rate * took_s - n_bytes)), now_s
-            now_s += cluster.output_bytes / cluster.end.bytes_s + cluster.hop_s[stops[-1]][head]
+            now_s += cluster.output_s + cluster.hop_s[stops[-1]][head]
         return now_s - began_s
 
     def _turn(
@@ -378,7 +378,7 @@ class Judge:
             yield LayerCost(place.compute_s(layer, layer + 1) + place.copy_s(own + demanded), own, demanded)
 
     def _output(self, load: Load | None, buffer_bytes: int) -> Iterator[LayerCost]:
-        compute_s = self.cluster.output_bytes / self.cluster.end.bytes_s
+        compute_s = self.cluster.output_s
         streamed = 0.0
         if load is not None and load.overload.device == self.cluster.end.id:
             streamed = max(0.0, load.streamed(buffer_bytes) - sum(load.overload.layer_bytes))

@@ -82,7 +82,7 @@ class Relaxation:
     def __init__(self, cluster: Cluster, *, by_largest: bool = False, hopeful: bool = False) -> None:
         self.cluster = cluster
         self._tables = _tables(cluster, by_largest, hopeful)
-        self.rest_s = cluster.output_bytes / cluster.end.bytes_s + _into(cluster, cluster.head, hopeful)
+        self.rest_s = cluster.output_s + _into(cluster, cluster.head, hopeful)
 
     def solve(self, options: Options) -> Relaxed | None:
         """None: it cannot be. The head's own layers cost no links: activations begin and end there."""
