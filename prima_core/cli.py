@@ -24,7 +24,7 @@ CTRL_C = 130
 OWNER = "prima-owner-"  # how threads that compute are named, see `ring.worker`
 
 NODE = ("backend", "threads", "kernels", "memory")
-RING = ("nodes", "plan", "solver", "rounds", "transport", "wire")
+RING = ("nodes", "plan", "solver", "goal", "rounds", "transport", "wire")
 CONTEXT = ("context", "kv_type", "chunk")
 SAMPLING = ("temp", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 JOINING = ("listen", "advertise", "token_file")
@@ -188,6 +188,7 @@ def bench(
     "nodes",
     "plan",
     "solver",
+    "goal",
     "rounds",
     "context",
     "kv_type",

@@ -160,6 +160,8 @@ def _own_plan(model: str | None, registry: Registry, settings: Settings) -> _Sol
         members = tuple(Member(name, options.node.memory, devices, "") for name in names)
         facts = model_facts(opened, options.context, options.kv_type, options.plan)
         solve = registry.solver(options.solver).solve
-        planning = Planning(facts, options.name, options.parallel, solve, options.plan, options.rounds)
+        planning = Planning(
+            facts, options.name, options.parallel, solve, options.plan, options.rounds, options.goal, options.n_prompt
+        )
         made = planning(members)
         return _Solved(made, planning.solved(made, members), None if options.plan is not None else solve)

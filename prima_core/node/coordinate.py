@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from prima_core.engine.scheduler import Room
 from prima_core.errors import PlanError
-from prima_core.interfaces import KvType, Layers, Slice
+from prima_core.interfaces import Goal, KvType, Layers, Slice
 from prima_core.memory.residency import holding
 from prima_core.model.header import TensorInfo
 from prima_core.model.quant import kv_row_bytes
@@ -21,12 +21,13 @@ from prima_core.plan.check import complete
 from prima_core.plan.explain import explain
 from prima_core.plan.pipeline import chunk_tokens
 from prima_core.plan.plan import Plan
-from prima_core.plan.predict import predict
-from prima_core.plan.problem import MAX_KINDS, MAX_TENSORS, ModelFacts, Problem, TensorKind
+from prima_core.plan.predict import goal_s, predict
+from prima_core.plan.problem import MAX_KINDS, MAX_TENSORS, PROMPT_TOKENS, ModelFacts, Problem, TensorKind
 from prima_core.ring.gather import row_bytes
 
 MAX_SEQUENCES = 64
 DEFAULT_CONTEXT = 8192
+_MUCH = 0.9
 
 
 def model_facts(
@@ -116,7 +117,7 @@ def _asked_context(asked: int | None, plan: Plan | None) -> int:
 class Planning:
     """How plans are made: by `solve`, or `fixed` from a file. `parallel`: full contexts that KV should hold.
 
-    `rounds`: as in a problem.
+    `rounds`, `goal`, `n_prompt` and `chunk`: as in a problem; a token looks back on a prompt of so many.
     """
 
     model: ModelFacts
@@ -125,17 +126,22 @@ class Planning:
     solve: Callable[[Problem], Plan]
     fixed: Plan | None = None
     rounds: int = 0
+    goal: Goal = Goal.LATENCY
+    n_prompt: int = PROMPT_TOKENS
+    chunk: int = 0
 
     def __call__(self, members: tuple[Member, ...]) -> Plan:
         """The checked plan for these nodes, the head first. Raises PlanError when none fits.
 
         Where memory does not suffice for `parallel` contexts, fewer are tried, down to one. Only then weights are
-        streamed, as every byte that K and V take from them is read for every token.
+        streamed, as every byte that K and V take from them is read for every token; or where that is foretold to be
+        much better than what keeps all of them, on a slow node or behind a slow link.
         """
         contexts = self.parallel
         while contexts:
             with suppress(PlanError):
-                return self._plan(self.problem(members, contexts, streaming=False))
+                kept = self._plan(self.problem(members, contexts, streaming=False))
+                return self._much_better(self.problem(members, contexts, streaming=True), kept)
             contexts //= 2
         return self._plan(self.problem(members, 1, streaming=True))
 
@@ -143,7 +149,31 @@ class Planning:
         ordered = sorted(members, key=lambda member: member.name != self.head)
         nodes = tuple(member.facts for member in ordered)
         kv_tokens = self.model.context_length * contexts
-        return Problem(self.model, nodes, self.head, kv_tokens, rounds=self.rounds, streaming=streaming)
+        n_prompt = max(1, min(self.n_prompt, self.model.context_length))
+        return Problem(
+            self.model,
+            nodes,
+            self.head,
+            kv_tokens,
+            rounds=self.rounds,
+            streaming=streaming,
+            goal=self.goal,
+            width=self.parallel if self.goal is Goal.THROUGHPUT else 1,
+            n_past=n_prompt,
+            n_prompt=n_prompt,
+            chunk=self.chunk,
+        )
+
+    def _much_better(self, problem: Problem, kept: Plan) -> Plan:
+        """The plan that streams, or the one at hand, which is for no other problem."""
+        if kept.forecast is None or len(problem.nodes) == 1 or self.fixed is not None:
+            return kept
+        with suppress(PlanError):
+            other = self._plan(problem)
+            if other.forecast is not None:
+                limit_s = _MUCH * goal_s(kept.forecast, self.goal)
+                return other if goal_s(other.forecast, self.goal) < limit_s else kept
+        return kept
 
     def solved(self, plan: Plan, members: tuple[Member, ...]) -> Problem:
         """What `plan` was made for."""

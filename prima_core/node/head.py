@@ -21,7 +21,7 @@ from prima_core.engine.request import Request, Sampling
 from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError, ModelError, TemplateError
 from prima_core.events import RequestDone
-from prima_core.interfaces import Credentials, KvType
+from prima_core.interfaces import Credentials, Goal, KvType
 from prima_core.memory.disks import machine_name
 from prima_core.memory.system import host
 from prima_core.model.chat import ChatPrompt, ChatTemplate, Message, encode_chat
@@ -42,7 +42,7 @@ from prima_core.node.profiling import Measurer
 from prima_core.node.view import RequestTotals, ServerView, node_view, own_rate, token_s
 from prima_core.node.watch import FileWatch
 from prima_core.plan.plan import Plan, plan_to_json
-from prima_core.plan.problem import DeviceFacts
+from prima_core.plan.problem import PROMPT_TOKENS, DeviceFacts
 from prima_core.plan.profile import Profile
 from prima_core.plugins import Registry
 from prima_core.ring import control
@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class HeadOptions:
     """`listen`: where nodes join; None: none can. `wait`: nodes before the first plan, with this one.
-    `rounds`: visits of every node in a pass; 0: the solver's choice.
+    `rounds`: visits of every node in a pass; 0: the solver's choice. `goal` and `n_prompt`: as in a `Problem`.
 
     `chat_template`: the name of one of the model file's."""
 
@@ -68,7 +68,9 @@ class HeadOptions:
     advertise: str | None = None
     n_local: int = 0
     wait: int = 1
-    solver: str = "even"
+    solver: str = "halda"
+    goal: Goal = Goal.LATENCY
+    n_prompt: int = PROMPT_TOKENS
     plan: Plan | None = None
     rounds: int = 0
     context: int | None = None
@@ -136,6 +138,9 @@ class Head:
             self._registry.solver(options.solver).solve,
             options.plan,
             options.rounds,
+            options.goal,
+            options.n_prompt,
+            options.chunk or 0,
         )
         longest = longest_chunk(self.model.spec.d_model)
         room = Room(0, 1, 0)  # nothing, until there is a plan

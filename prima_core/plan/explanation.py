@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from prima_core.plan.problem import Goal
+from prima_core.interfaces import Goal
 
 Seconds = Annotated[float, Meta(ge=0)]
 Change = Literal["memory", "cable", "disk", "without"]

@@ -12,13 +12,14 @@ from itertools import pairwise
 import msgspec
 
 from prima_core.errors import PlanError
+from prima_core.interfaces import Goal
 from prima_core.plan.check import complete
 from prima_core.plan.explanation import LeftOut
 from prima_core.plan.fill import split_streaming
 from prima_core.plan.forecast import Forecast
 from prima_core.plan.plan import Plan, Split, Visit
 from prima_core.plan.predict import goal_s, predict
-from prima_core.plan.problem import Goal, Problem
+from prima_core.plan.problem import Problem
 from prima_core.plan.words import duration
 
 MOST_TRIED = 4

@@ -6,12 +6,13 @@ from __future__ import annotations
 import msgspec
 
 from prima_core.errors import PlanError
+from prima_core.interfaces import Goal
 from prima_core.plan.costs import PassCost, missing_rate, pass_cost
 from prima_core.plan.forecast import Forecast, NodeForecast
 from prima_core.plan.overlap import Reader, pass_s, reading_s
 from prima_core.plan.pipeline import chunk_of, cycle_s, gathered_tokens, n_steps_of, prompt_s, stages_s
 from prima_core.plan.plan import Plan
-from prima_core.plan.problem import Goal, Problem
+from prima_core.plan.problem import Problem
 from prima_core.plan.simulate import Simulated, disks_of, simulate
 from prima_core.plan.stream import n_turns
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated
 
@@ -12,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from prima_core.errors import PlanError
-from prima_core.interfaces import MAX_GROWTH, Device, KvType
+from prima_core.interfaces import MAX_GROWTH, Device, Goal, KvType
 
 Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 MAX_ROUNDS = 1024
@@ -196,16 +195,6 @@ class LinkFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def time_s(self, n_bytes: float) -> float:
         return self.latency_s + (n_bytes / self.bytes_s if self.bytes_s else 0.0)
-
-
-class Goal(StrEnum):
-    """What is to be least. `LATENCY`: the time of a pass, which gives each sequence in it a token. `THROUGHPUT`: the
-    time in which every sequence gets a token while many are served, which keep several nodes busy at once. `TTFT`: the
-    time to the first token of a prompt."""
-
-    LATENCY = "latency"
-    THROUGHPUT = "throughput"
-    TTFT = "ttft"
 
 
 class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from prima_core.interfaces import Goal
 from prima_core.plan.explanation import Explanation, LeftOut, WhatIf
 from prima_core.plan.forecast import Forecast
 from prima_core.plan.plan import Plan
-from prima_core.plan.problem import Goal
 
 LITTLE = 0.01
 """A part of the time per token that is not worth a word."""

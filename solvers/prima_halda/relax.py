@@ -10,7 +10,7 @@ than T times its rate. It falls as T grows, so the least T that is as long as th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from prima_halda.cluster import Cluster, Member, Place
 Floats = NDArray[np.float64]
 VISITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _HALVINGS = 24
+_CAPS = 12
+"""Times of the slowest node that are tried for a prompt."""
 _ENOUGH = 1e-5
 _ROUNDS = 6
 
@@ -51,10 +53,20 @@ class Relaxed:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What may be asked: `visits` that nodes may have, and `disk_share`: of its disk's rate that a node gets."""
+    """What may be asked: `visits` that nodes may have, and `disk_share`: of its disk's rate that a node gets.
+
+    `streams`: whether weights may be read at all. `without`: nodes that get nothing. `n_steps` follow each other in a
+    pass, so no node may take more than its part of the time. `n_chunks` of a prompt (0: it is not about one): then a
+    node reads while it computes a chunk, and takes at most `slowest_s` for each.
+    """
 
     visits: tuple[int, ...] = VISITS
     disk_share: tuple[float, ...] = ()
+    streams: bool = True
+    without: frozenset[int] = frozenset()
+    n_steps: int = 1
+    n_chunks: int = 0
+    slowest_s: float = np.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +84,7 @@ class _Tables:
     rates: Floats
     hops: Floats
     free_hops: Floats
+    ends_s: Floats
 
 
 class Relaxation:
@@ -81,6 +94,7 @@ class Relaxation:
 
     def __init__(self, cluster: Cluster, *, by_largest: bool = False, hopeful: bool = False) -> None:
         self.cluster = cluster
+        self.hopeful = hopeful
         self._tables = _tables(cluster, by_largest, hopeful)
         self.rest_s = cluster.output_s + _into(cluster, cluster.head, hopeful)
 
@@ -99,13 +113,35 @@ class Relaxation:
             low, high = (low, middle) if self.sum_s(options, middle) <= middle else (middle, high)
         return Relaxed(high, min(low, high * (1 - 1e-8)), self._shares(options, high))
 
+    def prompts(self, options: Options) -> list[Relaxed]:
+        """For several times that the slowest node may take for a chunk: what all chunks of a prompt take then. Nothing
+        is below the least `bound_s`."""
+        free = self._capped(options, np.inf)
+        if free is None:
+            return []
+        found, caps = [free], np.geomspace(free.time_s / len(self.cluster.members), free.time_s, _CAPS)
+        n_more, below_s = options.n_chunks - 1, 0.0
+        for cap in caps if n_more else ():
+            capped = self._capped(options, float(cap))
+            if capped is not None:
+                bound_s = capped.time_s + n_more * below_s
+                found.append(Relaxed(capped.time_s + n_more * float(cap), bound_s, capped.shares))
+            below_s = float(cap)
+        last = Relaxed(free.time_s * options.n_chunks, free.time_s + n_more * below_s, free.shares)
+        return [*found[1:], last]
+
+    def _capped(self, options: Options, slowest_s: float) -> Relaxed | None:
+        asked = replace(options, slowest_s=slowest_s)
+        time_s = self.sum_s(asked, np.inf)
+        return Relaxed(time_s, time_s, self._shares(asked, np.inf)) if np.isfinite(time_s) else None
+
     def sum_s(self, options: Options, time_s: float) -> float:
         """The least sum of costs in a pass of so many seconds; infinite where there is none."""
         costs = self.costs(options, time_s).min(axis=(1, 2))
         sums = costs[0]
         for cost in costs[1:]:
             sums = _joined(sums, cost).min(axis=1)
-        return float(sums[-1]) + self.rest_s
+        return max(float(sums[-1]) + self.rest_s, options.n_steps * self.cluster.output_s)
 
     def _shares(self, options: Options, time_s: float) -> tuple[Share, ...]:
         table = self.costs(options, time_s)
@@ -132,6 +168,8 @@ class Relaxation:
 
     def costs(self, options: Options, time_s: float) -> Floats:
         """By node, way to fill it, number of visits and of layers; infinite where it cannot be."""
+        if options.n_chunks:
+            return self._prompt_costs(options)
         t = self._tables
         v = np.array(options.visits, dtype=np.float64)[None, None, :, None]
         share = np.array(options.disk_share or (1.0,) * len(t.rates))
@@ -148,10 +186,27 @@ class Relaxation:
             stall_s = np.maximum(0.0, exposed_s - t.compute_s[:, :, None, :])
         hop_s = t.hops[:, None, None, None] * v - t.free_hops[:, None, None, None]
         cost = t.compute_s[:, :, None, :] + hop_s + np.where(streams, stall_s + t.demanded_s[:, :, None, :], 0.0)
-        possible = t.possible[:, :, None, :] & (~streams | (most >= least))
+        possible = t.possible[:, :, None, :] & (~streams | (options.streams & (most >= least)))
+        if options.n_steps > 1:
+            possible &= options.n_steps * (t.compute_s + t.ends_s)[:, :, None, :] <= time_s
         cost = np.where(possible & (v <= np.maximum(n_layers, 1)), cost, np.inf)
-        cost[:, :, :, 0] = 0.0
-        return cost
+        return _with_nothing(cost, options)
+
+    def _prompt_costs(self, options: Options) -> Floats:
+        """Every node is visited once. The first chunk waits for reading that its computing does not hide."""
+        t = self._tables
+        reading_s = np.where(t.over > 0, (t.over + t.least) / t.rates[:, None, None] * (not self.hopeful), 0.0)
+        took_s = np.maximum(t.compute_s, reading_s) + np.where(t.over > 0, t.demanded_s, 0.0)
+        hop_s = (t.hops - t.free_hops)[:, None, None]
+        possible = t.possible & (options.streams | (t.over == 0)) & (took_s + t.ends_s <= options.slowest_s)
+        return _with_nothing(np.where(possible, took_s + hop_s, np.inf)[:, :, None, :], options)
+
+
+def _with_nothing(cost: Floats, options: Options) -> Floats:
+    """No layers cost nothing; who is left out takes none."""
+    cost[list(options.without)] = np.inf
+    cost[:, :, :, 0] = 0.0
+    return cost
 
 
 def _joined(sums: Floats, cost: Floats) -> Floats:
@@ -191,6 +246,7 @@ def _tables(cluster: Cluster, by_largest: bool, hopeful: bool) -> _Tables:
         beside=np.array([bool(member.streaming and not member.streaming.shares_host) for member in cluster.members]),
         rates=np.array([member.disk_bytes_s or np.inf for member in cluster.members]),
         hops=np.array(into),
+        ends_s=np.array([[[cluster.output_s if m.index == cluster.head else 0.0]] for m in cluster.members]),
         free_hops=np.array([hop if index == cluster.head else 0.0 for index, hop in enumerate(into)]),
     )
 

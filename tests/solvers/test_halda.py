@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bench.solvers import N_WAYS, exhaustive, large_problem, small_problem, token_s
+from bench.solvers import N_WAYS, exhaustive, large_problem, small_problem, time_s
 from prima_core.errors import PlanError
 from prima_core.plan.check import complete
 from prima_core.plan.plan import Plan
@@ -53,7 +53,7 @@ def test_a_small_problem_is_solved_within_2_percent_of_the_best_of_all_plans(see
         with pytest.raises(PlanError):
             solve(problem)
     else:
-        assert token_s(solve(problem), problem) <= 1.02 * best_s
+        assert time_s(solve(problem), problem) <= 1.02 * best_s
 
 
 def test_the_bound_is_below_the_best_of_all_plans_where_layers_are_alike() -> None:
@@ -76,7 +76,7 @@ def times(problem: Problem) -> dict[str, float]:
     solvers = {"halda": solve, "even": proportional, "compute": compute.solve, "halda-ilp": ilp.solve}
     for name, other in solvers.items():
         try:
-            found[name] = token_s(other(problem), problem)
+            found[name] = time_s(other(problem), problem)
         except PlanError:
             continue
     return found
@@ -137,7 +137,7 @@ def test_where_tensors_are_known_buffers_let_them_come_evenly() -> None:
         place = problem.node(need.node).places[0]
         load = overload_of(plan, problem, [msgspec.structs.replace(need, buffer_bytes=0)], place, plan.gather_bytes)
         assert load.fluent_buffer <= need.buffer_bytes <= load.room_bytes
-    assert token_s(plan, problem) <= token_s(proportional(problem), problem)
+    assert time_s(plan, problem) <= time_s(proportional(problem), problem)
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 4])
