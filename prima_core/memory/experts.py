@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -188,8 +189,11 @@ class LayerExperts:
                 batch.wait()
                 self._residents.leave(self._row, group)
             except ModelError:
-                give_up = self._residents.drop if batch.is_done.is_set() else self._residents.lose
-                give_up(self._row, group)
+                if batch.is_done.is_set():
+                    self._residents.drop(self._row, group)
+                else:
+                    slots = self._residents.lose(self._row, group)
+                    self._readers.when_done(batch, partial(self._residents.regain, slots))
 
     def _weight(self, info: TensorInfo, data: Bytes, n_places: int) -> tuple[str, Weight]:
         place = split_layer(info.name)
