@@ -163,10 +163,16 @@ class LayerExperts:
     def _read_ahead(self, missing: Indices, coming: deque[tuple[Indices, Batch]]) -> Indices:
         """Begin to read what there is room for; gives those that are left."""
         while len(group := self._residents.admit(self._row, missing[: self._n_used])):
-            slots = zip(group.tolist(), self._residents.slots(self._row, group).tolist(), strict=True)
+            slots = self._residents.slots(self._row, group).tolist()
+            try:
+                for slot in slots:
+                    self._slots.claim(slot)
+            except MemoryError:
+                self._residents.drop(self._row, group)
+                raise
             reads = [
                 read
-                for expert, slot in slots
+                for expert, slot in zip(group.tolist(), slots, strict=True)
                 for stack, source in enumerate(self._sources)
                 for read in source.reads(expert, self._slots.place(stack, slot))
             ]

@@ -325,6 +325,17 @@ def test_the_slots_of_a_disk_that_hangs_are_used_again_once_it_has_answered(
             assert time.monotonic() < deadline, "slots are missing"
 
 
+def test_an_expert_that_finds_no_memory_comes_when_there_is_some(file: GGUFFile, system: FakeSystem) -> None:
+    with opened(file, system, one(file, 2)) as experts:
+        system.is_full = True
+        with pytest.raises(MemoryError):
+            require(experts, 0, [3, 5])
+        system.is_full = False
+        for group in groups(experts, 0, [3, 5]):
+            assert is_right(file, experts, 0, group)
+        assert experts.n_bytes <= one(file, 2)
+
+
 def test_where_there_is_no_room_for_them_nothing_is_left_open(file: GGUFFile) -> None:
     class Full(FakeSystem):
         def buffer(self, n_bytes: int, *, is_filled: bool = False) -> memoryview:
