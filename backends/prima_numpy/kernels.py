@@ -236,6 +236,13 @@ class Kernels:
         """
         return self._engine.read(data)
 
+    def multiply(self, n_products: int) -> bool:
+        """Multiply as products of many rows do, but in registers alone, with nothing to load or to weigh.
+
+        The time it takes says how fast they could be; False where the variant cannot say.
+        """
+        return self._engine.multiply(n_products)
+
 
 def _stack(weight: Weight, out: Float32s) -> tuple[int, NDArray[np.uint8], int, int, int, Float32s]:
     n_experts, rows, cols = weight.shape

@@ -375,3 +375,13 @@ def test_an_interpreter_may_end_while_kernels_are_at_work() -> None:
         [sys.executable, "-c", WORKS_AT_EXIT], env=places, capture_output=True, text=True, timeout=30, check=False
     )
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("variant", Kernels.variants())
+def test_variants_with_panels_of_bytes_say_how_fast_registers_are(variant: str) -> None:
+    assert Kernels(2, variant).multiply(1 << 20) is (variant.startswith("avx"))
+
+
+def test_a_negative_number_of_products_is_refused(engine: _kernels.Engine) -> None:
+    with pytest.raises(ValueError, match="n_products"):
+        engine.multiply(-1)

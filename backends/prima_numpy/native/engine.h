@@ -85,6 +85,8 @@ public:
 
     // Reads all bytes in the way the products do (several distant streams, prefetched): how fast memory can be.
     uint64_t read(const uint8_t* data, int64_t n_bytes);
+    // Multiplies as panels do, but in registers: how fast they could be. False where the variant cannot say.
+    bool multiply(int64_t n_products);
 
 private:
     template <class Work>

@@ -375,6 +375,12 @@ uint64_t read_bytes(Engine& engine, const In& data) {
     return engine.read(bytes, n_bytes);
 }
 
+bool multiply_registers(Engine& engine, int64_t n_products) {
+    if (n_products < 0) refuse("n_products: below 0");
+    GilRelease release;
+    return engine.multiply(n_products);
+}
+
 std::vector<std::string> variants() {
     std::vector<std::string> names;
     for (const Table* table : usable_tables()) names.emplace_back(table->name);
@@ -447,7 +453,8 @@ NB_MODULE(_kernels, m) {
         .def("rotated_attention", &rotated_attention, "q"_a, "k"_a, "v"_a, "cos"_a, "sin"_a, "neox"_a, "spans"_a,
              "scale"_a, "softcap"_a, "window"_a, "out"_a)
         .def("kv_write", &kv_write, "k"_a, "v"_a, "spans"_a)
-        .def("read", &read_bytes, "data"_a);
+        .def("read", &read_bytes, "data"_a)
+        .def("multiply", &multiply_registers, "n_products"_a);
     nb::class_<Held>(m, "Matrix")
         .def("__init__", &hold, "engine"_a, "type"_a, "data"_a, "rows"_a, "cols"_a, "bias"_a.none());
 }
