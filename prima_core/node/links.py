@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from prima_core.errors import PrimaError
 from prima_core.plan.problem import LinkFacts
 from prima_core.ring import control
 from prima_core.ring.probes import ID_BYTES, LinkFigures
@@ -155,19 +156,26 @@ class LinkFinder:
         until_s = time.monotonic() + JOIN_S
         with self._lock:
             others = sorted((other for other in self._ends.values()), key=lambda other: other is not self._own)
-        for other in others:
-            for source, target in ((other, end), (end, other)):
-                if self._stopping.is_set() or not self._is_there(end):
-                    return
-                if not self._is_there(other):
-                    break
-                found = self._measured(source, target, until_s) if time.monotonic() < until_s else None
-                if found is None:
-                    self._tell(f"the link from {source.name} to {target.name} could not be measured")
-                else:
-                    yield LinkFacts(source.name, target.name, found.latency_s, found.bytes_s)
+        unknown: dict[str, None] = {}
+        for source, target in (pair for other in others for pair in ((other, end), (end, other))):
+            found = self._measured(source, target, until_s) if time.monotonic() < until_s else None
+            if self._stopping.is_set() or not self._is_there(end):
+                return
+            if found is not None:
+                yield LinkFacts(source.name, target.name, found.latency_s, found.bytes_s)
+            elif self._is_there(source) and self._is_there(target):
+                unknown[target.name if source is end else source.name] = None
+        if unknown:
+            self._tell(f"the links between {end.name} and {', '.join(unknown)} could not all be measured")
 
     def _measured(self, source: End, target: End, until_s: float, is_brief: bool = False) -> LinkFigures | None:
+        try:
+            return self._probe(source, target, until_s, is_brief)
+        except PrimaError as error:  # an address that can never work, perhaps
+            log.info("the link from %s to %s is not known: %s", source.name, target.name, error)
+            return None
+
+    def _probe(self, source: End, target: End, until_s: float, is_brief: bool) -> LinkFigures | None:
         id = secrets.token_bytes(ID_BYTES)
         if target is self._own:
             self._prober.answer(id, source.address)

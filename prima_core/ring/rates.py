@@ -51,12 +51,12 @@ def device_rates(bench: Bench, n_devices: int = 1) -> DeviceRates:
     Raises PrimaError when the layers cannot be loaded, or the measurement is given up.
     """
     until_s = time.perf_counter() + WITHIN_S / n_devices
-    device, model, stop = bench.device, bench.model, bench.stop
-    sample = sample_of(model, _bytes_for(device))
+    model, stop = bench.model, bench.stop
+    sample = sample_of(model, _bytes_for(bench))
     with bench.loaded(_slice(sample)) as shard:
         runs = _best(_timed(shard, sample, model, stop, until_s))
     by_type = _by_type(runs, model)
-    if _output_bytes(model) * _growth(device) <= device.memory_bytes / OUTPUT_SHARE:
+    if _output_bytes(model) <= bench.room_bytes / OUTPUT_SHARE:
         with bench.loaded(Slice((), has_output=True)) as shard:
             by_type[OUTPUT] = _output_rates(shard, model, stop)
     wide = max(runs, key=lambda run: run.width)
@@ -64,13 +64,13 @@ def device_rates(bench: Bench, n_devices: int = 1) -> DeviceRates:
         decode_bytes_s=_rate(runs[0], model),
         prefill_bytes_s=_rate(wide, model) * wide.width if wide.width > 1 else 0.0,
         rates={name: tuple(sorted(widths)) for name, widths in by_type.items() if widths},
-        copy_bytes_s=bench.copy_bytes_s if device.copies else 0.0,
+        copy_bytes_s=bench.copy_bytes_s if bench.device.copies else 0.0,
     )
 
 
 def decode_rate(bench: Bench) -> DeviceRates:
     """Only of a token at a time. Raises as `device_rates`."""
-    sample = Sample(typical_layers(bench.model, _bytes_for(bench.device)))
+    sample = Sample(typical_layers(bench.model, _bytes_for(bench)))
     with bench.loaded(_slice(sample)) as shard:
         timed = _timed_at(1, shard, sample, False, bench.model.spec.d_model, bench.stop)
     return DeviceRates(_rate(timed, bench.model))
@@ -80,13 +80,9 @@ def _slice(sample: Sample) -> Slice:
     return Slice((sample.run, *sample.others), context=POSITIONS, kv_tokens=POSITIONS)
 
 
-def _bytes_for(device: Device) -> int:
-    wanted = WEIGHT_BYTES if device.shares_host else FAST_WEIGHT_BYTES
-    return int(min(wanted, device.memory_bytes / MEMORY_SHARE / _growth(device)))
-
-
-def _growth(device: Device) -> float:
-    return max(device.growth.values(), default=1.0)
+def _bytes_for(bench: Bench) -> int:
+    wanted = WEIGHT_BYTES if bench.device.shares_host else FAST_WEIGHT_BYTES
+    return int(min(wanted, bench.room_bytes / MEMORY_SHARE))
 
 
 def _output_bytes(model: Model) -> int:
@@ -145,16 +141,24 @@ def touched_types(model: Model, layer: int, width: int) -> dict[str, float]:
 
 @dataclass(slots=True)
 class Bench:
-    """Loads parts of the model, one at a time, and gives them back. `stop`: whether to give up. `copy_bytes_s`: how
-    fast they came to the device from memory, at best."""
+    """Loads parts of the model, one at a time, and gives them back. `memory_bytes`: of the host, that the node may
+    use. `stop`: whether to give up. `copy_bytes_s`: how fast they came to the device from memory, at best."""
 
     backend: Backend
     device: Device
     model: Model
+    memory_bytes: int
     system: System
     stop: Stop
     open_store: OpenStore = open_store
     copy_bytes_s: float = 0.0
+
+    @property
+    def room_bytes(self) -> float:
+        """For weights as in the file."""
+        device = self.device
+        room = min(device.memory_bytes, self.memory_bytes) if device.shares_host else device.memory_bytes
+        return room / max(device.growth.values(), default=1.0)
 
     @contextmanager
     def loaded(self, part: Slice) -> Iterator[Shard]:

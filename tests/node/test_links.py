@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from prima_core.errors import LinkBroken
 from prima_core.model.weights import Model
 from prima_core.node import links
 from prima_core.node.links import End, LinkFinder, Watch
@@ -97,13 +98,25 @@ def test_a_node_that_does_not_answer_joins_all_the_same(nodes: Nodes, monkeypatc
     nodes.silent.add("b")
     nodes.join("b")
     assert nodes.next() == ("b", ())
-    assert nodes.told == [
-        "the link from head to b could not be measured",
-        "the link from b to head could not be measured",
-    ]
+    assert nodes.told == ["the links between b and head could not all be measured"]
     nodes.join("c")
     _, found = nodes.next()
     assert {(link.source, link.target) for link in found} == both("head", "c")
+
+
+def test_an_address_that_can_never_work_hinders_nobody_else(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(id: bytes, address: str) -> None:
+        nodes.echoing[id] = HEAD.name
+        if address == "nonsense":
+            raise LinkBroken(f"{address} is no address")
+
+    monkeypatch.setattr(nodes, "answer", answer)
+    monkeypatch.setattr(nodes, "measure", lambda id, address, n_bytes, is_brief: None)
+    nodes.finder.joined(End("b", "nonsense"), lambda found: nodes.ready.put(("b", found)))
+    assert nodes.next() == ("b", ())
+    nodes.finder.lost("b")
+    nodes.join("c")
+    assert [link.source for link in nodes.next()[1]] == ["c"]
 
 
 def test_a_join_takes_so_long_and_no_longer(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,9 @@ class Machine:
     def node(self) -> Node:
         return cast("Node", SimpleNamespace(devices=(CPU,), worker=self))
 
-    def measure(self, model: Model, stop: Callable[[], bool], is_brief: bool = False) -> Future[dict[str, DeviceRates]]:
+    def measure(
+        self, model: Model, memory_bytes: int, stop: Callable[[], bool], is_brief: bool = False
+    ) -> Future[dict[str, DeviceRates]]:
         self.n_measured += not is_brief
         self.n_checked += is_brief
         result: Future[dict[str, DeviceRates]] = Future()
@@ -193,7 +195,7 @@ def test_a_backend_that_hangs_is_not_waited_for(
 
 def test_who_wants_it_afresh_gets_it(machine: Machine, llama: Model) -> None:
     for _ in "ab":
-        machine.measurer().measure(machine.node, llama)
+        machine.measurer().measure(machine.node, llama, 50)
     assert machine.n_measured == 2
 
 

@@ -66,7 +66,9 @@ class End:
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[End, End]]:
+def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[End, End]]:
+    for name in ("ANSWER_S", "CONNECT_S", "LOST_AFTER_S"):
+        monkeypatch.setattr(probes, name, 2 * DEADLINE_S)
     transport = InprocTransport()
     with ExitStack() as exits:
         yield End(transport, exits), End(transport, exits)
