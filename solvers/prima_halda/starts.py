@@ -15,6 +15,7 @@ from prima_core.plan.plan import Plan
 from prima_core.plan.proportional import ROUNDS, proportional
 from prima_core.plan.stream import gather_bytes
 from prima_halda.cluster import Cluster
+from prima_halda.contiguous import contiguous
 from prima_halda.judge import Judge
 from prima_halda.layout import laid_out
 from prima_halda.memory import Way
@@ -22,6 +23,7 @@ from prima_halda.relax import VISITS, Options, Relaxation, Relaxed, Share
 from prima_halda.ring import shortest_ring
 
 _SPREADS = (1, 2, 4, 8, 16)
+_ORDERS = 2
 _LEFT_OUT = 3
 """Nodes with the fewest layers that are each left out once."""
 
@@ -36,7 +38,19 @@ def starts(judge: Judge) -> list[Way]:
             ways += _ways(cluster, found.shares, ring(others), cluster.problem.rounds)
         if not differs(cluster):
             break
+    if not cluster.problem.rounds:
+        ways += _in_one_round(cluster, ways)
     return list(dict.fromkeys([*ways, *_of_other_solvers(cluster)]))
+
+
+def _in_one_round(cluster: Cluster, ways: Sequence[Way]) -> Iterator[Way]:
+    """Nodes in the order in which the others visit them first, and all that they leave out, both ways round."""
+    visited = (tuple(dict.fromkeys(cluster.places[number].member for number in way)) for way in ways[:_ORDERS])
+    for first in dict.fromkeys(visited):
+        rest = [member.index for member in cluster.members if member.index not in first]
+        for order in ((*first, *rest), (*rest, *reversed(first))):
+            if (way := contiguous(cluster, order)) is not None:
+                yield way
 
 
 def bound_s(judge: Judge) -> float:
