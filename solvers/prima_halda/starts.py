@@ -96,7 +96,7 @@ def _relaxed(judge: Judge, by_largest: bool) -> Iterator[Relaxed]:
     relaxation = Relaxation(cluster, by_largest=by_largest)
     found = [best for options in _options(cluster) if (best := relaxation.solve(options)) is not None]
     yield from found
-    if found and not cluster.problem.rounds:
+    if found and not cluster.problem.rounds and not by_largest:
         best = min(found, key=lambda one: one.time_s)
         for without in _least_used(cluster, best):
             if (left := relaxation.solve(Options(without=without))) is not None:
