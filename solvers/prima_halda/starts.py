@@ -70,8 +70,7 @@ def _hopeful_bounds(judge: Judge) -> Iterator[float]:
     if cluster.problem.goal is Goal.TTFT:
         for chunk in _chunks(cluster):
             hopeful = Relaxation(judge.timing(cluster.step.of(chunk, 1)).cluster, hopeful=True)
-            found = hopeful.prompts(Options((1,), n_chunks=-(-cluster.problem.n_prompt // chunk)))
-            yield from (one.bound_s for one in found)
+            yield from (one.bound_s for one in hopeful.prompts(_of_prompt(cluster, chunk)))
         return
     best = Relaxation(cluster, hopeful=True).solve(Options(tuple(range(1, 33))))
     if best is not None:
@@ -91,7 +90,7 @@ def _relaxed(judge: Judge, by_largest: bool) -> Iterator[Relaxed]:
     if cluster.problem.goal is Goal.TTFT and not cluster.problem.rounds:
         for chunk in _chunks(cluster):
             relaxation = Relaxation(judge.timing(cluster.step.of(chunk, 1)).cluster, by_largest=by_largest)
-            yield from relaxation.prompts(Options((1,), n_chunks=-(-cluster.problem.n_prompt // chunk)))
+            yield from relaxation.prompts(_of_prompt(cluster, chunk))
         return
     relaxation = Relaxation(cluster, by_largest=by_largest)
     found = [best for options in _options(cluster) if (best := relaxation.solve(options)) is not None]
@@ -143,15 +142,25 @@ def _steps(cluster: Cluster) -> list[tuple[int, int]]:
     return list(fewest.items())
 
 
+def _of_prompt(cluster: Cluster, chunk: int) -> Options:
+    n_chunks, n_together = -(-cluster.problem.n_prompt // chunk), max(1, _gathered(cluster) // chunk)
+    return Options((1,), n_chunks=n_chunks, n_together=min(n_together, n_chunks))
+
+
+def _gathered(cluster: Cluster) -> int:
+    problem = cluster.problem
+    n_bytes = gather_bytes(problem, [node.name for node in problem.nodes])
+    return gathered_tokens(n_bytes, problem.model.row_bytes)
+
+
 def _chunks(cluster: Cluster) -> list[int]:
     """Of a prompt, that plans may have."""
     problem = cluster.problem
-    gathered = gathered_tokens(gather_bytes(problem, [node.name for node in problem.nodes]), problem.model.row_bytes)
     usual = {
         usual_chunk(on_gpu, is_alone, n)
         for on_gpu in {not is_cpu(place.id) for place in cluster.places}
         for is_alone in (False, True)
-        for n in (0, gathered)
+        for n in (0, _gathered(cluster))
     }
     return sorted({min(problem.chunk or chunk, problem.n_prompt) for chunk in usual})
 
