@@ -57,7 +57,7 @@ class Options:
 
     `streams`: whether weights may be read at all. `without`: nodes that get nothing. `n_steps` follow each other in a
     pass, so no node may take more than its part of the time. `n_chunks` of a prompt (0: it is not about one): then a
-    node reads while it computes a chunk, and takes at most `slowest_s` for each.
+    node reads while it computes a chunk, or `n_together` at once, and takes at most `slowest_s` for each.
     """
 
     visits: tuple[int, ...] = VISITS
@@ -66,6 +66,7 @@ class Options:
     without: frozenset[int] = frozenset()
     n_steps: int = 1
     n_chunks: int = 0
+    n_together: int = 1
     slowest_s: float = np.inf
 
 
@@ -119,16 +120,24 @@ class Relaxation:
         free = self._capped(options, np.inf)
         if free is None:
             return []
-        found, caps = [free], np.geomspace(free.time_s / len(self.cluster.members), free.time_s, _CAPS)
-        n_more, below_s = options.n_chunks - 1, 0.0
-        for cap in caps if n_more else ():
+        n_more, found = options.n_chunks - 1, list[Relaxed]()
+        below_s, first = self._least_cap(options, free.time_s)
+        for cap in np.geomspace(first, max(first, free.time_s), _CAPS) if n_more else ():
             capped = self._capped(options, float(cap))
             if capped is not None:
                 bound_s = capped.time_s + n_more * below_s
                 found.append(Relaxed(capped.time_s + n_more * float(cap), bound_s, capped.shares))
             below_s = float(cap)
-        last = Relaxed(free.time_s * options.n_chunks, free.time_s + n_more * below_s, free.shares)
-        return [*found[1:], last]
+        return [*found, Relaxed(free.time_s * options.n_chunks, free.time_s + n_more * below_s, free.shares)]
+
+    def _least_cap(self, options: Options, high: float) -> tuple[float, float]:
+        """Times of the slowest node: one with which there is nothing, and a little more, with which there is."""
+        low = 0.0
+        for _ in range(_CAPS):
+            middle = (low + high) / 2
+            can_be = np.isfinite(self.sum_s(replace(options, slowest_s=middle), np.inf))
+            low, high = (low, middle) if can_be else (middle, high)
+        return low, high
 
     def _capped(self, options: Options, slowest_s: float) -> Relaxed | None:
         asked = replace(options, slowest_s=slowest_s)
@@ -193,12 +202,15 @@ class Relaxation:
         return _with_nothing(cost, options)
 
     def _prompt_costs(self, options: Options) -> Floats:
-        """Every node is visited once. The first chunk waits for reading that its computing does not hide."""
+        """Every node is visited once. The first chunk waits for reading that its computing does not hide; if not in one
+        round, other nodes' computing may."""
         t = self._tables
-        reading_s = np.where(t.over > 0, (t.over + t.least) / t.rates[:, None, None] * (not self.hopeful), 0.0)
-        took_s = np.maximum(t.compute_s, reading_s) + np.where(t.over > 0, t.demanded_s, 0.0)
+        reading_s = np.where(t.over > 0, (t.over + t.least) / t.rates[:, None, None], 0.0)
+        first_s = t.compute_s if self.hopeful else np.maximum(t.compute_s, reading_s)
+        took_s = first_s + np.where(t.over > 0, t.demanded_s, 0.0)
+        further_s = np.maximum(t.compute_s + t.ends_s, reading_s / options.n_together)
         hop_s = (t.hops - t.free_hops)[:, None, None]
-        possible = t.possible & (options.streams | (t.over == 0)) & (took_s + t.ends_s <= options.slowest_s)
+        possible = t.possible & (options.streams | (t.over == 0)) & (further_s <= options.slowest_s)
         return _with_nothing(np.where(possible, took_s + hop_s, np.inf)[:, :, None, :], options)
 
 
