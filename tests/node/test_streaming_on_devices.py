@@ -14,10 +14,11 @@ from prima_core.model.weights import Model
 from prima_core.node.coordinate import model_facts
 from prima_core.node.head import HeadOptions
 from prima_core.node.view import NodeView
-from prima_core.plan import stream
+from prima_core.plan import fill, stream
 from prima_core.plan.plan import Residency
 from prima_core.testing.cluster import NODE
 from prima_core.testing.reference import greedy_ids
+from prima_halda import memory, relax
 from tests.node.cluster import Cluster
 from tests.node.conftest import PROMPTS
 from tests.node.fakegpu import add_fake_gpu
@@ -32,7 +33,8 @@ SMALLEST_BUFFER = MB
 
 @pytest.fixture
 def start(llama: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cluster]]:
-    monkeypatch.setattr(stream, "LEAST_BUFFER_BYTES", SMALLEST_BUFFER)
+    for module in (stream, fill, memory, relax):
+        monkeypatch.setattr(module, "LEAST_BUFFER_BYTES", SMALLEST_BUFFER)
     with ExitStack() as exits:
 
         def open_cluster(backend: str, memory_bytes: int) -> Cluster:
@@ -51,7 +53,7 @@ def whole(model: Model, growth: float = 1.0) -> int:
 
 
 def need_of(cluster: Cluster) -> Residency:
-    cluster.until_serving_with("head")
+    cluster.head.wait_until_serving()
     plan = cluster.status.plan
     assert plan is not None
     [need] = plan.residency
