@@ -71,6 +71,10 @@ def check_answers(cluster: Cluster, model: Model) -> None:
         assert answer.rest() == greedy_ids(model.path, prompt, 16)
 
 
+def governors() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "prima-governor"}
+
+
 @pytest.mark.parametrize("backend", ["torch:cpu", "mlx:cpu"])
 def test_a_node_with_less_memory_than_the_model_takes_plans_to_stream_and_answers_as_one_with_all(
     start: Callable[..., Cluster], llama: Model, backend: str
@@ -106,10 +110,11 @@ def test_a_gpu_alone_streams_and_nobody_asks_it_to_give_way(
     """What it gave up would not be the host's."""
     room = int(0.6 * whole(llama))
     add_fake_gpu(site, sizes={GPU: room}, copies=True)
+    before = governors()
     cluster = start(GPU, 64 * MB)
     need = need_of(cluster)
     assert min(need.streamed_bytes, need.buffer_bytes, need.slot_bytes) > 0
     assert need.pinned_bytes + need.slot_bytes + need.kv_bytes <= room
-    assert not any(thread.name == "prima-governor" for thread in threading.enumerate())
+    assert governors() == before
     check_answers(cluster, llama)
     assert view_of(cluster).times.read_bytes > need.streamed_bytes
