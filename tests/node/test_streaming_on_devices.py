@@ -14,10 +14,11 @@ from prima_core.model.weights import Model
 from prima_core.node.coordinate import model_facts
 from prima_core.node.head import HeadOptions
 from prima_core.node.view import NodeView
-from prima_core.plan import stream
+from prima_core.plan import fill, stream
 from prima_core.plan.plan import Residency
 from prima_core.testing.cluster import NODE
 from prima_core.testing.reference import greedy_ids
+from prima_halda import memory, relax
 from tests.node.cluster import Cluster
 from tests.node.conftest import PROMPTS
 from tests.node.fakegpu import add_fake_gpu
@@ -32,7 +33,8 @@ SMALLEST_BUFFER = MB
 
 @pytest.fixture
 def start(llama: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cluster]]:
-    monkeypatch.setattr(stream, "LEAST_BUFFER_BYTES", SMALLEST_BUFFER)
+    for module in (stream, fill, memory, relax):
+        monkeypatch.setattr(module, "LEAST_BUFFER_BYTES", SMALLEST_BUFFER)
     with ExitStack() as exits:
 
         def open_cluster(backend: str, memory_bytes: int) -> Cluster:
@@ -51,7 +53,7 @@ def whole(model: Model, growth: float = 1.0) -> int:
 
 
 def need_of(cluster: Cluster) -> Residency:
-    cluster.until_serving_with("head")
+    cluster.head.wait_until_serving()
     plan = cluster.status.plan
     assert plan is not None
     [need] = plan.residency
@@ -67,6 +69,10 @@ def check_answers(cluster: Cluster, model: Model) -> None:
     answers = [cluster.ask(prompt, 16) for prompt in PROMPTS.values()]
     for prompt, answer in zip(PROMPTS.values(), answers, strict=True):
         assert answer.rest() == greedy_ids(model.path, prompt, 16)
+
+
+def governors() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "prima-governor"}
 
 
 @pytest.mark.parametrize("backend", ["torch:cpu", "mlx:cpu"])
@@ -104,10 +110,11 @@ def test_a_gpu_alone_streams_and_nobody_asks_it_to_give_way(
     """What it gave up would not be the host's."""
     room = int(0.6 * whole(llama))
     add_fake_gpu(site, sizes={GPU: room}, copies=True)
+    before = governors()
     cluster = start(GPU, 64 * MB)
     need = need_of(cluster)
     assert min(need.streamed_bytes, need.buffer_bytes, need.slot_bytes) > 0
     assert need.pinned_bytes + need.slot_bytes + need.kv_bytes <= room
-    assert not any(thread.name == "prima-governor" for thread in threading.enumerate())
+    assert governors() == before
     check_answers(cluster, llama)
     assert view_of(cluster).times.read_bytes > need.streamed_bytes
