@@ -22,6 +22,8 @@ from prima_core.model.weights import MappedStore
 if TYPE_CHECKING:
     from prima_core.memory.system import DirectFile, System
 
+_NONE: frozenset[str] = frozenset()
+
 
 class Inventory:
     """The layers of `visits`, in this order, and `ends`, of which `streamed_bytes` are not kept (see `residency`).
@@ -222,8 +224,8 @@ class Inventory:
         return [weight for weight in self.mapped.views(layer).values() if weight.name not in left_out]
 
     def _streamed_of(self, layer: int, streamed: Streamed) -> frozenset[str]:
-        stacks = self.holding.experts.get(layer, ()) if streamed.on_demand else ()
-        return streamed.layers.get(layer, frozenset()).union(stacks)
+        names = streamed.layers.get(layer, _NONE)  # as it is: this is asked twice a layer and token
+        return names.union(self.holding.experts.get(layer, ())) if streamed.on_demand else names
 
     def _kept_ends(self, streamed: Streamed) -> list[Weight]:
         """Of the output matrix perhaps its first rows only."""

@@ -345,17 +345,25 @@ struct alignas(64) SmallPanel {
 
 // A tile's products again and again, with nothing to load: what panels could reach.
 uint64_t multiply_registers(int64_t n_products) {
-    constexpr int n_sums = kTileVectors * kBigTileRows;
-    Ints sums[n_sums];
-    for (Ints& sum : sums) sum = Ints::zero();
-    const Ints codes = Ints::set(0x01020304), x = Ints::set(0x04030201);
-    for (int64_t i = 0; i < n_products / (n_sums * kLanes * 4); ++i) {
-        PRIMA_UNROLL
-        for (int s = 0; s < n_sums; ++s) sums[s] = dot_bytes(sums[s], codes, hidden(x));
+    constexpr int R = kBigTileRows, W = kTileVectors;
+    Ints sums[R][W];
+    for (auto& row : sums) {
+        for (Ints& sum : row) sum = Ints::zero();
     }
-    for (int s = 1; s < n_sums; ++s) sums[0] = sums[0] + sums[s];
+    const Ints codes = Ints::set(0x01020304), x = Ints::set(0x04030201);
+    for (int64_t i = 0; i < n_products / (R * W * kLanes * 4); ++i) {
+        PRIMA_UNROLL
+        for (int r = 0; r < R; ++r) {
+            PRIMA_UNROLL
+            for (int w = 0; w < W; ++w) sums[r][w] = dot_bytes(sums[r][w], codes, hidden(x));
+        }
+    }
+    Ints all = Ints::zero();
+    for (const auto& row : sums) {
+        for (const Ints& sum : row) all = all + sum;
+    }
     alignas(64) uint32_t lanes[kLanes];
-    sums[0].store(lanes);
+    all.store(lanes);
     return lanes[0];
 }
 
