@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from prima_core.errors import ModelError
+from prima_core.errors import DeviceMemoryError, ModelError
 from prima_core.interfaces import ExpertGroup, Weight
 from prima_core.memory.inventory import opened
 from prima_core.memory.readers import Batch, Readers
@@ -167,9 +167,10 @@ class LayerExperts:
             try:
                 for slot in slots:
                     self._slots.claim(slot)
-            except MemoryError:
+            except MemoryError as error:
                 self._residents.drop(self._row, group)
-                raise
+                hint = "end other programs, or start this node with less --memory"
+                raise DeviceMemoryError(f"there is no memory for an expert: {error}", hint=hint) from error
             reads = [
                 read
                 for expert, slot in zip(group.tolist(), slots, strict=True)

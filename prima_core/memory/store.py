@@ -332,7 +332,9 @@ class StreamingStore:
             self._close_reader()
         else:
             self._open_files()
-            if self._least_buffer(self._inventory.stations) > self._buffer_bytes:  # this disk's blocks are large
+            if (
+                self._least_buffer(self._inventory.stations) > self._buffer_bytes
+            ):  # experts came meanwhile, or large blocks
                 self._buffer_bytes = self._buffer_for(self._inventory.stations)
             if self._reader is None or self._open_buffer_bytes != self._buffer_bytes - self._group_bytes:
                 self._close_reader()

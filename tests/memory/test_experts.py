@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prima_core.errors import ModelError
+from prima_core.errors import DeviceMemoryError, ModelError
 from prima_core.interfaces import ExpertGroup, Weight
 from prima_core.memory import readers
 from prima_core.memory.experts import Experts
@@ -328,7 +328,7 @@ def test_the_slots_of_a_disk_that_hangs_are_used_again_once_it_has_answered(
 def test_an_expert_that_finds_no_memory_comes_when_there_is_some(file: GGUFFile, system: FakeSystem) -> None:
     with opened(file, system, one(file, 2)) as experts:
         system.is_full = True
-        with pytest.raises(MemoryError):
+        with pytest.raises(DeviceMemoryError, match="no memory for an expert"):
             require(experts, 0, [3, 5])
         system.is_full = False
         for group in groups(experts, 0, [3, 5]):
