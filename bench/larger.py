@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 from prima_core.arch.families import open_model
@@ -59,15 +59,16 @@ class Bar:
 @dataclass(frozen=True, slots=True)
 class Bench:
     model: Path
-    touched_bytes: int
     work: Workload
 
-    def run(self, cluster: Cluster, **changed: Any) -> Figures:  # Any: values of `config.TABLE`
+    def run(
+        self, cluster: Cluster, when_idle: Callable[[], None] = lambda: None, **changed: Any
+    ) -> Figures:  # Any: values of `config.TABLE`
         settings: Mapping[str, Any] = {name: setting.default for name, setting in SETTINGS.items()} | changed
-        figures = bench_cluster(cluster, self.model, self.work, settings, _say)
+        figures = bench_cluster(cluster, self.model, self.work, settings, say, when_idle)
         foretold = "" if figures.forecast_s is None else f", {figures.forecast_s:.3f} s were foretold"
         read = figures.read_bytes_per_token / 1e9
-        _say(f"{cluster.name}: {figures.tpot_s:.3f} s and {read:.3f} GB read per token{foretold}")
+        say(f"{cluster.name}: {figures.tpot_s:.3f} s and {read:.3f} GB read per token{foretold}")
         return figures
 
     def disk_rates(self) -> list[float]:
@@ -75,26 +76,28 @@ class Bench:
         return [disk_rate(model_files(self.model), 0, host()) for _ in range(N_DISK)]
 
 
-def one(bench: Bench, llama_bench: str | None) -> Iterator[Bar]:
-    rates = bench.disk_rates()
-    figures = bench.run(Cluster(name="one", nodes=(Node(name="a", memory=MEMORY, base=BASE),)))
-    node, disk_bytes_s = figures.nodes[0], median(rates + bench.disk_rates())
+def one(bench: Bench, n_bytes: int, llama_bench: str | None) -> Iterator[Bar]:
+    rates: list[float] = []
+    cluster = Cluster(name="one", nodes=(Node(name="a", memory=MEMORY, base=BASE),))
+    figures = bench.run(cluster, lambda: rates.extend(bench.disk_rates()))
+    node, disk_bytes_s = figures.nodes[0], fmean(rates)
     if node.forecast is None or figures.forecast_s is None:
         raise SystemExit("the node made no forecast")
-    must_bytes = bench.touched_bytes - node.budget_bytes + node.forecast.buffer_bytes
+    must_bytes = n_bytes - node.budget_bytes + node.forecast.buffer_bytes
     least_s = max(figures.read_bytes_per_token / disk_bytes_s, node.forecast.compute_s)
-    _say(f"direct reads: {disk_bytes_s / 1e9:.2f} GB/s; N - R + B = {must_bytes / 1e9:.3f} GB")
+    say(f"direct reads: {disk_bytes_s / 1e9:.2f} GB/s; N - R + B = {must_bytes / 1e9:.3f} GB")
     yield Bar("one node: bytes per token / (N - R + B)", figures.read_bytes_per_token / must_bytes, 1.1, True)
     yield Bar("one node: time per token / reading or computing", figures.tpot_s / least_s, 1.15, True)
     yield Bar("one node: time per token / foretold", figures.tpot_s / figures.forecast_s, 1.2, True)
     if llama_bench is not None:
-        other = bench.run(_llama(llama_bench))
+        other = bench.run(llama(llama_bench))
         yield Bar("one node: times as fast as llama.cpp with mmap", other.tpot_s / figures.tpot_s, 2.0, False)
 
 
-def _llama(program: str) -> Cluster:
-    node = Node(name="a", memory=MEMORY, base=BASE, command=(program, *LLAMA))
-    measure = Measure(begin="generation run 1/1", tokens_per_s=r"tg\d+ \|\s+([0-9.]+)")
+def llama(program: str, memory: str = MEMORY, *options: str) -> Cluster:
+    """llama.cpp's llama-bench with so much memory, and more options."""
+    node = Node(name="a", memory=memory, base=BASE, command=(program, *LLAMA, *options))
+    measure = Measure(begin="generation run 1/1", tokens_per_s=r"tg\d+(?: @ d\d+)? \|\s+([0-9.]+)")
     return Cluster(name="llama-cpp", nodes=(node,), measure=measure)
 
 
@@ -131,11 +134,11 @@ def main() -> None:
     with open_model(asked.model) as model:  # not while it is measured: its files have to get out of the page cache
         n_bytes = touched_bytes(model)
     del model
-    bench, cases = Bench(asked.model, n_bytes, Workload(asked.prompt, asked.gen)), asked.only.split(",")
+    bench, cases = Bench(asked.model, Workload(asked.prompt, asked.gen)), asked.only.split(",")
     if unknown := set(cases) - set(CASES):
         parser.error(f"--only {unknown.pop()}: there are {', '.join(CASES)}")
     ways = {
-        "one": lambda: one(bench, asked.llama_bench),
+        "one": lambda: one(bench, n_bytes, asked.llama_bench),
         "four": lambda: four(bench, asked.peer_s),
         "rounds": lambda: rounds(bench),
     }
@@ -150,7 +153,7 @@ def main() -> None:
     sys.exit(not all(bar.holds for bar in bars))
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

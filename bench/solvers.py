@@ -1,7 +1,7 @@
-"""How good and how quick the solver `halda` is, in simulated time per token.
+"""How good and how quick the solver `halda` is, in foretold time per token, or to the first one (--goal ttft).
 
-    python -m bench.solvers small [--problems 300] [--first 0]
-    python -m bench.solvers large
+    python -m bench.solvers small [--goal latency] [--problems 300] [--first 0]
+    python -m bench.solvers large [--goal throughput]
 
 small: against the best of all plans, for random clusters of 2 to 4 nodes and models of up to 8 layers.
 large: 16 nodes with 80 layers and 32 with 128, beside the other solvers, and how long it takes.
@@ -18,9 +18,10 @@ from collections.abc import Sequence
 import msgspec
 
 from prima_core.errors import PlanError
+from prima_core.interfaces import Goal
 from prima_core.plan.check import complete
 from prima_core.plan.plan import Plan
-from prima_core.plan.predict import predict
+from prima_core.plan.predict import goal_s, predict
 from prima_core.plan.problem import DeviceFacts, LinkFacts, ModelFacts, NodeFacts, Problem
 from prima_core.plan.proportional import proportional
 from prima_halda import compute, ilp, solver
@@ -35,15 +36,40 @@ NEAR, MOST_NEAR = 1.15, 200
 """Ways that take so many times as long as the best one get a search for better buffers, the best of them."""
 
 
-def token_s(plan: Plan, problem: Problem) -> float:
-    return predict(complete(plan, problem), problem).token_s
+def time_s(plan: Plan, problem: Problem) -> float:
+    """What the problem's goal is about: per token, or to the first one."""
+    return goal_s(predict(complete(plan, problem), problem), problem.goal)
 
 
 # ---------------------------------------------------------------- small
 
 
-def small_problem(seed: int) -> Problem:
+def with_goal(problem: Problem, goal: Goal, chance: random.Random) -> Problem:
+    """Prefill 10 to 60 times as fast as decode; for throughput 2 to 12 sequences; a context of up to 4000 tokens."""
+    nodes = tuple(
+        msgspec.structs.replace(
+            node,
+            devices=tuple(
+                msgspec.structs.replace(device, prefill_bytes_s=device.decode_bytes_s * chance.uniform(10, 60))
+                for device in node.devices
+            ),
+        )
+        for node in problem.nodes
+    )
+    model = msgspec.structs.replace(problem.model, row_bytes=chance.choice((50_000, 150_000)))
+    n_prompt, width = chance.choice((32, 300, 2000)), chance.choice((2, 4, 12)) if goal is Goal.THROUGHPUT else 1
+    return msgspec.structs.replace(
+        problem, model=model, nodes=nodes, goal=goal, width=width, n_prompt=n_prompt, n_past=chance.randint(0, 4000)
+    )
+
+
+def small_problem(seed: int, goal: Goal = Goal.LATENCY) -> Problem:
     """Memory from too little to plenty, some GPUs, slow links, shared disks, layers of odd sizes."""
+    problem = _small_problem(seed)
+    return problem if goal is Goal.LATENCY else with_goal(problem, goal, random.Random(f"{goal} {seed}"))
+
+
+def _small_problem(seed: int) -> Problem:
     chance = random.Random(f"small {seed}")
     has_gpu = [chance.random() < 0.25 for _ in range(chance.randint(2, 4))]
     n_places = len(has_gpu) + sum(has_gpu)
@@ -101,13 +127,13 @@ def exhaustive(problem: Problem) -> float | None:
     budget = Budget(judge, 1 << 60)
     refined = [with_better_buffers(judge, trial, budget) for trial in near[::-1][:MOST_NEAR]]
     refined.sort(key=lambda trial: trial.time_s)
-    return token_s(solver.fastest(cluster, refined), problem) if refined else None
+    return time_s(solver.fastest(cluster, refined), problem) if refined else None
 
 
-def compare_small(first: int, n_problems: int) -> None:
+def compare_small(first: int, n_problems: int, goal: Goal) -> None:
     ratios = []
     for seed in range(first, first + n_problems):
-        problem, began_s = small_problem(seed), time.process_time()
+        problem, began_s = small_problem(seed, goal), time.process_time()
         best_s = exhaustive(problem)
         middle_s = time.process_time()
         own_s = _time_of(problem)
@@ -129,7 +155,7 @@ def _ratio(own_s: float | None, best_s: float | None) -> float:
 
 def _time_of(problem: Problem) -> float | None:
     try:
-        return token_s(solver.solve(problem), problem)
+        return time_s(solver.solve(problem), problem)
     except PlanError:
         return None
 
@@ -141,7 +167,7 @@ def _ms(time_s: float | None) -> str:
 # ---------------------------------------------------------------- large
 
 
-def large_problem(n_nodes: int, n_layers: int, plenty: float, seed: int = 3) -> Problem:
+def large_problem(n_nodes: int, n_layers: int, plenty: float, seed: int = 3, goal: Goal = Goal.LATENCY) -> Problem:
     """`plenty`: memory of all nodes, in times of the model."""
     chance = random.Random(seed)
     usual = 500 * MB
@@ -160,14 +186,15 @@ def large_problem(n_nodes: int, n_layers: int, plenty: float, seed: int = 3) -> 
         nodes.append(NodeFacts(f"n{index}", room, tuple(devices), chance.uniform(4e8, 4e9)))
     pairs = itertools.permutations([node.name for node in nodes], 2)
     links = tuple(LinkFacts(a, b, chance.uniform(0.0005, 0.008), 5e7) for a, b in pairs)
-    return Problem(model, tuple(nodes), "n0", 8192, links)
+    problem = Problem(model, tuple(nodes), "n0", 8192, links)
+    return problem if goal is Goal.LATENCY else with_goal(problem, goal, random.Random(f"{goal} {seed}"))
 
 
-def compare_large() -> None:
+def compare_large(goal: Goal) -> None:
     solvers = {"halda": solver.solve, "halda-ilp": ilp.solve, "even": proportional, "compute": compute.solve}
     for n_nodes, n_layers in ((4, 80), (8, 80), (16, 80), (32, 128)):
         for plenty in (0.6, 0.8, 1.2):
-            problem = large_problem(n_nodes, n_layers, plenty)
+            problem = large_problem(n_nodes, n_layers, plenty, goal=goal)
             print(f"{n_nodes} nodes, {n_layers} layers, memory for {plenty:.0%} of the model")
             for name, solve in solvers.items():
                 began_s = time.process_time()
@@ -176,7 +203,7 @@ def compare_large() -> None:
                 bound = f", bound {1e3 * plan.certificate.bound_s:.1f}" if name == "halda" and plan.certificate else ""
                 shape = f"{len(plan.nodes)} nodes, {len(plan.visits)} visits"
                 print(
-                    f"  {name:9}  {1e3 * token_s(plan, problem):9.1f} ms  {shape}{bound}  ({took_s:.2f} s)", flush=True
+                    f"  {name:9}  {1e3 * time_s(plan, problem):9.1f} ms  {shape}{bound}  ({took_s:.2f} s)", flush=True
                 )
 
 
@@ -185,11 +212,12 @@ def main() -> None:
     parser.add_argument("what", choices=("small", "large"))
     parser.add_argument("--problems", type=int, default=300)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--goal", type=Goal, choices=tuple(Goal), default=Goal.LATENCY)
     arguments = parser.parse_args()
     if arguments.what == "small":
-        compare_small(arguments.first, arguments.problems)
+        compare_small(arguments.first, arguments.problems, arguments.goal)
     else:
-        compare_large()
+        compare_large(arguments.goal)
 
 
 if __name__ == "__main__":

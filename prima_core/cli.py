@@ -24,7 +24,7 @@ CTRL_C = 130
 OWNER = "prima-owner-"  # how threads that compute are named, see `ring.worker`
 
 NODE = ("backend", "threads", "kernels", "memory")
-RING = ("nodes", "plan", "solver", "rounds", "transport", "wire")
+RING = ("nodes", "plan", "solver", "goal", "rounds", "transport", "wire")
 CONTEXT = ("context", "kv_type", "chunk")
 SAMPLING = ("temp", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 JOINING = ("listen", "advertise", "token_file")
@@ -188,20 +188,32 @@ def bench(
     "nodes",
     "plan",
     "solver",
+    "goal",
     "rounds",
     "context",
     "kv_type",
     "parallel",
     "log_level",
 )
+@click.option("--explain", "explains", is_flag=True, help="Tell it in words and bars, and what would make it faster.")
+@click.option("--svg", metavar="FILE", type=click.Path(dir_okay=False), help="Draw what happens for a token.")
 @as_json
 @click.pass_obj
-def plan(registry: Registry, /, model: str | None, problem: str | None, as_json: bool, **settings: Any) -> None:
+def plan(
+    registry: Registry,
+    /,
+    model: str | None,
+    problem: str | None,
+    explains: bool,
+    svg: str | None,
+    as_json: bool,
+    **settings: Any,  # Any: the values of config.TABLE
+) -> None:
     """Show which node would compute which layers."""
     from prima_core.commands import plan as commands
 
     _start(settings)
-    commands.plan(model, problem, as_json, settings, registry)
+    commands.plan(model, problem, commands.Shown(as_json, explains, svg), settings, registry)
 
 
 @cli.command()

@@ -365,6 +365,16 @@ class TransportPlugin:
 # ---------------------------------------------------------------- solvers
 
 
+class Goal(StrEnum):
+    """What is to be least. `LATENCY`: the time of a pass, which gives each sequence in it a token. `THROUGHPUT`: the
+    time in which every sequence gets a token while many are served, which keep several nodes busy at once. `TTFT`: the
+    time to the first token of a prompt."""
+
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+    TTFT = "ttft"
+
+
 @dataclass(frozen=True, slots=True)
 class SolverPlugin:
     """Offer of a solver: `solve` is pure (no I/O, no clock, the same answer twice); core checks its plan.

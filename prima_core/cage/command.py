@@ -14,7 +14,7 @@ from prima_core.config import CLUSTER_PORT, PORT, SETTINGS, TABLE
 PRIMA = (sys.executable, "-P", "-m", "prima_core")  # -P: not what lies in this folder
 PRIMA_URL = f"http://127.0.0.1:{PORT}/v1"
 FOR_NODES = ("backend", "kernels", "log_level")
-FOR_THE_HEAD = ("kv_type", "chunk", "plan", "solver", "rounds", "wire")
+FOR_THE_HEAD = ("kv_type", "chunk", "plan", "solver", "goal", "rounds", "wire")
 Settings = Mapping[str, Any]  # values of `config.TABLE` by name, each as its click type made it
 
 

@@ -187,7 +187,9 @@ def _answer(head: Head, messages: list[dict[str, str]], line: str, settings: Set
 
 def bench(model: str | None, n_prompt: int, n_gen: int, as_json: bool, settings: Settings, registry: Registry) -> None:
     """Time a prompt and a generation, each token of it."""
-    with serving_head(model, {**settings, "context": settings["context"] or n_prompt + n_gen}, registry) as head:
+    with serving_head(
+        model, {**settings, "context": settings["context"] or n_prompt + n_gen, "n_prompt": n_prompt}, registry
+    ) as head:
         _timed(head, n_prompt, n_gen)  # warms up
         timings, nodes = _timed(head, n_prompt, n_gen)
         facts = bench_facts(head, timings, nodes)

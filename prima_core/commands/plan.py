@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -9,27 +10,58 @@ import rich_click as click
 from rich.markup import escape
 from rich.table import Table
 
+from prima_core.commands.explain import explained, print_explained, write_svg
 from prima_core.commands.setup import Settings, head_options, open_model_argument
 from prima_core.commands.table import wide_console
 from prima_core.errors import ConfigError, PlanError
 from prima_core.interfaces import BackendOptions
-from prima_core.node.coordinate import Planning, model_facts
+from prima_core.model.visible import visible
+from prima_core.node.coordinate import Planning, foretold, model_facts
 from prima_core.node.driver import Member
+from prima_core.node.profiles import Profiles, cache_folder
+from prima_core.node.profiling import kept_profile
 from prima_core.plan.check import complete
+from prima_core.plan.explain import Solve
 from prima_core.plan.forecast import Forecast
 from prima_core.plan.plan import Certificate, Plan, Residency, plan_to_json
 from prima_core.plan.predict import predict
 from prima_core.plan.problem import DeviceFacts, Problem, problem_from_json
+from prima_core.plan.profile import Profile
+from prima_core.plan.words import left_out
 from prima_core.plugins import Registry
 
 
-def plan(model: str | None, problem: str | None, as_json: bool, settings: Settings, registry: Registry) -> None:
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How a plan is told: `explains` in words and bars, with what would help; `svg`: a file for a picture."""
+
+    as_json: bool = False
+    explains: bool = False
+    svg: str | None = None
+
+
+def plan(model: str | None, problem: str | None, shown: Shown, settings: Settings, registry: Registry) -> None:
     """Print the plan that `prima serve` would make on this machine, or that solves a problem file."""
     solved = _solve_file(problem, registry, settings) if problem is not None else _own_plan(model, registry, settings)
-    made, unknown = _foretold(*solved)
-    if as_json:
+    made = foretold(solved.plan, solved.problem)
+    if shown.svg is not None:
+        write_svg(shown.svg, made, solved.problem)
+    if shown.explains:
+        made = explained(made, solved.problem, solved.solve)
+    if shown.as_json:
         click.echo(plan_to_json(made).decode())
         return
+    if shown.explains:
+        print_explained(made, solved.problem)
+    else:
+        _print(made)
+    if made.forecast is None and (shown.explains or any(need.streamed_bytes for need in made.residency)):
+        click.echo(f"{_unknown(made, solved.problem)}{solved.cure}")
+    if made.certificate is not None:
+        click.echo(_vouched(made.certificate))
+
+
+def _print(made: Plan) -> None:
     console = wide_console()
     console.print(_table(made))
     kv = f"{made.kv_tokens} KV positions in {made.kv_type}, contexts of {made.context}"
@@ -37,10 +69,8 @@ def plan(model: str | None, problem: str | None, as_json: bool, settings: Settin
     if made.forecast is not None:
         console.print(_forecast_table(made.forecast))
         click.echo(_told(made.forecast))
-    elif any(need.streamed_bytes for need in made.residency):
-        click.echo(unknown)
-    if made.certificate is not None:
-        click.echo(_vouched(made.certificate))
+    for sentence in left_out(made):
+        click.echo(visible(sentence))
 
 
 def _vouched(certificate: Certificate) -> str:
@@ -48,12 +78,13 @@ def _vouched(certificate: Certificate) -> str:
     return f"{bound}{certificate.about}"
 
 
-def _foretold(made: Plan, problem: Problem) -> tuple[Plan, str]:
-    """The plan with its forecast, or why there is none."""
+def _unknown(made: Plan, problem: Problem) -> str:
+    """Why there is no forecast."""
     try:
-        return msgspec.structs.replace(made, forecast=predict(made, problem)), ""
+        predict(made, problem)
     except PlanError as error:
-        return made, error.message
+        return error.message
+    return ""
 
 
 def _table(made: Plan) -> Table:
@@ -72,14 +103,15 @@ def _table(made: Plan) -> Table:
     return table
 
 
-_STREAMING = ("stays", "from disk for every token", "buffer")
+_STREAMING = ("stays", "from disk for every token", "buffer (+ slots on a device that copies)")
 
 
 def _bytes_of(need: Residency | None, streams: bool) -> tuple[str, ...]:
     if need is None:
         return ("",) * (4 if streams else 1)
-    sizes = (need.pinned_bytes, need.streamed_bytes, need.buffer_bytes) if streams else ()
-    return f"{_mb(need.weight_bytes)} + {_mb(need.kv_bytes)} MB", *(f"{_mb(size)} MB" for size in sizes)
+    buffer = f"{_mb(need.buffer_bytes)}" + (f" + {_mb(need.slot_bytes)}" if need.slot_bytes else "")
+    sizes = (_mb(need.pinned_bytes), _mb(need.streamed_bytes), buffer) if streams else ()
+    return f"{_mb(need.weight_bytes)} + {_mb(need.kv_bytes)} MB", *(f"{size} MB" for size in sizes)
 
 
 def _mb(n_bytes: int) -> str:
@@ -102,25 +134,43 @@ def _told(forecast: Forecast) -> str:
     )
 
 
-def _solve_file(path: str, registry: Registry, settings: Settings) -> tuple[Plan, Problem]:
+@dataclass(frozen=True, slots=True)
+class _Solved:
+    """A completed plan for a problem; `solve`: what made it, None: it was given. `cure`: where rates come from."""
+
+    plan: Plan
+    problem: Problem
+    solve: Solve | None
+    cure: str = ""
+
+
+def _solve_file(path: str, registry: Registry, settings: Settings) -> _Solved:
     try:
         problem = problem_from_json(Path(path).read_bytes())
     except OSError as error:
         raise ConfigError(f"cannot read the problem {path}: {error.strerror}", hint="check --problem") from error
     if settings.get("rounds"):
         problem = msgspec.structs.replace(problem, rounds=settings["rounds"])
-    return complete(registry.solver(settings["solver"]).solve(problem), problem), problem
+    solve = registry.solver(settings["solver"]).solve
+    return _Solved(complete(solve(problem), problem), problem, solve)
 
 
-def _own_plan(model: str | None, registry: Registry, settings: Settings) -> tuple[Plan, Problem]:
+def _own_plan(model: str | None, registry: Registry, settings: Settings) -> _Solved:
     with open_model_argument(model, settings) as opened:
         options = head_options(settings, opened.file.metadata)
         backend, _ = registry.open_backend(options.node.backend, BackendOptions(kernels=options.node.kernels), None)
-        devices = tuple(DeviceFacts.of(device) for device in backend.devices())
+        found = tuple(backend.devices())
         backend.close()
+        kept = kept_profile(Profiles(cache_folder()), found, opened) or Profile()
+        devices = tuple(kept.rated(DeviceFacts.of(device)) for device in found)
         names = [options.name, *(f"{options.name}.{index}" for index in range(2, options.n_local + 2))]
-        members = tuple(Member(name, options.node.memory, devices, "") for name in names)
+        memory, rate = options.node.memory, kept.disk_bytes_s
+        members = tuple(Member(name, memory, devices, "", rate, kept.disk) for name in names)
         facts = model_facts(opened, options.context, options.kv_type, options.plan)
         solve = registry.solver(options.solver).solve
-        planning = Planning(facts, options.name, options.parallel, solve, options.plan, options.rounds)
-        return planning(members), planning.problem(members, 1, streaming=True)
+        planning = Planning(
+            facts, options.name, options.parallel, solve, options.plan, options.rounds, options.goal, options.n_prompt
+        )
+        made = planning(members)
+        free = None if options.plan is not None else solve
+        return _Solved(made, planning.solved(made, members), free, "; `prima profile` finds it out")

@@ -21,7 +21,7 @@ from prima_core.config import CLUSTER_PORT, SETTINGS
 from prima_core.engine.engine import MAX_WAITING
 from prima_core.engine.request import Sampling
 from prima_core.errors import ConfigError
-from prima_core.interfaces import KvType
+from prima_core.interfaces import Goal, KvType
 from prima_core.library.folder import find_model, models_folder
 from prima_core.model.visible import visible
 from prima_core.model.vocabulary import DEFAULT_TEMPLATE
@@ -31,6 +31,7 @@ from prima_core.node.head import Head, HeadOptions
 from prima_core.node.network import cluster_address
 from prima_core.node.node import NodeOptions, parse_bytes
 from prima_core.plan.plan import Plan, plan_from_json
+from prima_core.plan.problem import PROMPT_TOKENS
 from prima_core.plugins import Registry
 from prima_core.ring.security import find_secret, load_or_create_token, new_secret
 from prima_core.ring.wire import WirePolicy
@@ -105,7 +106,9 @@ def head_options(settings: Settings, metadata: Mapping[str, object]) -> HeadOpti
         advertise=settings.get("advertise"),
         n_local=n_nodes - 1,
         wait=settings.get("wait", 1),
-        solver=settings.get("solver", "even"),
+        solver=settings.get("solver", "halda"),
+        goal=Goal(settings.get("goal", Goal.LATENCY)),
+        n_prompt=settings.get("n_prompt", PROMPT_TOKENS),
         plan=_plan(settings.get("plan")),
         rounds=settings.get("rounds") or 0,
         context=settings.get("context"),

@@ -28,6 +28,10 @@ MADV_POPULATE_READ = 22  # since 5.14
 O_DIRECT = getattr(os, "O_DIRECT", 0)  # 0: another system, or a build without it
 FADV_RANDOM, FADV_DONTNEED = 1, 4  # s390 has others, and no prima
 SAFE_ALIGNMENT = 4096
+MOST_ALIGNMENT = 64 * 1024
+"""As every buffer is; a disk that wants more is read through the page cache."""
+LARGE_PAGE_BYTES = 2 * 1024 * 1024
+"""Where a buffer lies across them, its ends are small pages: reads of 4 MiB into such were a third slower."""
 _PIECE_BYTES = 4 * 1024 * 1024
 _CAP_FOWNER = 3
 
@@ -58,10 +62,14 @@ class Linux:
         return _DirectFile(path)
 
     def buffer(self, n_bytes: int, *, is_filled: bool = False) -> memoryview:
-        buffer = posix.anonymous(n_bytes)
-        if is_filled:  # a system without large pages refuses, and gives small ones
+        is_large = is_filled and n_bytes >= LARGE_PAGE_BYTES
+        buffer = posix.anonymous(n_bytes, LARGE_PAGE_BYTES if is_large else MOST_ALIGNMENT)
+        if is_large:  # a system without large pages refuses, and gives small ones
             self._pages.advise(*posix.whole_pages(posix.address(buffer), n_bytes), MADV_HUGEPAGE)
         return buffer
+
+    def claim(self, part: memoryview) -> None:
+        """Pages come by themselves."""
 
     def release(self, part: memoryview) -> None:
         self._pages.advise(*posix.whole_pages(posix.address(part), len(part)), posix.MADV_DONTNEED)
@@ -191,9 +199,10 @@ def _alignment(fd: int) -> int:
         return SAFE_ALIGNMENT
     if statx(fd, b"", _AT_EMPTY_PATH, _STATX_DIOALIGN, ctypes.byref(answer)) or not answer.mask & _STATX_DIOALIGN:
         return SAFE_ALIGNMENT
-    if not answer.offset_alignment:
-        raise OSError(errno.EINVAL, "the file system has no direct reads")
-    return int(max(SAFE_ALIGNMENT, answer.memory_alignment, answer.offset_alignment))
+    wanted = int(max(SAFE_ALIGNMENT, answer.memory_alignment, answer.offset_alignment))
+    if not answer.offset_alignment or wanted > MOST_ALIGNMENT:
+        raise OSError(errno.EINVAL, "the file system has no direct reads, or odd ones")
+    return wanted
 
 
 # ---------------------------------------------------------------- what it tells of itself

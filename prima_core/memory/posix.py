@@ -83,10 +83,12 @@ def _copy_some(piece: memoryview, receive: int, send: int) -> None:
         places = places[done:]
 
 
-def anonymous(n_bytes: int) -> memoryview:
+def anonymous(n_bytes: int, alignment: int = 1) -> memoryview:
     """Private zeroed memory, given back with its last view; a page is taken when it is first written."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    return memoryview(mmap.mmap(-1, n_bytes, flags=flags))
+    whole = memoryview(mmap.mmap(-1, n_bytes + alignment - 1, flags=flags))
+    skipped = -address(whole) % alignment
+    return whole[skipped : skipped + n_bytes]
 
 
 def read_at(fd: int, into: memoryview, offset: int, alignment: int) -> int:

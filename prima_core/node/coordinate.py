@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypedDict
 
 from msgspec.structs import replace
 
-from prima_core.devices import is_cpu
 from prima_core.engine.scheduler import Room
 from prima_core.errors import PlanError
-from prima_core.interfaces import KvType, Layers, Slice
+from prima_core.interfaces import Goal, KvType, Layers, Slice
 from prima_core.memory.residency import holding
 from prima_core.model.header import TensorInfo
 from prima_core.model.quant import kv_row_bytes
 from prima_core.model.weights import Model, bytes_by_type, end_tensors, layer_names
 from prima_core.node.driver import Member
 from prima_core.plan.check import complete
+from prima_core.plan.explain import explain
+from prima_core.plan.pipeline import chunk_tokens
 from prima_core.plan.plan import Plan
-from prima_core.plan.predict import predict
-from prima_core.plan.problem import MAX_TENSORS, ModelFacts, Problem
+from prima_core.plan.predict import goal_s, predict
+from prima_core.plan.problem import (
+    MAX_KINDS,
+    MAX_TENSORS,
+    PROMPT_TOKENS,
+    LinkFacts,
+    ModelFacts,
+    Problem,
+    TensorKind,
+)
+from prima_core.ring.gather import row_bytes
 
 MAX_SEQUENCES = 64
 DEFAULT_CONTEXT = 8192
-CPU_CHUNK, LONE_CPU_CHUNK, GPU_CHUNK = 64, 128, 512
+UNKNOWN_LINK = LinkFacts(latency_s=0.003, bytes_s=4e7)
+"""Wi-Fi at home, where no link could be measured: arXiv 2504.08791 states 3 to 7 ms and 320 to 610 Mbit/s."""
+_MUCH = 0.9
 
 
 def model_facts(
@@ -52,21 +65,41 @@ def model_facts(
         input_types=input_types,
         output_types=output_types,
         largest_tensor_bytes=max(_unit_bytes(model.file.tensors[name]) for of_layer in names for name in of_layer),
-        tensor_bytes=_tensor_bytes(model),
+        **_tensors(model),
         input_row_bytes=0 if spec.tied_output else sum(input_types.values()) // spec.vocab_size,
         activation_bytes=4 * spec.d_model,
+        row_bytes=row_bytes(spec),
         expert_bytes=() if spec.experts is None else tuple(_expert_bytes(model, of_layer) for of_layer in names),
         n_experts=0 if spec.experts is None else spec.experts.count,
         n_experts_used=0 if spec.experts is None else spec.experts.n_used,
     )
 
 
-def _tensor_bytes(model: Model) -> tuple[tuple[int, ...], ...]:
-    """What a store may stream of each layer as whole tensors; not known where these are unusually many."""
-    stacks = {name for name, tensor in model.file.tensors.items() if _is_stack(tensor)}
-    layers = holding(model.file.tensors, (Layers(0, model.spec.n_layers),), ()).layers
-    sizes = tuple(tuple(size for name, size in of.items() if name not in stacks) for of in layers.values())
-    return sizes if all(len(of) <= MAX_TENSORS for of in sizes) else ()
+class _Tensors(TypedDict, total=False):
+    tensor_bytes: tuple[tuple[int, ...], ...]
+    kinds: tuple[TensorKind, ...]
+    layer_kinds: tuple[tuple[int, ...], ...]
+
+
+def _tensors(model: Model) -> _Tensors:
+    """What a store may stream of each layer as whole tensors, by name, and stacks; not known where these are unusually
+    many."""
+    infos, held = model.file.tensors, holding(model.file.tensors, (Layers(0, model.spec.n_layers),), ())
+    dense = [sorted(names) for names in held.layers.values()]
+    stacks = [sorted(held.experts.get(layer, ())) for layer in held.layers]
+    if any(max(len(one), len(other)) > MAX_TENSORS for one, other in zip(dense, stacks, strict=True)):
+        return {}
+    kinds: dict[tuple[str, tuple[int, ...]], int] = {}
+    layers = tuple(
+        tuple(kinds.setdefault((infos[name].type_name, infos[name].shape), len(kinds)) for name in (*one, *other))
+        for one, other in zip(dense, stacks, strict=True)
+    )
+    found: _Tensors = {"tensor_bytes": tuple(tuple(infos[name].n_bytes for name in names) for names in dense)}
+    if len(kinds) <= MAX_KINDS:
+        sizes = {(info.type_name, info.shape): info.n_bytes for info in infos.values()}
+        found["kinds"] = tuple(TensorKind(kind[0], sizes[kind]) for kind in kinds)
+        found["layer_kinds"] = layers
+    return found
 
 
 def _unit_bytes(tensor: TensorInfo) -> int:
@@ -94,7 +127,7 @@ def _asked_context(asked: int | None, plan: Plan | None) -> int:
 class Planning:
     """How plans are made: by `solve`, or `fixed` from a file. `parallel`: full contexts that KV should hold.
 
-    `rounds`: as in a problem.
+    `rounds`, `goal`, `n_prompt` and `chunk`: as in a problem; a token looks back on a prompt of so many.
     """
 
     model: ModelFacts
@@ -103,17 +136,22 @@ class Planning:
     solve: Callable[[Problem], Plan]
     fixed: Plan | None = None
     rounds: int = 0
+    goal: Goal = Goal.LATENCY
+    n_prompt: int = PROMPT_TOKENS
+    chunk: int = 0
 
     def __call__(self, members: tuple[Member, ...]) -> Plan:
         """The checked plan for these nodes, the head first. Raises PlanError when none fits.
 
         Where memory does not suffice for `parallel` contexts, fewer are tried, down to one. Only then weights are
-        streamed, as every byte that K and V take from them is read for every token.
+        streamed, as every byte that K and V take from them is read for every token; or where that is foretold to be
+        much better than what keeps all of them, on a slow node or behind a slow link.
         """
         contexts = self.parallel
         while contexts:
             with suppress(PlanError):
-                return self._plan(self.problem(members, contexts, streaming=False))
+                kept = self._plan(self.problem(members, contexts, streaming=False))
+                return self._much_better(self.problem(members, contexts, streaming=True), kept)
             contexts //= 2
         return self._plan(self.problem(members, 1, streaming=True))
 
@@ -121,29 +159,69 @@ class Planning:
         ordered = sorted(members, key=lambda member: member.name != self.head)
         nodes = tuple(member.facts for member in ordered)
         kv_tokens = self.model.context_length * contexts
-        return Problem(self.model, nodes, self.head, kv_tokens, rounds=self.rounds, streaming=streaming)
+        n_prompt = max(1, min(self.n_prompt, self.model.context_length))
+        return Problem(
+            self.model,
+            nodes,
+            self.head,
+            kv_tokens,
+            links_of(members),
+            rounds=self.rounds,
+            streaming=streaming,
+            goal=self.goal,
+            width=self.parallel if self.goal is Goal.THROUGHPUT else 1,
+            n_past=n_prompt,
+            n_prompt=n_prompt,
+            chunk=self.chunk,
+        )
+
+    def solved(self, plan: Plan, members: tuple[Member, ...]) -> Problem:
+        """What `plan` was made for."""
+        streams = any(need.streamed_bytes for need in plan.residency)
+        problem = self.problem(members, 1, streaming=streams)
+        return replace(problem, kv_tokens=plan.kv_tokens)
+
+    def _much_better(self, problem: Problem, kept: Plan) -> Plan:
+        """The plan that streams, or the one at hand, which is for no other problem."""
+        if kept.forecast is None or len(problem.nodes) == 1 or self.fixed is not None:
+            return kept
+        with suppress(PlanError):
+            other = self._plan(problem)
+            if other.forecast is not None:
+                limit_s = _MUCH * goal_s(kept.forecast, self.goal)
+                return other if goal_s(other.forecast, self.goal) < limit_s else kept
+        return kept
 
     def _plan(self, problem: Problem) -> Plan:
         plan = self.fixed if self.fixed is not None else self.solve(problem)
         return foretold(complete(plan, problem), problem)
 
 
+def links_of(members: Sequence[Member]) -> tuple[LinkFacts, ...]:
+    """What is known of the ways between these nodes; of the others it is assumed that they are like the slowest."""
+    names = [member.name for member in members]
+    links = {  # of nodes that joined again the newest counts
+        (link.source, link.target): link
+        for link in (link for member in members for link in member.links)
+        if link.source in names and link.target in names
+    }
+    if len(links) >= len(names) * (len(names) - 1):
+        return tuple(links.values())
+    worst_s = max((link.latency_s for link in links.values()), default=UNKNOWN_LINK.latency_s)
+    worst_bytes_s = min((link.bytes_s for link in links.values()), default=UNKNOWN_LINK.bytes_s)
+    return (*links.values(), LinkFacts(latency_s=worst_s, bytes_s=worst_bytes_s))
+
+
 def foretold(plan: Plan, problem: Problem) -> Plan:
-    """With its forecast; without one where a rate is not known."""
+    """With its forecast, but where a rate is not known, and with who was left out."""
+    forecast = None
     with suppress(PlanError):
-        return replace(plan, forecast=predict(plan, problem))
-    return replace(plan, forecast=None)
+        forecast = predict(plan, problem)
+    told = replace(plan, forecast=forecast)
+    return replace(told, explanation=explain(told, problem))
 
 
-def room_of(plan: Plan, chunk_tokens: int | None, longest_chunk: int, row_bytes: int) -> Room:
-    """The engine's room. `chunk_tokens` None: more where a GPU computes, which unpacks its matrices for each chunk. On
-    a CPU longer ones gain less, and hold others up; where nodes take turns, short ones keep all of them busy. Where
-    weights come from disk, as many as the plan gathers for one reading of them, each of `row_bytes`."""
-    gathered = (
-        min(GPU_CHUNK, plan.gather_bytes // row_bytes) if any(need.buffer_bytes for need in plan.residency) else 0
-    )
-    on_gpu = any(not is_cpu(need.device) for need in plan.residency)
-    is_alone = len({visit.node for visit in plan.visits}) == 1
-    usual = GPU_CHUNK if on_gpu else LONE_CPU_CHUNK if is_alone else CPU_CHUNK
-    chunk = chunk_tokens or max(usual, gathered)
+def room_of(plan: Plan, asked_chunk: int | None, longest_chunk: int, row_bytes: int) -> Room:
+    """The engine's room, with chunks as asked for, else as `chunk_tokens` has them."""
+    chunk = asked_chunk or chunk_tokens(plan, row_bytes)
     return Room(plan.kv_tokens, min(chunk, longest_chunk), MAX_SEQUENCES)

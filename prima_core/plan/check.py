@@ -38,6 +38,7 @@ def complete(plan: Plan, problem: Problem) -> Plan:
         end_device=problem.end_device.id,
         gather_bytes=gather_bytes,
         forecast=None,
+        explanation=None,
     )
 
 

@@ -1,16 +1,17 @@
 """What the parts of a plan cost on their nodes: seconds of computing and of links, bytes of disk. From measured rates.
 
-Attention over what K and V hold is not counted, nor are norms: both are small where weights come from disk.
+Attention is counted as if K and V of the positions that a token looks back on were weights: a step goes through them
+once for each sequence, and computes with them once for each token. Norms are not counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 from prima_core.plan.plan import Plan, Residency, Visit
-from prima_core.plan.problem import DeviceFacts, Problem
+from prima_core.plan.problem import OUTPUT, DeviceFacts, ModelFacts, Problem
 from prima_core.plan.stream import layers_on
 
 
@@ -77,66 +78,135 @@ def _used_devices(plan: Plan, problem: Problem) -> Iterator[tuple[str, str]]:
     yield plan.head, problem.end_device.id
 
 
-def pass_cost(plan: Plan, problem: Problem, width: int = 1) -> PassCost:
-    """What a pass of `width` tokens costs, of a completed plan whose rates are all known. What the residency streams is
-    spread as a store does it: experts first, the rest evenly over the layers, the output part last."""
+def pass_cost(plan: Plan, problem: Problem, width: int = 1, rows: int = 1, n_past: int | None = None) -> PassCost:
+    """What a pass of `width` tokens costs, of a completed plan whose rates are all known; `rows` of them are wanted of
+    the output part, each of a sequence. A token looks back on `n_past` positions; None: as many as the problem says.
+    What the residency streams is spread as a store does it: experts first, the rest evenly over the layers, the output
+    part last."""
     shares = {(need.node, need.device): _Shares.of(need, plan, problem, width) for need in plan.residency}
     stops = [plan.head, *(visit.node for visit in plan.visits), plan.head]
     hops = [
         problem.link(source, target).time_s(width * problem.model.activation_bytes)
         for source, target in pairwise(stops)
     ]
+    past_s = {
+        (node.name, device.id): attention_s(device, problem, width, rows, n_past)
+        for node in map(problem.node, plan.nodes)
+        for device in node.places
+    }
     visits = [
-        VisitCost(visit.node, hop_s, tuple(_layers(visit, problem, shares, width)))
+        VisitCost(visit.node, hop_s, tuple(_layers(visit, problem, shares, past_s, width)))
         for visit, hop_s in zip(plan.visits, hops, strict=False)
     ]
-    output = VisitCost(plan.head, hops[-1], tuple(_output(plan, problem, shares)))
+    output = VisitCost(plan.head, hops[-1], tuple(_output(plan, problem, shares, rows)))
     return PassCost((*visits, output))
 
 
-def _layers(visit: Visit, problem: Problem, shares: dict[tuple[str, str], _Shares], width: int) -> Iterator[LayerCost]:
+def _layers(
+    visit: Visit,
+    problem: Problem,
+    shares: Mapping[tuple[str, str], _Shares],
+    past_s: Mapping[tuple[str, str], float],
+    width: int,
+) -> Iterator[LayerCost]:
     places = {device.id: device for device in problem.node(visit.node).places}
     for part in visit.parts(next(iter(places))):
-        share, sizes = shares.get((visit.node, part.device), _Shares()), problem.weight_bytes(places[part.device])
+        share = shares.get((visit.node, part.device), _Shares())
         for layer in part.layers:
             experts = problem.model.expert_bytes[layer] if problem.model.expert_bytes else 0
-            touched = sizes[layer] - experts * (1 - routed_share(problem, width))
-            yield LayerCost(_compute_s(places[part.device], touched, width), share.dense, share.routed * experts)
+            layer_s = compute_s(places[part.device], touched_types(problem.model, layer, width), width)
+            layer_s += past_s[visit.node, part.device] + share.copy_s(share.dense + share.routed * experts)
+            yield LayerCost(layer_s, share.dense, share.routed * experts)
 
 
-def _output(plan: Plan, problem: Problem, shares: dict[tuple[str, str], _Shares]) -> Iterator[LayerCost]:
-    """Only of the last token; a streamed matrix comes through the buffer in blocks."""
-    device, model = problem.end_device, problem.model
-    n_bytes = model.output_bytes if model.input_row_bytes else model.input_bytes + model.output_bytes
-    streamed = shares.get((plan.head, device.id), _Shares()).output
+def _output(plan: Plan, problem: Problem, shares: dict[tuple[str, str], _Shares], rows: int) -> Iterator[LayerCost]:
+    """A streamed matrix comes through the buffer in blocks."""
+    device = problem.end_device
+    share = shares.get((plan.head, device.id), _Shares())
+    took_s = compute_s(device, {OUTPUT: output_bytes(problem.model)}, rows) + share.copy_s(share.output)
     room = sum(need.buffer_bytes for need in plan.residency if need.node == plan.head)
-    n_blocks = int(4 * streamed // room) + 1 if room else 1
+    n_blocks = int(4 * share.output // room) + 1 if room else 1
     for _ in range(n_blocks):
-        yield LayerCost(_compute_s(device, n_bytes / n_blocks, 1), streamed / n_blocks)
+        yield LayerCost(took_s / n_blocks, share.output / n_blocks)
 
 
-def _compute_s(device: DeviceFacts, n_bytes: float, width: int) -> float:
+def compute_s(device: DeviceFacts, types: Mapping[str, float], width: int = 1) -> float:
+    """Seconds in which a device computes a step of `width` tokens: `types` are the weight bytes, as in the file, that
+    the step goes through, by type (or `OUTPUT`). A type that was not measured is taken to be as fast as the whole.
+
+    `decode_bytes_s` has to be known, and for other widths than 1 `prefill_bytes_s`.
+    """
+    return sum(n_bytes * _byte_s(device, name, width) for name, n_bytes in types.items())
+
+
+def _byte_s(device: DeviceFacts, name: str, width: int) -> float:
+    """Between two measured widths it grows evenly with the width, and beyond the largest in proportion to it."""
+    measured = device.rates.get(name)
+    if not measured:
+        return _mean_byte_s(device, width)
+    last, rate = measured[-1]
+    if width >= last:
+        return width / last / rate
+    below = max(((at, rate) for at, rate in measured if at <= width), default=measured[0])
+    above = min((at, rate) for at, rate in measured if at >= min(width, last))
+    share = (width - below[0]) / (above[0] - below[0]) if above[0] > below[0] else 0.0
+    return (1 - share) / below[1] + share / above[1]
+
+
+def _mean_byte_s(device: DeviceFacts, width: int) -> float:
     """Weights come from memory once for all tokens, until computing itself takes longer."""
-    once_s = n_bytes / device.decode_bytes_s
-    return once_s if width == 1 else max(once_s, n_bytes * width / device.prefill_bytes_s)
+    once_s = 1 / device.decode_bytes_s
+    return once_s if width == 1 else max(once_s, width / device.prefill_bytes_s)
 
 
-def routed_share(problem: Problem, width: int) -> float:
+def attention_s(
+    device: DeviceFacts, problem: Problem, width: int = 1, rows: int = 1, n_past: int | None = None
+) -> float:
+    """Seconds of a layer's attention in a step of `width` tokens of `rows` sequences, each of which looks back on
+    `n_past` positions; None: as many as the problem says."""
+    n_bytes = problem.model.kv_bytes_per_token_layer * (problem.n_past if n_past is None else n_past)
+    if not n_bytes or not device.decode_bytes_s:
+        return 0.0
+    with_all = width / device.prefill_bytes_s if device.prefill_bytes_s else 0.0
+    return n_bytes * max(rows / device.decode_bytes_s, with_all)
+
+
+def touched_types(model: ModelFacts, layer: int, width: int = 1) -> dict[str, float]:
+    """Bytes of a layer's weights, as in the file, that `width` tokens go through, by type ("": not known). Experts are
+    taken to be of the layer's types in the same shares as all of it."""
+    whole, experts = model.layer_bytes[layer], model.expert_bytes[layer] if model.expert_bytes else 0
+    share = 1 - experts * (1 - routed_share(model, width)) / max(1, whole)
+    types = {name: sizes[layer] for name, sizes in model.layer_types.items() if sizes[layer]} or {"": whole}
+    return {name: n_bytes * share for name, n_bytes in types.items()}
+
+
+def output_bytes(model: ModelFacts) -> int:
+    """What the output part goes through: its own matrix, or the embedding."""
+    return model.output_bytes if model.input_row_bytes else model.input_bytes + model.output_bytes
+
+
+def routed_share(model: ModelFacts, width: int) -> float:
     """How much of a layer's experts `width` tokens go through, when all are chosen alike; 1 without experts."""
-    model = problem.model
-    if not model.expert_bytes:
-        return 1.0
-    return 1 - (1 - model.n_experts_used / model.n_experts) ** width
+    return chosen_share(model.n_experts_used, model.n_experts, width) if model.expert_bytes else 1.0
+
+
+def chosen_share(n_used: int, n_experts: int, width: int) -> float:
+    """Of a layer's experts, by `width` tokens of which each chooses `n_used`."""
+    return 1 - (1 - n_used / n_experts) ** width
 
 
 @dataclass(frozen=True, slots=True)
 class _Shares:
     """What a device streams in a pass: `dense` bytes of each of its layers, `routed` of each byte of a layer's experts,
-    `output` bytes of the output part."""
+    `output` bytes of the output part. `copy_bytes_s`: on to the device, before it computes; 0: in no time."""
 
     dense: float = 0.0
     routed: float = 0.0
     output: float = 0.0
+    copy_bytes_s: float = 0.0
+
+    def copy_s(self, n_bytes: float) -> float:
+        return n_bytes / self.copy_bytes_s if self.copy_bytes_s else 0.0
 
     @classmethod
     def of(cls, need: Residency, plan: Plan, problem: Problem, width: int) -> _Shares:
@@ -146,10 +216,13 @@ class _Shares:
         table = model.input_bytes if has_ends and model.input_row_bytes else 0
         streamed = max(0, need.streamed_bytes - table)
         experts = sum(model.expert_bytes[layer] for layer in layers) if model.expert_bytes else 0
-        sizes = problem.weight_bytes(next(place for place in node.places if place.id == need.device))
+        device = next(place for place in node.places if place.id == need.device)
+        sizes = problem.weight_bytes(device)
         dense = min(max(0, streamed - experts), sum(sizes[layer] for layer in layers) - experts)
+        routed = 1.0 if device.copies else routed_share(model, width)  # which are chosen, nobody asks there
         return cls(
             dense / max(1, len(layers)),
-            routed_share(problem, width) * min(streamed, experts) / max(1, experts),
+            routed * min(streamed, experts) / max(1, experts),
             max(0, streamed - experts - dense),
+            device.copy_bytes_s if device.copies else 0.0,
         )

@@ -6,8 +6,8 @@ import msgspec
 
 
 class NodeForecast(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of a node, for each pass: seconds of computing, of waiting for its disk, and of the links to it; bytes from disk.
-    And what it holds."""
+    """Of a node, until each sequence has one more token: seconds of computing, of waiting for its disk, and of the
+    links to it; bytes from disk. And what it holds."""
 
     node: str
     compute_s: float
@@ -20,9 +20,10 @@ class NodeForecast(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Forecast(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`token_s`: time per token (of each sequence; `width` are computed together), as the visits were simulated;
-    `bound_s`: the same by formulas for perfectly even visits and reading. `prompt_s`: until the first token of a prompt
-    of `n_prompt` tokens; None: rates of prefill are not known. `limit`: what most of the time goes to.
+    """`token_s`: time per token of each of `width` sequences, as the visits were simulated; `bound_s`: the same by
+    formulas for perfectly even visits and reading; `tokens_s`: tokens in a second, of all sequences. `prompt_s`: until
+    the first token of a prompt of `n_prompt` tokens; None: rates of prefill are not known. `limit`: what most of the
+    time goes to.
     """
 
     token_s: float
@@ -32,3 +33,13 @@ class Forecast(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     width: int
     limit: str
     nodes: tuple[NodeForecast, ...]
+    tokens_s: float = 0.0
+
+    @property
+    def shares_s(self) -> dict[str, float]:
+        """What the time goes to, in words: together `token_s`, but where several steps are on their way at once."""
+        return {
+            "computing": sum(node.compute_s for node in self.nodes),
+            "waiting for disks": sum(node.stall_s for node in self.nodes),
+            "links": sum(node.link_s for node in self.nodes),
+        }

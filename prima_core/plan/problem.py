@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from prima_core.errors import PlanError
-from prima_core.interfaces import MAX_GROWTH, Device, KvType
+from prima_core.interfaces import MAX_GROWTH, Device, Goal, KvType
 
 Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 MAX_ROUNDS = 1024
+MAX_WIDTH = 4096
+PROMPT_TOKENS = 512
 MAX_TENSORS = 16
 """Of a layer, apart from small ones: combinations of them are tried."""
+MAX_KINDS = 1024
 Rate = Annotated[float, Meta(ge=0, le=1e18)]  # NaN and infinity keep no bounds
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 Name = Annotated[str, Meta(max_length=256, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]  # ends on terminals
+Widths = Annotated[
+    tuple[tuple[Annotated[int, Meta(ge=1, le=2**20)], Annotated[float, Meta(ge=1, le=1e18)]], ...], Meta(max_length=16)
+]
+"""Pairs, by ascending widths: weight bytes that a device goes through in a second of steps of so many tokens."""
+TypeRates = Annotated[dict[Name, Widths], Meta(max_length=64)]
+OUTPUT = "output"
+"""Beside the types of weights: the output matrix, of which a step needs the rows of few tokens only."""
+
+
+class TensorKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Tensors of one type and shape, each of `n_bytes` in the file."""
+
+    type: Name
+    n_bytes: Size
 
 
 class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,7 +51,9 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     not known, then buffers are larger than they must be). `input_row_bytes`: a token's row of an embedding that is not
     also the output matrix, all that is read of it (0: it is the output matrix, or not known). `expert_bytes`: of each
     layer, what its stacks of experts take; a token goes through `n_experts_used` of `n_experts`. `activation_bytes`: of
-    one token, from node to node.
+    one token, from node to node; `row_bytes`: of one token, inside of a layer (0: not known). `layer_kinds`: of each
+    layer, which of `kinds` those of `tensor_bytes` are, in that order, and then its stacks of experts (empty: not
+    known).
     """
 
     name: str
@@ -49,16 +69,20 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     largest_tensor_bytes: Size = 0
     input_row_bytes: Size = 0
     activation_bytes: Size = 0
+    row_bytes: Size = 0
     expert_bytes: tuple[Size, ...] = ()
     n_experts: Size = 0
     n_experts_used: Size = 0
     tensor_bytes: tuple[Annotated[tuple[Size, ...], Meta(max_length=MAX_TENSORS)], ...] = ()
+    kinds: Annotated[tuple[TensorKind, ...], Meta(max_length=MAX_KINDS)] = ()
+    layer_kinds: tuple[Annotated[tuple[Size, ...], Meta(max_length=2 * MAX_TENSORS)], ...] = ()
 
     def __post_init__(self) -> None:
         for name, sizes in self.layer_types.items():
             if len(sizes) != self.n_layers:
                 raise ValueError(f"layer_types has {len(sizes)} sizes for {name}, the model {self.n_layers} layers")
         self._check_tensors()
+        self._check_kinds()
         self._check_experts()
 
     def _check_tensors(self) -> None:
@@ -66,6 +90,17 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"tensor_bytes is for {len(self.tensor_bytes)} layers, the model has {self.n_layers}")
         if any(sum(sizes) > whole for sizes, whole in zip(self.tensor_bytes, self.layer_bytes, strict=False)):
             raise ValueError("tensor_bytes says more than layer_bytes")
+
+    def _check_kinds(self) -> None:
+        if not self.layer_kinds:
+            return
+        if not len(self.layer_kinds) == len(self.tensor_bytes) == self.n_layers:
+            raise ValueError("layer_kinds and tensor_bytes have to be there for all layers")
+        for numbers, sizes in zip(self.layer_kinds, self.tensor_bytes, strict=True):
+            if any(number >= len(self.kinds) for number in numbers):
+                raise ValueError(f"layer_kinds names one of {len(self.kinds)} kinds that is not there")
+            if tuple(self.kinds[number].n_bytes for number in numbers[: len(sizes)]) != sizes:
+                raise ValueError("layer_kinds and tensor_bytes say different sizes")
 
     def _check_experts(self) -> None:
         if not self.expert_bytes:
@@ -86,7 +121,9 @@ class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A device of a node; `copies` and the first fields are those of `interfaces.Device`.
 
     Measured, 0 where it is not known: `decode_bytes_s`, weight bytes that it goes through in a second when it computes
-    one token, and `prefill_bytes_s`, weight bytes times tokens where many tokens go through together.
+    one token, and `prefill_bytes_s`, weight bytes times tokens where many tokens go through together. `rates` say it
+    more closely, for each type of weights that was measured and for `OUTPUT`. Bytes are those in the file.
+    `copy_bytes_s`: how fast weights come from memory to a device that `copies`, laid out as it wants them.
     """
 
     id: Name
@@ -96,11 +133,14 @@ class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decode_bytes_s: Rate = 0.0
     prefill_bytes_s: Rate = 0.0
     copies: bool = False
+    rates: TypeRates = {}
+    copy_bytes_s: Rate = 0.0
 
     def __post_init__(self) -> None:
         for name, factor in self.growth.items():
             if not 1 <= factor <= MAX_GROWTH:
                 raise ValueError(f"growth of {name} is from 1 to {MAX_GROWTH:g}, not {factor:g}")
+        check_rates(self.rates)
 
     @classmethod
     def of(cls, device: Device) -> DeviceFacts:
@@ -129,6 +169,14 @@ class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.devices or (DeviceFacts("", self.memory_bytes),)
 
     @property
+    def streaming_device(self) -> DeviceFacts | None:
+        """The device whose weights may be streamed: the last that shares the host's memory, which is its CPU; without
+        one, the last that copies weights, to slots in its own memory."""
+        last_first = self.places[::-1]
+        of_host = next((device for device in last_first if device.shares_host), None)
+        return of_host or next((device for device in last_first if device.copies), None)
+
+    @property
     def room_bytes(self) -> int:
         """What it can hold on all devices: the memory of those that have their own, and the host's for the others."""
         shared = sum(device.memory_bytes for device in self.places if device.shares_host)
@@ -155,6 +203,10 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `kv_tokens` is how many KV positions, over all sequences, every visited node must have room for. `links`: the first
     that fits a pair of nodes counts, none: no time. `rounds`: how many times the user wants every node visited in a
     pass (0: the solver's choice). `streaming`: whether weights that do not fit may be read from disk in every pass.
+
+    `goal`: what the plan is for. `width`: for latency the tokens that go through together (of a batch, or guessed ones
+    of a sequence), for throughput the sequences that are served at once. `n_past`: KV positions that a token looks back
+    on. `n_prompt`: tokens of a prompt, of which `chunk` are computed in a step (0: as `chunk_of` has it).
     """
 
     model: ModelFacts
@@ -164,6 +216,11 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     links: tuple[LinkFacts, ...] = ()
     rounds: Annotated[int, Meta(ge=0, le=MAX_ROUNDS)] = 0
     streaming: bool = True
+    goal: Goal = Goal.LATENCY
+    width: Annotated[int, Meta(ge=1, le=MAX_WIDTH)] = 1
+    n_past: Size = 0
+    n_prompt: Annotated[int, Meta(ge=1, le=2**32 - 1)] = PROMPT_TOKENS
+    chunk: Annotated[int, Meta(ge=0, le=MAX_WIDTH)] = 0
 
     def __post_init__(self) -> None:
         _check_once("node", (node.name for node in self.nodes))
@@ -181,7 +238,7 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for node in self.nodes:
             if node.name == name:
                 return node
-        known = ", ".join(node.name for node in self.nodes)
+        known = ", ".join(node.name for node in self.nodes) or "none"
         raise PlanError(f"node {name!r} is not in the cluster", hint=f"the nodes are: {known}")
 
     def fixed_bytes(self, name: str) -> int:
@@ -191,14 +248,13 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def end_device(self) -> DeviceFacts:
         """Where the input and output part lie: on the head's first device that has room for them, else where they may
-        be streamed, on its last that shares the host's memory, else on its first."""
+        be streamed, on its `streaming_device`, else on its first."""
         head = self.node(self.head)
         for device in head.places:
             room = min(device.memory_bytes, head.memory_bytes) if device.shares_host else device.memory_bytes
             if self._end_bytes(device) <= room:
                 return device
-        sharing = [device for device in head.places if device.shares_host]
-        return sharing[-1] if sharing and self.streaming else head.places[0]
+        return (head.streaming_device if self.streaming else None) or head.places[0]
 
     def _end_bytes(self, device: DeviceFacts) -> int:
         model = self.model
@@ -219,6 +275,13 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             in_file + _growth({name: sizes[layer] for name, sizes in types.items()}, device.growth)
             for layer, in_file in enumerate(self.model.layer_bytes)
         ]
+
+
+def check_rates(rates: Mapping[str, Widths]) -> None:
+    """Raises ValueError where widths are not in order."""
+    for name, widths in rates.items():
+        if any(one >= other for (one, _), (other, _) in pairwise(widths)):
+            raise ValueError(f"the rates of {name} are to have ascending widths")
 
 
 def _check_once(what: str, names: Iterable[str]) -> None:

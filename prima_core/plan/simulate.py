@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from prima_core.errors import PlanError
 from prima_core.plan.costs import LayerCost, PassCost
@@ -42,6 +43,17 @@ class Simulated:
     read_bytes: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What a node does from `start_s` to `stop_s` of a pass: "link" (activations are on the way to it), "stall" (it
+    waits for its disk), "compute", or, beside one of these, "read"."""
+
+    node: str
+    kind: Literal["link", "stall", "compute", "read"]
+    start_s: float
+    stop_s: float
+
+
 def disks_of(plan: Plan, problem: Problem) -> dict[str, Disk]:
     """Of a completed plan's nodes that stream."""
     sizes = {name: sum(need.buffer_bytes for need in plan.residency if need.node == name) for name in plan.nodes}
@@ -51,8 +63,20 @@ def disks_of(plan: Plan, problem: Problem) -> dict[str, Disk]:
 
 def simulate(cost: PassCost, disks: Mapping[str, Disk]) -> Simulated:
     """`disks`: of the nodes that stream, with buffers that a layer fits."""
+    return _in_the_long_run(cost, _Flow(disks))
+
+
+def spans_of(cost: PassCost, disks: Mapping[str, Disk]) -> list[Span]:
+    """What happens in a pass in the long run, from 0 on: a span for each way, layer, wait and time of reading."""
     flow = _Flow(disks)
-    used = {name: cost.streamed_bytes(name) + cost.demanded_bytes(name) for name in disks}
+    _in_the_long_run(cost, flow)
+    began_s, spans = flow.now_s, flow.record()
+    _one_pass(cost, flow)
+    return [Span(span.node, span.kind, span.start_s - began_s, span.stop_s - began_s) for span in spans]
+
+
+def _in_the_long_run(cost: PassCost, flow: _Flow) -> Simulated:
+    used = {name: cost.streamed_bytes(name) + cost.demanded_bytes(name) for name in flow.disks}
     passes = [_one_pass(cost, flow)]
     while len(passes) < _MOST_PASSES:
         passes.append(_one_pass(cost, flow))
@@ -72,10 +96,16 @@ def _one_pass(cost: PassCost, flow: _Flow) -> Simulated:
     stall_s = dict.fromkeys(flow.readers, 0.0)
     for visit in cost.visits:
         flow.now_s += visit.hop_s
+        if flow.spans is not None:
+            flow.spans.append(Span(visit.node, "link", flow.now_s - visit.hop_s, flow.now_s))
         for layer in visit.layers:
             waiting_s = _one_layer(layer, visit.node, flow)
             if waiting_s:
                 stall_s[visit.node] += waiting_s
+            if flow.spans is not None:
+                ready_s = flow.now_s - layer.compute_s
+                flow.spans.append(Span(visit.node, "stall", ready_s - waiting_s, ready_s))
+                flow.spans.append(Span(visit.node, "compute", ready_s, flow.now_s))
     flow.catch_up()
     read = {name: reader.read - read[name] for name, reader in flow.readers.items()}
     return Simulated(flow.now_s - began_s, stall_s, read)
@@ -113,6 +143,7 @@ def _mean(passes: Sequence[Simulated]) -> Simulated:
 class _Reader:
     """Bytes since the start: `ahead` into the buffer, `freed` out of it, `read` with those on demand."""
 
+    node: str
     bytes_s: float
     buffer_bytes: float
     ahead: float = 0.0
@@ -139,11 +170,19 @@ class _Flow:
 
     def __init__(self, disks: Mapping[str, Disk]) -> None:
         self.now_s = 0.0
-        self.readers = {node: _Reader(disk.bytes_s, disk.buffer_bytes) for node, disk in disks.items()}
+        self.spans: list[Span] | None = None
+        self.readers = {node: _Reader(node, disk.bytes_s, disk.buffer_bytes) for node, disk in disks.items()}
         shared: dict[str, _DiskFlow] = {}
         self.disks = {node: shared.setdefault(disk.name or f"\0{node}", _DiskFlow()) for node, disk in disks.items()}
         for node, reader in self.readers.items():
             self.disks[node].readers.append(reader)
+
+    def record(self) -> list[Span]:
+        """What happens from now on."""
+        self.spans = []
+        for disk in self.disks.values():
+            disk.spans = self.spans
+        return self.spans
 
     def catch_up(self) -> None:
         for disk in self.disks.values():
@@ -156,6 +195,7 @@ class _DiskFlow:
 
     readers: list[_Reader] = field(default_factory=list)
     now_s: float = 0.0
+    spans: list[Span] | None = None
 
     def go_on(self, until_s: float) -> None:
         while self.now_s < until_s:
@@ -183,4 +223,7 @@ class _DiskFlow:
             raise PlanError("a layer's streamed bytes are more than the buffer", hint="give the node a larger buffer")
         for reader, _ in busy:
             reader.take(reader.bytes_s * share * step_s)
+        began_s = self.now_s
         self.now_s = until_s if step_s == left_s else self.now_s + step_s
+        if self.spans is not None:
+            self.spans.extend(Span(reader.node, "read", began_s, self.now_s) for reader, _ in busy)

@@ -6,6 +6,7 @@ against that (DNS rebinding and cross-site requests), and need no key.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from starlette.requests import Request as HttpRequest
 from prima_core.errors import ConfigError
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
+BODY_S = 60.0
+"""For a body to come whole."""
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/health",)
 
@@ -80,10 +83,19 @@ def _can_be_sent(api_key: str) -> bool:
 
 
 async def read_json_body(request: HttpRequest) -> bytes:
-    """The body. Raises Refusal 415 when it does not claim to be JSON, 413 before `MAX_BODY_BYTES` are held."""
+    """The body. Raises Refusal 415 when it does not claim to be JSON, 413 before more than `MAX_BODY_BYTES` are held,
+    408 when it has not come within `BODY_S`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Refusal(415, f"the content type is {kind or 'missing'}, application/json is wanted", "not_json")
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await _bounded_body(request)
+    except TimeoutError:
+        raise Refusal(408, f"the body did not come within {BODY_S:.0f} s", "body_too_slow") from None
+
+
+async def _bounded_body(request: HttpRequest) -> bytes:
     body = bytearray()
     async for part in request.stream():
         body += part

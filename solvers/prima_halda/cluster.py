@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from prima_core.plan.costs import routed_share
-from prima_core.plan.problem import DeviceFacts, NodeFacts, Problem
-from prima_core.plan.stream import streaming_device
+from prima_core.interfaces import Goal
+from prima_core.plan.costs import attention_s, compute_s, output_bytes, routed_share, touched_types
+from prima_core.plan.pipeline import CPU_CHUNK
+from prima_core.plan.problem import OUTPUT, DeviceFacts, NodeFacts, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What costs are of: a step of `width` tokens of `rows` sequences, which look back on `n_past` positions each."""
+
+    width: int
+    rows: int
+    n_past: int
+
+    def of(self, width: int, rows: int) -> Step:
+        return replace(self, width=width, rows=rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +38,14 @@ class Place:
     fixed_bytes: int
     sizes: tuple[int, ...]
     ends_s: tuple[float, ...]
+    device: DeviceFacts
 
     def compute_s(self, start: int, stop: int) -> float:
         return self.ends_s[stop] - self.ends_s[start]
+
+    def copy_s(self, n_bytes: float) -> float:
+        """Of weights that are streamed, to a device that copies."""
+        return n_bytes / self.device.copy_bytes_s if self.device.copies and self.device.copy_bytes_s else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +63,12 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """`hop_s[a][b]`: until the activations of a token are there; `table_bytes`: of the model's ends, read by rows only;
-    `routed`: the share of a layer's experts that a token goes through."""
+    """What a `step` costs. `hop_s[a][b]`: until its activations are there; `table_bytes`: of the model's ends, read by
+    rows only; `routed`: the share of a layer's experts that it goes through; `output_s`: computing of the output part.
+    """
 
     problem: Problem
+    step: Step
     members: tuple[Member, ...]
     places: tuple[Place, ...]
     hop_s: tuple[tuple[float, ...], ...]
@@ -57,16 +77,18 @@ class Cluster:
     kv_bytes: int
     table_bytes: int
     routed: float
+    output_s: float
 
     @classmethod
-    def of(cls, problem: Problem) -> Cluster:
-        """Raises PlanError where the head is no node."""
+    def of(cls, problem: Problem, step: Step | None = None) -> Cluster:
+        """`step`: another one than what the goal is about. Raises PlanError where the head is no node."""
+        step = step or step_of(problem)
         end = (problem.head, problem.end_device.id)
         members: list[Member] = []
         places: list[Place] = []
         for index, node in enumerate(problem.nodes):
             own = [
-                _place(problem, node, device, index, len(places) + number, end)
+                _place(problem, step, device, index, len(places) + number, end)
                 for number, device in enumerate(node.places)
             ]
             places += own
@@ -74,46 +96,62 @@ class Cluster:
         ends = next(place for place in places if (problem.nodes[place.member].name, place.id) == end)
         return cls(
             problem=problem,
+            step=step,
             members=tuple(members),
             places=tuple(places),
-            hop_s=_hops(problem),
+            hop_s=_hops(problem, step),
             head=ends.member,
             end=ends,
             kv_bytes=problem.model.kv_bytes_per_token_layer * problem.kv_tokens,
             table_bytes=problem.model.input_bytes if problem.model.input_row_bytes else 0,
-            routed=routed_share(problem, 1),
+            routed=routed_share(problem.model, step.width),
+            output_s=compute_s(problem.end_device, {OUTPUT: output_bytes(problem.model)}, step.rows),
         )
+
+    def with_step(self, step: Step) -> Cluster:
+        """The same with what other steps cost."""
+        return self if step == self.step else Cluster.of(self.problem, step)
 
     @property
     def n_layers(self) -> int:
         return self.problem.model.n_layers
-
-    @property
-    def output_bytes(self) -> int:
-        """What the output part goes through."""
-        model = self.problem.model
-        return model.output_bytes if model.input_row_bytes else model.input_bytes + model.output_bytes
 
     def reads_alone(self, member: Member) -> bool:
         """Whether no other node's weights are on its disk."""
         return not member.disk or sum(other.disk == member.disk for other in self.members) == 1
 
 
+def step_of(problem: Problem) -> Step:
+    """For the goal: a token of each sequence, or as many tokens of a prompt as usual."""
+    if problem.goal is Goal.TTFT:
+        return Step(min(problem.chunk or CPU_CHUNK, problem.n_prompt), 1, problem.n_prompt // 2)
+    return Step(problem.width, problem.width, problem.n_past)
+
+
 def unknown_rate(problem: Problem) -> str:
     """The first rate of computing that is not known; "": all are."""
+    alone = step_of(problem).width == 1
     for node in problem.nodes:
         for device in node.places:
-            if not device.decode_bytes_s:
-                return f"decode_bytes_s of {device.id or 'the memory'} on {node.name} is not known"
+            if not device.decode_bytes_s or not (alone or device.prefill_bytes_s):
+                rate = "prefill_bytes_s" if device.decode_bytes_s else "decode_bytes_s"
+                return f"{rate} of {device.id or 'the memory'} on {node.name} is not known"
     return ""
 
 
-def _place(
-    problem: Problem, node: NodeFacts, device: DeviceFacts, member: int, number: int, end: tuple[str, str]
-) -> Place:
-    sizes, experts = problem.weight_bytes(device), problem.model.expert_bytes or (0,) * problem.model.n_layers
-    left_out = 1 - routed_share(problem, 1)
-    touched = [size - part * left_out for size, part in zip(sizes, experts, strict=True)]
+def unknown_disk(problem: Problem) -> str:
+    """Why no node may read weights that do not fit, where that is wanted."""
+    unknown = [node.name for node in problem.nodes if not node.disk_bytes_s]
+    return f"disk_bytes_s of {', '.join(unknown)} is not known" if unknown and problem.streaming else ""
+
+
+def _place(problem: Problem, step: Step, device: DeviceFacts, member: int, number: int, end: tuple[str, str]) -> Place:
+    model, name = problem.model, problem.nodes[member].name
+    past_s = attention_s(device, problem, step.width, step.rows, step.n_past)
+    layers_s = (
+        past_s + compute_s(device, touched_types(model, layer, step.width), step.width)
+        for layer in range(model.n_layers)
+    )
     return Place(
         number=number,
         member=member,
@@ -121,14 +159,15 @@ def _place(
         memory_bytes=device.memory_bytes,
         shares_host=device.shares_host,
         bytes_s=device.decode_bytes_s,
-        fixed_bytes=problem.fixed_bytes(node.name) if (node.name, device.id) == end else 0,
-        sizes=tuple(sizes),
-        ends_s=tuple(accumulate((n_bytes / device.decode_bytes_s for n_bytes in touched), initial=0.0)),
+        fixed_bytes=problem.fixed_bytes(name) if (name, device.id) == end else 0,
+        sizes=tuple(problem.weight_bytes(device)),
+        ends_s=tuple(accumulate(layers_s, initial=0.0)),
+        device=device,
     )
 
 
 def _member(problem: Problem, node: NodeFacts, index: int, places: Sequence[Place]) -> Member:
-    device = streaming_device(node) if problem.streaming and node.disk_bytes_s else None
+    device = node.streaming_device if problem.streaming and node.disk_bytes_s else None
     return Member(
         index=index,
         name=node.name,
@@ -140,6 +179,6 @@ def _member(problem: Problem, node: NodeFacts, index: int, places: Sequence[Plac
     )
 
 
-def _hops(problem: Problem) -> tuple[tuple[float, ...], ...]:
-    names, size = [node.name for node in problem.nodes], problem.model.activation_bytes
+def _hops(problem: Problem, step: Step) -> tuple[tuple[float, ...], ...]:
+    names, size = [node.name for node in problem.nodes], step.width * problem.model.activation_bytes
     return tuple(tuple(problem.link(source, target).time_s(size) for target in names) for source in names)

@@ -8,7 +8,8 @@ from itertools import combinations, groupby
 from random import Random
 
 from prima_halda.cluster import Cluster
-from prima_halda.judge import Judge, Trial, Way
+from prima_halda.judge import Judge, Trial
+from prima_halda.memory import Way
 
 Runs = tuple[tuple[int, int], ...]
 """Places and how many layers they compute, in turn."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prima_halda.cluster import Cluster
-from prima_halda.judge import Way
+from prima_halda.memory import Way
 from prima_halda.relax import Share
 
 

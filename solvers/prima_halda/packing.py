@@ -1,17 +1,53 @@
-"""Layers of odd sizes in memory that is just enough: the largest first, each where the least room is left."""
+"""Layers of odd sizes in memory that is just enough."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import permutations
+
 from prima_halda.cluster import Cluster, Place
-from prima_halda.judge import Way
+from prima_halda.memory import Way
+
+FEW_PLACES = 5
+_MOST_SUMS = 4096
+"""Sums of layers that are told apart."""
+
+
+def packings(cluster: Cluster) -> Iterator[Way]:
+    """One place after another is filled as full as can be, in every order where there are few of them: so that the
+    last, which may be the slowest, has least."""
+    if len(cluster.places) <= FEW_PLACES:
+        for order in permutations(cluster.places):
+            yield _filled(cluster, order)
+
+
+def _filled(cluster: Cluster, order: Sequence[Place]) -> Way:
+    rooms, hosts = _rooms(cluster)
+    way, left = [_last_resort(cluster)] * cluster.n_layers, list(range(cluster.n_layers))
+    for place in order:
+        taken = _fullest(cluster, place, left, _room(place, rooms, hosts))
+        for layer in taken:
+            way[layer] = place.number
+            if place.shares_host:
+                hosts[place.member] -= place.sizes[layer] + cluster.kv_bytes
+        left = [layer for layer in left if layer not in taken]
+    return tuple(way)
+
+
+def _fullest(cluster: Cluster, place: Place, layers: Sequence[int], room: int) -> tuple[int, ...]:
+    """The layers that together take the most of the room."""
+    sums: dict[int, tuple[int, ...]] = {0: ()}
+    for layer in layers:
+        size = place.sizes[layer] + cluster.kv_bytes
+        longer = {total + size: (*own, layer) for total, own in sums.items() if total + size <= room}
+        sums = dict(sorted({**longer, **sums}.items(), reverse=True)[:_MOST_SUMS])
+    return sums[max(sums)]
 
 
 def packed(cluster: Cluster) -> Way:
-    """What fits nowhere lies where it can be read from disk, if anywhere; so not every such way can be."""
-    rooms = [place.memory_bytes - place.fixed_bytes for place in cluster.places]
-    hosts = [member.memory_bytes for member in cluster.members]
-    if cluster.end.shares_host:
-        hosts[cluster.head] -= cluster.end.fixed_bytes
+    """The largest layer first, each where the least room is left. What fits nowhere lies where it can be read from
+    disk, if anywhere; so not every such way can be."""
+    rooms, hosts = _rooms(cluster)
     way = [_last_resort(cluster)] * cluster.n_layers
     for layer in sorted(range(cluster.n_layers), key=lambda layer: -cluster.problem.model.layer_bytes[layer]):
         left = {
@@ -25,6 +61,14 @@ def packed(cluster: Cluster) -> Way:
             rooms[place.number] -= place.sizes[layer] + cluster.kv_bytes
             hosts[place.member] -= place.sizes[layer] + cluster.kv_bytes if place.shares_host else 0
     return tuple(way)
+
+
+def _rooms(cluster: Cluster) -> tuple[list[int], list[int]]:
+    """Of the places, and of the hosts, beside the model's ends."""
+    hosts = [member.memory_bytes for member in cluster.members]
+    if cluster.end.shares_host:
+        hosts[cluster.head] -= cluster.end.fixed_bytes
+    return [place.memory_bytes - place.fixed_bytes for place in cluster.places], hosts
 
 
 def _room(place: Place, rooms: list[int], hosts: list[int]) -> int:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 @hookimpl
 def prima_solvers() -> list[SolverPlugin]:
     return [
-        SolverPlugin("halda", 1, "the least time per token, from measured rates, with disks read meanwhile", halda),
+        SolverPlugin(
+            "halda", 1, "the best for a goal, from measured rates, with disks read meanwhile", halda, needs_rates=True
+        ),
         SolverPlugin("halda-ilp", 1, "the integer program of the PRIMA.CPP paper, for comparison", halda_ilp),
         SolverPlugin("compute", 1, "layers in proportion to the speed of the nodes, for comparison", compute),
     ]

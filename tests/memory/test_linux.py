@@ -98,6 +98,18 @@ def test_a_read_that_is_not_aligned_is_refused(file: Path, offset: int, start: i
     direct.close()
 
 
+@pytest.mark.parametrize("wanted", [16 * 1024, 64 * 1024])
+def test_buffers_suit_disks_of_large_blocks(file: Path, monkeypatch: pytest.MonkeyPatch, wanted: int) -> None:
+    monkeypatch.setattr(linux, "_alignment", lambda fd: wanted)
+    direct = SYSTEM.open_direct(file)
+    assert direct.alignment == wanted
+    buffers = [SYSTEM.buffer(wanted) for _ in range(8)]
+    for number, buffer in enumerate(buffers):
+        assert direct.read(buffer, number * wanted) == wanted
+    assert b"".join(buffers) == file.read_bytes()[: 8 * wanted]
+    direct.close()
+
+
 def test_short_answers_of_the_system_are_asked_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, parts, offset: real(fd, [parts[0][:8192]], offset))
@@ -201,6 +213,12 @@ def test_a_buffer_that_is_filled_has_large_pages_where_the_machine_has_them() ->
     buffers = [SYSTEM.buffer(16 << 20, is_filled=is_filled) for is_filled in (False, True)]
     welcome = ["hg" in flags_of(posix.address(buffer)) for buffer in buffers]
     assert welcome == [False, True]
+
+
+def test_a_buffer_that_is_filled_begins_with_a_large_page() -> None:
+    buffers = [SYSTEM.buffer(size << 20, is_filled=True) for size in (2, 4, 6)]
+    assert [posix.address(buffer) % linux.LARGE_PAGE_BYTES for buffer in buffers] == [0, 0, 0]
+    assert [len(buffer) for buffer in buffers] == [2 << 20, 4 << 20, 6 << 20]
 
 
 def flags_of(address: int) -> list[str]:

@@ -25,7 +25,10 @@ MODEL = ModelFacts(
     largest_tensor_bytes=25, input_row_bytes=1, activation_bytes=64,
     expert_bytes=(60, 60), n_experts=8, n_experts_used=2, tensor_bytes=((25, 10), (25,)),
 )  # fmt: skip
-GPU = DeviceFacts("a:gpu", 500, shares_host=False, growth={"Q4_K": 1.5}, decode_bytes_s=1e9, prefill_bytes_s=1e11)
+RATES = {"Q4_K": ((1, 1e9), (4, 9e8)), "output": ((1, 2e9),)}
+GPU = DeviceFacts(
+    "a:gpu", 500, shares_host=False, growth={"Q4_K": 1.5}, decode_bytes_s=1e9, prefill_bytes_s=1e11, rates=RATES
+)
 NODE = NodeFacts("head", 1000, (GPU,), disk_bytes_s=1e9, disk="sda")
 LINKS = (LinkFacts("head", "b", 0.003, 1e8), LinkFacts(target="b", latency_s=0.004), LinkFacts(latency_s=0.005))
 PROBLEM = Problem(MODEL, (NODE, NodeFacts("b", 10), NodeFacts("c", 10)), "head", 8, LINKS, rounds=2, streaming=False)
@@ -58,6 +61,18 @@ def device(tree: Tree) -> Tree:
         lambda tree: tree["nodes"][0].update(disk="\x1b[2J"),
         lambda tree: device(tree).update(decode_bytes_s=-1),
         lambda tree: device(tree).update(prefill_bytes_s=1e19),
+        *(
+            lambda tree, widths=widths: device(tree).update(rates={"Q4_K": widths})
+            for widths in (
+                [[4, 1e9], [1, 1e9]],
+                [[1, 1e9], [1, 1e9]],
+                [[0, 1e9]],
+                [[1, 0]],
+                [[1, 1e19]],
+                [[1]],
+                [1, 1e9],
+            )
+        ),
         lambda tree: tree["links"][0].update(latency_s=-1e-9),
         lambda tree: tree["links"][0].update(latency_s=1e7),
         lambda tree: tree["links"][0].update(bytes_s=-1),

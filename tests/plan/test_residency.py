@@ -307,9 +307,9 @@ def test_chunks_of_a_prompt_follow_each_other_and_wait_where_one_step_goes_round
     problem = problem_of(9000, 9000, disk_bytes_s=1e9)
     piped = complete(rounds(1, "ab"), problem)
     stage = 1600 * MB * 128 / 300e9
-    assert predict(piped, problem, n_prompt=512).prompt_s == pytest.approx(5 * stage + 4 * 0.05, rel=0.01)
+    assert predict(piped, problem, n_prompt=512, chunk=128).prompt_s == pytest.approx(5 * stage + 4 * 0.05, rel=0.01)
     alone = msgspec.structs.replace(piped, in_flight=1)
-    assert predict(alone, problem, n_prompt=512).prompt_s == pytest.approx(4 * (2 * stage + 0.05))
+    assert predict(alone, problem, n_prompt=512, chunk=128).prompt_s == pytest.approx(4 * (2 * stage + 0.05), rel=0.01)
 
 
 def test_a_streaming_node_reads_while_it_computes_a_prompt() -> None:

@@ -172,6 +172,19 @@ def test_a_body_without_end_is_refused_when_the_limit_is_reached(monkeypatch: py
     assert sum(received) == 1100
 
 
+def test_a_body_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_S", 0.01)
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    headers = [(b"content-type", b"application/json")]
+    with pytest.raises(Refusal, match="did not come") as refused:
+        asyncio.run(guard.read_json_body(Request({"type": "http", "headers": headers}, receive)))
+    assert refused.value.status == 408
+
+
 def test_a_body_may_have_the_size_of_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     body = json.dumps(ASK).encode()
     headers = {"Content-Type": "application/json"}

@@ -8,8 +8,9 @@ import random
 import msgspec
 import pytest
 
-from bench.solvers import small_problem, token_s
+from bench.solvers import small_problem, time_s
 from prima_core.errors import PlanError
+from prima_core.interfaces import Goal
 from prima_core.plan.plan import Plan
 from prima_core.plan.problem import Problem
 from prima_halda.cluster import Cluster
@@ -20,7 +21,7 @@ from prima_halda.solver import plan_of, plan_with_buffers
 
 def told(plan: Plan, problem: Problem) -> float | None:
     try:
-        return token_s(plan, problem)
+        return time_s(plan, problem)
     except PlanError:
         return None
 
@@ -33,12 +34,14 @@ def with_experts(problem: Problem) -> Problem:
     return msgspec.structs.replace(problem, model=model)
 
 
-@pytest.mark.parametrize("kind", ["plain", "experts", "kept"])
+@pytest.mark.parametrize("kind", ["plain", "experts", "kept", "width", *Goal])
 def test_the_judge_and_the_originals_agree_on_what_can_be_and_how_long_it_takes(kind: str) -> None:
     chance, n_agreed, n_streaming = random.Random(kind), 0, 0
     for seed in range(60):
-        problem = small_problem(seed)
-        if kind == "experts":
+        problem = small_problem(seed, Goal(kind) if kind in tuple(Goal) else Goal.LATENCY)
+        if kind == "width":
+            problem = msgspec.structs.replace(small_problem(seed, Goal.THROUGHPUT), goal=Goal.LATENCY)
+        elif kind == "experts":
             problem = with_experts(problem)
         elif kind == "kept":
             problem = msgspec.structs.replace(problem, streaming=False)
