@@ -1,11 +1,12 @@
 """A mixture of experts larger than memory: tokens/s, bytes read per token and hit rate, by how much may be in memory.
 
-    python -m bench.experts [--folder DIR] [--shares 1,0.6,0.3] [--prompt 128] [--gen 32] [-t 2]
+    python -m bench.experts [--folder DIR] [--shares 1,0.6,0.3] [--prompt 128] [--gen 32] [-t 2] [--llama-bench PATH]
 
 The model has the shape of Qwen3-30B-A3B with half of its layers and experts (Q4_K_M, 4.8 GB), random weights and
 made-up tokens: no expert stands out. In the second file some do: the longer an expert's row of the router, the more
 often it is chosen. What is not in memory is read past the page cache, so that no limit need be put on this process;
-with memory for all of it nothing is read.
+with memory for all of it nothing is read. With --llama-bench llama.cpp, by mmap, does the same in a cage of `prima
+bench --cluster` with as much memory for the weights, and 225 MB for itself; that wants root.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from bench.cpu_models import cache_folder
+from bench.larger import llama
 from prima_core.arch.families import open_model
+from prima_core.cage.bench import bench_cluster
+from prima_core.cage.limits import Workload
+from prima_core.config import SETTINGS
 from prima_core.interfaces import BackendOptions, Chunk, KvKind, KvOp, Layers, Shard, Slice, Step
 from prima_core.memory.store import StreamingStore
 from prima_core.memory.system import host
@@ -38,6 +43,8 @@ SKEW = 0.5
 """Row r of a skewed router, in an order of its layer's own, is divided by (r + 1) ** SKEW."""
 BUFFER_BYTES = 64 * 1024 * 1024
 WARM_TOKENS = 16
+N_PEER = 2
+"""Tokens of llama.cpp where not all is in memory: half a minute each, as pages come one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +101,19 @@ def loaded(model: Model, part: Slice, share: float) -> Iterator[StreamingStore]:
         store.close()
 
 
+def peer(program: str, path: Path, mine: Figures, n_prompt: int, n_tokens: int, threads: int) -> str:
+    """What llama.cpp does with as much memory, after as many tokens: a line like that of `mine`. Raises PrimaError."""
+    memory = f"{mine.share:.0%} of model"
+    options = ("-d", str(n_prompt + WARM_TOKENS), *(("-t", str(threads)) if threads else ()))
+    settings = {name: setting.default for name, setting in SETTINGS.items()}
+    work = Workload(n_prompt, n_tokens if mine.share >= 1 else N_PEER)
+    figures = bench_cluster(llama(program, memory, *options), path, work, settings, lambda line: None)
+    return (
+        f"{'':6} {1 / figures.tpot_s:9.2f} {figures.read_bytes_per_token / 1e6:9.0f}  llama.cpp;"
+        f" prima is {figures.tpot_s / mine.token_s:.2f} times as fast"
+    )
+
+
 def steps_of(vocab_size: int, n_prompt: int, n_tokens: int) -> Iterator[Step]:
     """A prompt, then tokens one by one; all are made up."""
     ids = np.random.default_rng(1).integers(0, vocab_size, n_prompt + n_tokens).tolist()
@@ -140,6 +160,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--gen", type=int, default=32)
     parser.add_argument("-t", "--threads", type=int, default=0)
+    parser.add_argument("--llama-bench")
     args = parser.parse_args()
     path = args.folder / "experts-q4_k_m.gguf"
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -150,9 +171,13 @@ def main() -> None:
                 skew(path)
             uncached(path)
             print(f"choices: {kind}\n{HEADER}", flush=True)
-            with open_model(path) as model:
-                for share in map(float, args.shares.split(",")):
-                    print(measure(model, share, args.prompt, args.gen, args.threads), flush=True)
+            for share in map(float, args.shares.split(",")):
+                with open_model(path) as model:
+                    figures = measure(model, share, args.prompt, args.gen, args.threads)
+                del model  # its pages have to get out of the page cache
+                print(figures, flush=True)
+                if args.llama_bench:
+                    print(peer(args.llama_bench, path, figures, args.prompt, args.gen, args.threads), flush=True)
     finally:
         path.unlink(missing_ok=True)
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 from prima_core.arch.families import open_model
@@ -61,9 +61,11 @@ class Bench:
     model: Path
     work: Workload
 
-    def run(self, cluster: Cluster, **changed: Any) -> Figures:  # Any: values of `config.TABLE`
+    def run(
+        self, cluster: Cluster, when_idle: Callable[[], None] = lambda: None, **changed: Any
+    ) -> Figures:  # Any: values of `config.TABLE`
         settings: Mapping[str, Any] = {name: setting.default for name, setting in SETTINGS.items()} | changed
-        figures = bench_cluster(cluster, self.model, self.work, settings, say)
+        figures = bench_cluster(cluster, self.model, self.work, settings, say, when_idle)
         foretold = "" if figures.forecast_s is None else f", {figures.forecast_s:.3f} s were foretold"
         read = figures.read_bytes_per_token / 1e9
         say(f"{cluster.name}: {figures.tpot_s:.3f} s and {read:.3f} GB read per token{foretold}")
@@ -75,9 +77,10 @@ class Bench:
 
 
 def one(bench: Bench, n_bytes: int, llama_bench: str | None) -> Iterator[Bar]:
-    rates = bench.disk_rates()
-    figures = bench.run(Cluster(name="one", nodes=(Node(name="a", memory=MEMORY, base=BASE),)))
-    node, disk_bytes_s = figures.nodes[0], median(rates + bench.disk_rates())
+    rates: list[float] = []
+    cluster = Cluster(name="one", nodes=(Node(name="a", memory=MEMORY, base=BASE),))
+    figures = bench.run(cluster, lambda: rates.extend(bench.disk_rates()))
+    node, disk_bytes_s = figures.nodes[0], fmean(rates)
     if node.forecast is None or figures.forecast_s is None:
         raise SystemExit("the node made no forecast")
     must_bytes = n_bytes - node.budget_bytes + node.forecast.buffer_bytes
@@ -87,13 +90,14 @@ def one(bench: Bench, n_bytes: int, llama_bench: str | None) -> Iterator[Bar]:
     yield Bar("one node: time per token / reading or computing", figures.tpot_s / least_s, 1.15, True)
     yield Bar("one node: time per token / foretold", figures.tpot_s / figures.forecast_s, 1.2, True)
     if llama_bench is not None:
-        other = bench.run(_llama(llama_bench))
+        other = bench.run(llama(llama_bench))
         yield Bar("one node: times as fast as llama.cpp with mmap", other.tpot_s / figures.tpot_s, 2.0, False)
 
 
-def _llama(program: str) -> Cluster:
-    node = Node(name="a", memory=MEMORY, base=BASE, command=(program, *LLAMA))
-    measure = Measure(begin="generation run 1/1", tokens_per_s=r"tg\d+ \|\s+([0-9.]+)")
+def llama(program: str, memory: str = MEMORY, *options: str) -> Cluster:
+    """llama.cpp's llama-bench with so much memory, and more options."""
+    node = Node(name="a", memory=memory, base=BASE, command=(program, *LLAMA, *options))
+    measure = Measure(begin="generation run 1/1", tokens_per_s=r"tg\d+(?: @ d\d+)? \|\s+([0-9.]+)")
     return Cluster(name="llama-cpp", nodes=(node,), measure=measure)
 
 

@@ -5,10 +5,15 @@
 
 With --limit in a control group of this size that the node, the hog and the cached pages of what they read share; that
 wants root. With --machine the group stands for a machine, of which a node leaves more to others. With --machine alone
-it is this machine, all of it: nothing else may need memory meanwhile. The hog takes what is left and half of what is
-pinned in a group; of a machine, what is left but for half of the reserve. A file of --file bytes is read before; how
-much of it stays cached is watched (a kernel that pages cold files out takes of it even so). What follows `--` goes to
-`prima serve`.
+it is this machine, all of it: nothing else may need memory meanwhile; the hog stops where less than 1 GB would be
+available, and it and the node are the first to be killed. The hog takes what is left and half of what is pinned in a
+group; of a machine, what is left but for half of the reserve.
+
+A file of --file bytes is read before, and again every 3 s, as what its owner uses; how much of it stays cached is
+watched. Beside it a file of a tenth that nobody touches again: a kernel may page out such although nobody needs the
+room (DAMON does, after half a minute). On the machine the hog comes once before the node starts, and leaves as much:
+what is lost then prima is not to blame for, and other programs' stale files are out of the way. What follows `--` goes
+to `prima serve`.
 
 Prints a line each second, and what matters at the end.
 """
@@ -19,7 +24,7 @@ import argparse
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -31,7 +36,10 @@ from prima_core.node.node import parse_bytes
 from prima_core.testing.pressure import GROUP_IS_MACHINE, CachedFile, Hog, MemoryGroup, memory_group, why_no_groups
 from prima_core.testing.served import Served
 
-CALM_S, HELD_S, BACK_WITHIN_S, EVERY_S = 8.0, 15.0, 90.0, 1.0
+CALM_S, HELD_S, BACK_WITHIN_S, EVERY_S, USED_EVERY_S = 8.0, 15.0, 90.0, 1.0, 3.0
+HOG_WITHIN_S = 600.0
+NO_TIMES = {"pinned_bytes": 0.0, "read_bytes": 0.0, "n_steps": 0.0}
+FLOOR_BYTES = 10**9
 PROMPT, N_TOKENS = "The owner of this machine", 8
 GB = 1e9
 
@@ -75,19 +83,22 @@ class Moment:
     read_bytes: float
     n_steps: float
     available_bytes: int
-    cached_share: float
+    used_share: float
+    cold_share: float
 
 
 @dataclass(slots=True)
 class Scene:
     """Where it happens: `group` None is the machine. `reserve`: what a node leaves of a machine; 0: it is none."""
 
-    node: Served
+    node: Served | None
     hog: Hog
-    file: CachedFile
+    used: CachedFile
+    cold: CachedFile
     group: MemoryGroup | None
     reserve: int
     calm_bytes: int = 0
+    used_s: float = field(default_factory=time.monotonic)
     moments: list[Moment] = field(default_factory=list)
     began_s: float = field(default_factory=time.monotonic)
 
@@ -95,26 +106,30 @@ class Scene:
         return host().memory().available_bytes if self.group is None else self.group.available_bytes
 
     def look(self) -> Moment:
-        times = self.node.times()
+        times = self.node.times() if self.node else NO_TIMES
         moment = Moment(
             time.monotonic() - self.began_s,
             times["pinned_bytes"],
             times["read_bytes"],
             times["n_steps"],
             self.available(),
-            self.file.cached_share(),
+            self.used.cached_share(),
+            self.cold.cached_share(),
         )
         self.moments.append(moment)
+        if time.monotonic() - self.used_s >= USED_EVERY_S:
+            self.used.read()
+            self.used_s = time.monotonic()
         return moment
 
-    def watch(self, what: str, for_s: float, until_pinned: float = float("inf")) -> None:
-        """A line each second, for so long, or until as much is pinned."""
+    def watch(self, what: str, for_s: float, is_over: Callable[[Moment], bool] = lambda now: False) -> None:
+        """A line each second, for so long at most."""
         end_s = time.monotonic() + for_s
         while time.monotonic() < end_s:
             time.sleep(EVERY_S)
             now = self.look()
             print(line(what, self.moments[-2], now), flush=True)
-            if now.pinned_bytes >= until_pinned:
+            if is_over(now):
                 return
 
     def hog_bytes(self) -> int:
@@ -123,14 +138,17 @@ class Scene:
         return left - self.reserve // 2 if self.reserve else left + int(now.pinned_bytes) // 2
 
 
-HEADER = f"{'s':>5} {'':<10} {'pinned GB':>9} {'available GB':>12} {'file cached':>11} {'tokens/s':>8} {'read GB/s':>9}"
+HEADER = (
+    f"{'s':>5} {'':<10} {'pinned GB':>9} {'available GB':>12} {'used file':>9} {'cold file':>9} {'tokens/s':>8}"
+    f" {'read GB/s':>9}"
+)
 
 
 def line(what: str, before: Moment, now: Moment) -> str:
     took_s = now.time_s - before.time_s
     return (
         f"{now.time_s:5.0f} {what:<10} {now.pinned_bytes / GB:9.2f} {now.available_bytes / GB:12.2f}"
-        f" {now.cached_share:11.1%} {(now.n_steps - before.n_steps) / took_s:8.2f}"
+        f" {now.used_share:9.1%} {now.cold_share:9.1%} {(now.n_steps - before.n_steps) / took_s:8.2f}"
         f" {(now.read_bytes - before.read_bytes) / took_s / GB:9.2f}"
     )
 
@@ -140,12 +158,33 @@ def run(scene: Scene, hog_bytes: int | None) -> None:
     print(HEADER)
     scene.watch("calm", CALM_S)
     scene.calm_bytes = scene.moments[-1].available_bytes
-    wanted = scene.hog_bytes() if hog_bytes is None else hog_bytes
-    scene.hog.aim(wanted)
+    hog_comes(scene, scene.hog_bytes() if hog_bytes is None else hog_bytes)
+    scene.watch("hog left", BACK_WITHIN_S, lambda now: now.pinned_bytes >= planned)
+
+
+def hog_comes(scene: Scene, wanted: int) -> None:
+    """And goes."""
+    hogging = threading.Thread(target=scene.hog.hold, args=(wanted,))
+    hogging.start()
+    scene.watch("hog comes", HOG_WITHIN_S, lambda now: not hogging.is_alive())
     scene.watch(f"hog {wanted / GB:.2f}", HELD_S)
-    scene.hog.reached()
+    hogging.join()
     scene.hog.hold(0)
-    scene.watch("hog left", BACK_WITHIN_S, planned)
+
+
+def tell_without(scene: Scene, left_bytes: int) -> None:
+    """How much of the files a hog alone costs that leaves so much."""
+    taken_before = taken_back()
+    scene.look()
+    print(HEADER)
+    hog_comes(scene, scene.available() - left_bytes)
+    print(f"without a node: {cached(scene)}")
+    print(f"pages that the kernel had to take back or swap out: {taken_back() - taken_before}")
+
+
+def cached(scene: Scene) -> str:
+    used, cold = (min(shares) for shares in zip(*((m.used_share, m.cold_share) for m in scene.moments), strict=True))
+    return f"cached at least {used:.1%} of the file that is used, {cold:.1%} of the other"
 
 
 def tell(scene: Scene, client: Client, taken_before: int) -> None:
@@ -156,9 +195,9 @@ def tell(scene: Scene, client: Client, taken_before: int) -> None:
     print(f"{scene.moments[-1].pinned_bytes / GB:.2f} GB at the end")
     print(f"tokens a second: {max(rates):.2f} at best, {min(rates):.2f} at worst")
     print(f"least available: {min(moment.available_bytes for moment in scene.moments) / GB:.2f} GB")
-    print(f"of the file, cached at least: {min(moment.cached_share for moment in scene.moments):.1%}")
+    print(cached(scene))
     if scene.group is None:
-        print(f"pages that the kernel had to take back: {taken_back() - taken_before}")
+        print(f"pages that the kernel had to take back or swap out: {taken_back() - taken_before}")
     else:
         print(f"the group: {scene.group.peak_bytes / GB:.2f} GB at most, {scene.group.n_killed} killed,", end=" ")
         print(f"{scene.group.number('memory.failcnt')} times full")
@@ -168,7 +207,14 @@ def taken_back() -> int:
     """By the kernel of Linux, for want of memory, from caches and programs, since it started."""
     file = Path("/proc/vmstat")
     facts = dict(line.split() for line in file.read_text().splitlines()) if file.exists() else {}
-    return sum(int(facts.get(name, 0)) for name in ("pgsteal_kswapd", "pgsteal_direct"))
+    return sum(int(facts.get(name, 0)) for name in ("pgsteal_kswapd", "pgsteal_direct", "pswpout"))
+
+
+def be_killed_first() -> None:
+    """Of this machine's programs, should memory end: this one, and all that it starts."""
+    file = Path("/proc/self/oom_score_adj")
+    if file.exists():
+        file.write_text("1000")
 
 
 def main() -> None:
@@ -186,24 +232,29 @@ def main() -> None:
         sys.exit(f"{why}: only --machine without --limit works here")
     if not args.limit and not args.machine:
         parser.error("either --limit or --machine, or both")
-    path = cache_folder() / "owner.bytes"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    be_killed_first()
     with ExitStack() as exits:
         group = exits.enter_context(memory_group(args.limit)) if args.limit else None
         reserve = Memory(args.limit or host().memory().total_bytes, 0).reserve_bytes if args.machine else 0
-        file = exits.enter_context(CachedFile(path, args.file, group))
-        hog = exits.enter_context(Hog(group, args.rate))
+        used = exits.enter_context(CachedFile(folder / "used", args.file, group))
+        cold = exits.enter_context(CachedFile(folder / "cold", args.file // 10, group))
+        hog = exits.enter_context(Hog(group, args.rate, 0 if group else FLOOR_BYTES))
         hog.hold(0)
         free = group.available_bytes if group else host().memory().available_bytes
+        if group is None:
+            tell_without(Scene(None, hog, used, cold, group, reserve), reserve // 2 + args.model.stat().st_size)
         prima = GROUP_IS_MACHINE if args.limit and args.machine else ("-m", "prima_core")
         options = ("-t", args.threads, "--parallel", "1", "-c", "512", *args.serve)
-        scene = Scene(exits.enter_context(Served([str(args.model), *options], group, prima)), hog, file, group, reserve)
-        client, taken_before = Client(scene.node), taken_back()
-        with client.asking():
-            run(scene, args.hog)
+        with Served([str(args.model), *options], group, prima) as node:
+            scene = Scene(node, hog, used, cold, group, reserve)
+            client, taken_before = Client(node), taken_back()
+            with client.asking():
+                run(scene, args.hog)
             total = args.limit or host().memory().total_bytes
             print(f"memory pressure of the node before the hog: {(free - scene.calm_bytes) / total:.1%}")
-        tell(scene, client, taken_before)
+            tell(scene, client, taken_before)
 
 
 if __name__ == "__main__":

@@ -75,14 +75,20 @@ class Timed:
 
 
 def bench_cluster(
-    cluster: Cluster, model: Path, work: Workload, settings: Settings, tell: Callable[[str], None]
+    cluster: Cluster,
+    model: Path,
+    work: Workload,
+    settings: Settings,
+    tell: Callable[[str], None],
+    when_idle: Callable[[], None] = lambda: None,
 ) -> Figures:
-    """Raises PrimaError; whatever it made on this machine is gone when it returns, or is interrupted."""
+    """Raises PrimaError; whatever it made on this machine is gone when it returns, or is interrupted. `when_idle` is
+    called right before and right after what is measured over an API, while nothing is asked of the nodes."""
     parts = model_files(model)
     with opened(cluster, parts) as cage:
         cage.make_cold()
         with MemoryWatch(cage.cells) as watch:
-            bench = _Bench(cluster, cage, work, settings, tell)
+            bench = _Bench(cluster, cage, work, settings, tell, when_idle)
             timed = bench.run()
             nodes = tuple(_node_figures(cell, timed, watch) for cell in cage.cells)
             forecast = timed.end.forecast
@@ -103,13 +109,20 @@ def bench_cluster(
 
 class _Bench:
     def __init__(
-        self, cluster: Cluster, cage: Cage, work: Workload, settings: Settings, tell: Callable[[str], None]
+        self,
+        cluster: Cluster,
+        cage: Cage,
+        work: Workload,
+        settings: Settings,
+        tell: Callable[[str], None],
+        when_idle: Callable[[], None],
     ) -> None:
         self._cluster = cluster
         self._cage = cage
         self._work = work
         self._settings = settings
         self._tell = tell
+        self._when_idle = when_idle
         self._env = environment(os.environ, format_token(new_secret()), cage.cache_folder)
         self._is_prima = not cluster.nodes[0].command
 
@@ -149,6 +162,7 @@ class _Bench:
     def _asked(self, api: Api) -> Timed:
         for _ in api.tokens(WARM_UP, 2):
             pass
+        self._when_idle()
         self._tell(f"measuring {self._work.n_prompt} + {self._work.n_gen} tokens ...")
         first, begin, n_before, n_come, last_s = self._marks(api), None, 0, 0, 0.0
         ttft_s, prefill = 0.0, 0
@@ -162,6 +176,7 @@ class _Bench:
         if begin is None or n_come == n_before:
             raise ClusterError(f"{api.url} made {n_come} tokens, {self._work.n_gen} were asked for")
         read, n_tokens = self._read_bytes(), n_come - n_before
+        self._when_idle()
         time.sleep(STALE_S if self._is_prima else 0.0)
         self._cage.check_alive()
         end = Marks(last_s, read, *(told_by(api) if self._is_prima else ({}, None)))

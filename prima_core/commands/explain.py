@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -29,15 +30,16 @@ _PATIENCE_S = 1.0
 
 def explained(plan: Plan, problem: Problem, solve: Solve | None) -> Plan:
     """With what would help; a bar on standard error where finding that takes longer."""
-    with closing(_Progress()) as progress:
+    with closing(Progressing()) as progress:
         return msgspec.structs.replace(plan, explanation=explain(plan, problem, solve, progress.show))
 
 
-class _Progress:
+class Progressing:
     """A bar, after some time, where standard error is a terminal."""
 
-    def __init__(self) -> None:
-        self._began_s = time.monotonic()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began_s = clock()
         self._bar = Progress(
             TextColumn("trying what would help"), BarColumn(), TextColumn("{task.completed} of {task.total}"),
             console=error_console, transient=True, disable=not error_console.is_terminal,
@@ -46,7 +48,7 @@ class _Progress:
 
     def show(self, done: int, of: int) -> None:
         self._bar.update(self._task, completed=done, total=of)
-        if time.monotonic() - self._began_s > _PATIENCE_S:
+        if self._clock() - self._began_s > _PATIENCE_S:
             self._bar.start()
 
     def close(self) -> None:

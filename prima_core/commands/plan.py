@@ -18,12 +18,15 @@ from prima_core.interfaces import BackendOptions
 from prima_core.model.visible import visible
 from prima_core.node.coordinate import Planning, foretold, model_facts
 from prima_core.node.driver import Member
+from prima_core.node.profiles import Profiles, cache_folder
+from prima_core.node.profiling import kept_profile
 from prima_core.plan.check import complete
 from prima_core.plan.explain import Solve
 from prima_core.plan.forecast import Forecast
 from prima_core.plan.plan import Certificate, Plan, Residency, plan_to_json
 from prima_core.plan.predict import predict
 from prima_core.plan.problem import DeviceFacts, Problem, problem_from_json
+from prima_core.plan.profile import Profile
 from prima_core.plan.words import left_out
 from prima_core.plugins import Registry
 
@@ -52,8 +55,8 @@ def plan(model: str | None, problem: str | None, shown: Shown, settings: Setting
         print_explained(made, solved.problem)
     else:
         _print(made)
-    if made.forecast is None and any(need.streamed_bytes for need in made.residency):
-        click.echo(_unknown(made, solved.problem))
+    if made.forecast is None and (shown.explains or any(need.streamed_bytes for need in made.residency)):
+        click.echo(f"{_unknown(made, solved.problem)}{solved.cure}")
     if made.certificate is not None:
         click.echo(_vouched(made.certificate))
 
@@ -100,14 +103,15 @@ def _table(made: Plan) -> Table:
     return table
 
 
-_STREAMING = ("stays", "from disk for every token", "buffer")
+_STREAMING = ("stays", "from disk for every token", "buffer (+ slots on a device that copies)")
 
 
 def _bytes_of(need: Residency | None, streams: bool) -> tuple[str, ...]:
     if need is None:
         return ("",) * (4 if streams else 1)
-    sizes = (need.pinned_bytes, need.streamed_bytes, need.buffer_bytes) if streams else ()
-    return f"{_mb(need.weight_bytes)} + {_mb(need.kv_bytes)} MB", *(f"{_mb(size)} MB" for size in sizes)
+    buffer = f"{_mb(need.buffer_bytes)}" + (f" + {_mb(need.slot_bytes)}" if need.slot_bytes else "")
+    sizes = (_mb(need.pinned_bytes), _mb(need.streamed_bytes), buffer) if streams else ()
+    return f"{_mb(need.weight_bytes)} + {_mb(need.kv_bytes)} MB", *(f"{size} MB" for size in sizes)
 
 
 def _mb(n_bytes: int) -> str:
@@ -132,11 +136,12 @@ def _told(forecast: Forecast) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Solved:
-    """A completed plan for a problem; `solve`: what made it, None: it was given."""
+    """A completed plan for a problem; `solve`: what made it, None: it was given. `cure`: where rates come from."""
 
     plan: Plan
     problem: Problem
     solve: Solve | None
+    cure: str = ""
 
 
 def _solve_file(path: str, registry: Registry, settings: Settings) -> _Solved:
@@ -154,14 +159,18 @@ def _own_plan(model: str | None, registry: Registry, settings: Settings) -> _Sol
     with open_model_argument(model, settings) as opened:
         options = head_options(settings, opened.file.metadata)
         backend, _ = registry.open_backend(options.node.backend, BackendOptions(kernels=options.node.kernels), None)
-        devices = tuple(DeviceFacts.of(device) for device in backend.devices())
+        found = tuple(backend.devices())
         backend.close()
+        kept = kept_profile(Profiles(cache_folder()), found, opened) or Profile()
+        devices = tuple(kept.rated(DeviceFacts.of(device)) for device in found)
         names = [options.name, *(f"{options.name}.{index}" for index in range(2, options.n_local + 2))]
-        members = tuple(Member(name, options.node.memory, devices, "") for name in names)
+        memory, rate = options.node.memory, kept.disk_bytes_s
+        members = tuple(Member(name, memory, devices, "", rate, kept.disk) for name in names)
         facts = model_facts(opened, options.context, options.kv_type, options.plan)
         solve = registry.solver(options.solver).solve
         planning = Planning(
             facts, options.name, options.parallel, solve, options.plan, options.rounds, options.goal, options.n_prompt
         )
         made = planning(members)
-        return _Solved(made, planning.solved(made, members), None if options.plan is not None else solve)
+        free = None if options.plan is not None else solve
+        return _Solved(made, planning.solved(made, members), free, "; `prima profile` finds it out")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import threading
+from collections.abc import Iterator
 from contextlib import closing
 
 import msgspec
@@ -18,8 +20,24 @@ from prima_core.model.weights import Model
 from prima_core.node.node import DATA_LIMITS, Dialer, Node
 from prima_core.node.profiles import Profiles, cache_folder
 from prima_core.node.profiling import Measurer
-from prima_core.plan.profile import Profile
+from prima_core.plan.problem import OUTPUT
+from prima_core.plan.profile import DeviceRates, Profile
 from prima_core.plugins import Registry
+from prima_core.ring.rates import WIDTHS
+
+
+class MachineNow(msgspec.Struct, frozen=True):
+    """What a profile says of a machine, and what is so at this moment: its memory, of which a node would take
+    `memory_bytes` for weights and KV, and that of its devices. `memory_kind`: as `memory.system.MemoryKind`, by which
+    a node knows how memory is taken back from it."""
+
+    system: str
+    memory_kind: str
+    total_bytes: int
+    available_bytes: int
+    memory_bytes: int
+    devices: dict[str, int]
+    profile: Profile
 
 
 def profile(model: str | None, as_json: bool, settings: Settings, registry: Registry) -> None:
@@ -29,29 +47,70 @@ def profile(model: str | None, as_json: bool, settings: Settings, registry: Regi
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return
-    wide_console().print(_table(found))
-    disk = f"{found.disk_bytes_s / 1e9:,.2f} GB/s" if found.disk_bytes_s else "not known"
-    click.echo(f"disk, read past the page cache: {disk}")
+    wide_console().print(_table(found.profile))
+    for line in _lines(found):
+        click.echo(line)
 
 
-def _measured(model: Model, settings: Settings, registry: Registry) -> Profile:
+def _measured(model: Model, settings: Settings, registry: Registry) -> MachineNow:
     """By a node as every other, that joins nobody."""
-    dialer = Dialer(registry, Credentials(), DATA_LIMITS)
-    node = Node(node_name(), registry, node_options(settings), dialer, "inproc://", lambda report: None)
+    options, dialer = node_options(settings), Dialer(registry, Credentials(), DATA_LIMITS)
+    node = Node(node_name(), registry, options, dialer, "inproc://", lambda report: None)
     stopping = threading.Event()
     with closing(node):
         node.start()
         say(node.explanation)
+        memory = host().memory()
         try:
-            return Measurer(Profiles(cache_folder()), host(), say, stopping.is_set).measure(node, model)
+            found = Measurer(Profiles(cache_folder()), host(), say, stopping.is_set).measure(
+                node, model, options.memory
+            )
         finally:
             stopping.set()
+        return MachineNow(
+            platform.system(),
+            memory.kind.value,
+            memory.total_bytes,
+            memory.available_bytes,
+            options.memory,
+            {device.id: device.memory_bytes for device in node.devices},
+            found,
+        )
 
 
 def _table(found: Profile) -> Table:
-    """Rates by the bytes of the weights that a token goes through."""
-    table = Table("device", "a token at a time", "prompts, 128 tokens at a time")
+    """Rates by the bytes of the weights that a step goes through."""
+    widths = sorted(WIDTHS)
+    table = Table("device", "weights", *(f"{width} token{'s' if width > 1 else ''}" for width in widths))
     for name, rates in found.devices.items():
-        prompts = f"{rates.prefill_bytes_s / 1e9:,.1f} GB/s x tokens" if rates.prefill_bytes_s else "not known"
-        table.add_row(escape(name), f"{rates.decode_bytes_s / 1e9:,.2f} GB/s", prompts)
+        for weights, cells in _rows(rates):
+            table.add_row(escape(name), weights, *(cells.get(width, "-") for width in widths))
     return table
+
+
+def _rows(rates: DeviceRates) -> Iterator[tuple[str, dict[int, str]]]:
+    yield "as they are mixed", {1: f"{rates.decode_bytes_s / 1e9:,.2f} GB/s"}
+    for name, widths in rates.rates.items():
+        of = "output part" if name == OUTPUT else name
+        yield of, {width: f"{rate / 1e9:,.2f} GB/s" for width, rate in widths}
+
+
+def _lines(found: MachineNow) -> Iterator[str]:
+    of = found.profile
+    disk = f"{_rate(of.disk_bytes_s)}, in pieces of 1 MiB from anywhere {_rate(of.random_bytes_s)}"
+    yield f"disk, read past the page cache: {disk}"
+    yield f"memory, read by all cores: {_rate(of.memory_bytes_s)}"
+    for name, rates in of.devices.items():
+        if rates.copy_bytes_s:
+            yield f"weights to {name}: {_rate(rates.copy_bytes_s)}"
+    free, whole, mine = (size / 1e9 for size in (found.available_bytes, found.total_bytes, found.memory_bytes))
+    yield (
+        f"memory ({found.system}, {found.memory_kind}): {free:,.1f} of {whole:,.1f} GB free,"
+        f" {mine:,.1f} GB for weights and KV of a node"
+    )
+    for name, memory_bytes in found.devices.items():
+        yield f"memory of {name}: {memory_bytes / 1e9:,.1f} GB"
+
+
+def _rate(bytes_s: float) -> str:
+    return f"{bytes_s / 1e9:,.2f} GB/s" if bytes_s else "not known"

@@ -6,6 +6,7 @@ import http.client
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from itertools import groupby
 
 import msgspec
 import rich_click as click
@@ -99,7 +100,9 @@ def _lines(view: ServerView) -> list[str]:
     return [
         state,
         f"{view.n_running} running, {view.n_waiting} waiting, {used}, context {view.context_length:,}",
+        *([view.summary] if view.summary else []),
         *_speed(view),
+        *_links(view),
     ]
 
 
@@ -108,6 +111,14 @@ def _speed(view: ServerView) -> Iterator[str]:
     if view.forecast is not None:
         measured = f", {1e3 * view.token_s:,.1f} ms in the last answer" if view.token_s else ""
         yield f"foretold: {1e3 * view.forecast.token_s:,.1f} ms per token, most of it {view.forecast.limit}{measured}"
+
+
+def _links(view: ServerView) -> Iterator[str]:
+    """A line for each node that activations can leave."""
+    for source, links in groupby(view.links, lambda link: link.source):
+        yield f"links from {source}: " + "; ".join(
+            f"to {link.target} {1e3 * link.latency_s:,.2f} ms, {_size(link.bytes_s)}/s" for link in links
+        )
 
 
 def _facts(node: NodeView) -> tuple[str, str, str, str]:
@@ -133,8 +144,7 @@ def _remarks(node: NodeView) -> Iterator[str]:
         yield f"{_size(given)} left to others for now"
     if node.times.expert_hit_rate is not None:
         yield f"experts: {node.times.expert_hit_rate:.0%} were in memory"
-    if node.has_slow_disk:
-        yield f"slow disk: {_size(node.times.read_bytes / node.times.reading_s)}/s"
+    yield from node.off
 
 
 def _sums(times: NodeTimes) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ from prima_core.node.network import (
     own_address_towards,
     with_port,
 )
+from prima_core.plan.words import left_out, summary
 from prima_core.plugins import Registry
 from prima_core.serve.app import Service, make_app
 from prima_core.serve.connections import HttpProtocol
@@ -53,6 +54,7 @@ from prima_core.serve.guard import Guard
 log = logging.getLogger(__name__)
 
 GRACE_S = 1  # for answers to be written out after Ctrl-C
+MOST_VISITS = 8  # that are listed one by one
 
 
 def serve(model: str | None, settings: Settings, registry: Registry) -> None:
@@ -165,14 +167,17 @@ def _wait_for_change(head: Head) -> None:
 
 
 def describe_plan(status: Status) -> Iterator[str]:
-    """A line per visit and device, where there is more than one node or device."""
+    """A line per visit and device, where there is more than one node or device; and in words what lines do not say."""
     plan = status.plan
-    if plan is None or len(plan.residency) == 1:
+    if plan is None:
         return
-    for visit in plan.visits:
+    is_short = len(plan.visits) <= MOST_VISITS
+    for visit in plan.visits if is_short and len(plan.residency) > 1 else ():
         for part in visit.parts(""):
             device = f" ({part.device})" if part.device else ""
             yield f"  layers {part.start:>3} to {part.stop - 1:>3} on {visit.node}{device}"
+    if not is_short or left_out(plan) or any(need.buffer_bytes for need in plan.residency):
+        yield f"  {summary(plan)}"
 
 
 @contextmanager

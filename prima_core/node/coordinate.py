@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypedDict
 
 from msgspec.structs import replace
 
@@ -21,11 +22,21 @@ from prima_core.plan.explain import explain
 from prima_core.plan.pipeline import chunk_tokens
 from prima_core.plan.plan import Plan
 from prima_core.plan.predict import goal_s, predict
-from prima_core.plan.problem import MAX_TENSORS, PROMPT_TOKENS, ModelFacts, Problem
+from prima_core.plan.problem import (
+    MAX_KINDS,
+    MAX_TENSORS,
+    PROMPT_TOKENS,
+    LinkFacts,
+    ModelFacts,
+    Problem,
+    TensorKind,
+)
 from prima_core.ring.gather import row_bytes
 
 MAX_SEQUENCES = 64
 DEFAULT_CONTEXT = 8192
+UNKNOWN_LINK = LinkFacts(latency_s=0.003, bytes_s=4e7)
+"""Wi-Fi at home, where no link could be measured: arXiv 2504.08791 states 3 to 7 ms and 320 to 610 Mbit/s."""
 _MUCH = 0.9
 
 
@@ -54,7 +65,7 @@ def model_facts(
         input_types=input_types,
         output_types=output_types,
         largest_tensor_bytes=max(_unit_bytes(model.file.tensors[name]) for of_layer in names for name in of_layer),
-        tensor_bytes=_tensor_bytes(model),
+        **_tensors(model),
         input_row_bytes=0 if spec.tied_output else sum(input_types.values()) // spec.vocab_size,
         activation_bytes=4 * spec.d_model,
         row_bytes=row_bytes(spec),
@@ -64,12 +75,31 @@ def model_facts(
     )
 
 
-def _tensor_bytes(model: Model) -> tuple[tuple[int, ...], ...]:
-    """What a store may stream of each layer as whole tensors; not known where these are unusually many."""
-    stacks = {name for name, tensor in model.file.tensors.items() if _is_stack(tensor)}
-    layers = holding(model.file.tensors, (Layers(0, model.spec.n_layers),), ()).layers
-    sizes = tuple(tuple(size for name, size in of.items() if name not in stacks) for of in layers.values())
-    return sizes if all(len(of) <= MAX_TENSORS for of in sizes) else ()
+class _Tensors(TypedDict, total=False):
+    tensor_bytes: tuple[tuple[int, ...], ...]
+    kinds: tuple[TensorKind, ...]
+    layer_kinds: tuple[tuple[int, ...], ...]
+
+
+def _tensors(model: Model) -> _Tensors:
+    """What a store may stream of each layer as whole tensors, by name, and stacks; not known where these are unusually
+    many."""
+    infos, held = model.file.tensors, holding(model.file.tensors, (Layers(0, model.spec.n_layers),), ())
+    dense = [sorted(names) for names in held.layers.values()]
+    stacks = [sorted(held.experts.get(layer, ())) for layer in held.layers]
+    if any(max(len(one), len(other)) > MAX_TENSORS for one, other in zip(dense, stacks, strict=True)):
+        return {}
+    kinds: dict[tuple[str, tuple[int, ...]], int] = {}
+    layers = tuple(
+        tuple(kinds.setdefault((infos[name].type_name, infos[name].shape), len(kinds)) for name in (*one, *other))
+        for one, other in zip(dense, stacks, strict=True)
+    )
+    found: _Tensors = {"tensor_bytes": tuple(tuple(infos[name].n_bytes for name in names) for names in dense)}
+    if len(kinds) <= MAX_KINDS:
+        sizes = {(info.type_name, info.shape): info.n_bytes for info in infos.values()}
+        found["kinds"] = tuple(TensorKind(kind[0], sizes[kind]) for kind in kinds)
+        found["layer_kinds"] = layers
+    return found
 
 
 def _unit_bytes(tensor: TensorInfo) -> int:
@@ -135,6 +165,7 @@ class Planning:
             nodes,
             self.head,
             kv_tokens,
+            links_of(members),
             rounds=self.rounds,
             streaming=streaming,
             goal=self.goal,
@@ -143,6 +174,12 @@ class Planning:
             n_prompt=n_prompt,
             chunk=self.chunk,
         )
+
+    def solved(self, plan: Plan, members: tuple[Member, ...]) -> Problem:
+        """What `plan` was made for."""
+        streams = any(need.streamed_bytes for need in plan.residency)
+        problem = self.problem(members, 1, streaming=streams)
+        return replace(problem, kv_tokens=plan.kv_tokens)
 
     def _much_better(self, problem: Problem, kept: Plan) -> Plan:
         """The plan that streams, or the one at hand, which is for no other problem."""
@@ -155,15 +192,24 @@ class Planning:
                 return other if goal_s(other.forecast, self.goal) < limit_s else kept
         return kept
 
-    def solved(self, plan: Plan, members: tuple[Member, ...]) -> Problem:
-        """What `plan` was made for."""
-        streams = any(need.streamed_bytes for need in plan.residency)
-        problem = self.problem(members, 1, streaming=streams)
-        return replace(problem, kv_tokens=plan.kv_tokens)
-
     def _plan(self, problem: Problem) -> Plan:
         plan = self.fixed if self.fixed is not None else self.solve(problem)
         return foretold(complete(plan, problem), problem)
+
+
+def links_of(members: Sequence[Member]) -> tuple[LinkFacts, ...]:
+    """What is known of the ways between these nodes; of the others it is assumed that they are like the slowest."""
+    names = [member.name for member in members]
+    links = {  # of nodes that joined again the newest counts
+        (link.source, link.target): link
+        for link in (link for member in members for link in member.links)
+        if link.source in names and link.target in names
+    }
+    if len(links) >= len(names) * (len(names) - 1):
+        return tuple(links.values())
+    worst_s = max((link.latency_s for link in links.values()), default=UNKNOWN_LINK.latency_s)
+    worst_bytes_s = min((link.bytes_s for link in links.values()), default=UNKNOWN_LINK.bytes_s)
+    return (*links.values(), LinkFacts(latency_s=worst_s, bytes_s=worst_bytes_s))
 
 
 def foretold(plan: Plan, problem: Problem) -> Plan:

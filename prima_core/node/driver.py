@@ -23,8 +23,10 @@ from prima_core.engine.request import Failed, Request
 from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError, PrimaError
 from prima_core.events import Event, NodeJoined, NodeLost, PlanMade
+from prima_core.model.visible import visible
 from prima_core.plan.plan import Plan
-from prima_core.plan.problem import DeviceFacts, NodeFacts
+from prima_core.plan.problem import DeviceFacts, LinkFacts, NodeFacts
+from prima_core.plan.words import summary
 from prima_core.ring.reports import Collected, LoadFailed, Loading, Ready, Report, Unreachable
 from prima_core.ring.wire import Epoch
 
@@ -38,7 +40,7 @@ PROBE_AFTER_S = 5.0
 @dataclass(frozen=True, slots=True)
 class Member:
     """A node of the cluster as the planner sees it. `data_address` is where activations are sent to; `disk_bytes_s` and
-    `disk` as in `NodeFacts`."""
+    `disk` as in `NodeFacts`; `links`: those to and from nodes that were there before it."""
 
     name: str
     memory_bytes: int
@@ -46,6 +48,7 @@ class Member:
     data_address: str
     disk_bytes_s: float = 0.0
     disk: str = ""
+    links: tuple[LinkFacts, ...] = ()
 
     @property
     def facts(self) -> NodeFacts:
@@ -359,6 +362,7 @@ class Driver:
         self._begin(plan, why)
 
     def _begin(self, plan: Plan, why: str) -> None:
+        log.info("%s", visible(summary(plan)))
         self._wait_for = 1  # from now on the cluster goes on with those that are left
         self._epoch = self._epoch.next()
         self._lost = {}

@@ -31,25 +31,29 @@ from prima_core.model.vocabulary import DEFAULT_TEMPLATE
 from prima_core.model.weights import Model
 from prima_core.node.coordinate import Planning, model_facts, room_of
 from prima_core.node.done import DoneTeller
-from prima_core.node.driver import Cancel, Driver, Joined, Lost, Member, Reported, State, Status, Submit
+from prima_core.node.drift import DriftWatch
+from prima_core.node.driver import Cancel, Driver, Joined, Lost, Reported, State, Status, Submit
 from prima_core.node.join import CONTROL_LIMITS
 from prima_core.node.lastwords import LastWords
+from prima_core.node.links import End, LinkFinder, Watch
 from prima_core.node.local import LocalNode, LocalOptions, close_all, start_local
 from prima_core.node.network import advertised, with_port
 from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions, longest_chunk
+from prima_core.node.peers import member_of, report_of
 from prima_core.node.profiles import Profiles, cache_folder
 from prima_core.node.profiling import Measurer
-from prima_core.node.view import RequestTotals, ServerView, node_view, own_rate, token_s
+from prima_core.node.view import RequestTotals, ServerView, link_views, node_view, token_s
 from prima_core.node.watch import FileWatch
 from prima_core.plan.plan import Plan, plan_to_json
-from prima_core.plan.problem import PROMPT_TOKENS, DeviceFacts
+from prima_core.plan.problem import PROMPT_TOKENS, DeviceFacts, LinkFacts
 from prima_core.plan.profile import Profile
+from prima_core.plan.words import summary
 from prima_core.plugins import Registry
 from prima_core.ring import control
 from prima_core.ring.gather import row_bytes
 from prima_core.ring.membership import Listener, Membership, PeerFacts
-from prima_core.ring.reports import Assignment, LoadFailed, Loading, Ready, Report, Unreachable
-from prima_core.ring.times import NodeTimes, reads_slowly
+from prima_core.ring.reports import Assignment, Report
+from prima_core.ring.times import NodeTimes
 from prima_core.ring.wire import Epoch, WirePolicy
 
 log = logging.getLogger(__name__)
@@ -122,7 +126,8 @@ class Head:
         self._local: Sequence[LocalNode] = ()
         self._profile = Profile()
         self._times: dict[str, NodeTimes] = {}  # what each worker told last; the membership's thread writes
-        self._slow: set[str] = set()  # nodes whose disk was told of
+        self._drift = DriftWatch(tell)
+        self._links: LinkFinder | None = None
         self._token_s = 0.0  # of the last request that tells; the driver's thread writes
         self.totals = RequestTotals()  # swapped as a whole by the driver's thread
         data_address = "inproc://" if options.listen is None else with_port(options.listen, 0)
@@ -197,6 +202,12 @@ class Head:
         node_id = secrets.token_hex(8)
         membership = Membership(self._options.name, node_id, link, self._control.dial, self._secret, listener)
         self._membership = membership
+        own = End(self._options.name, advertised(self.node.data_address, self._options.advertise))
+        watch = Watch(self._is_idle, self._drift.see_link)
+        links = LinkFinder(own, self.node.probes, membership.send, self._facts.activation_bytes, self._tell, watch)
+        self._links = links
+        links.start()
+        exits.callback(links.close)
         membership.start()
         exits.callback(membership.close, "the server is stopping")
         local = LocalOptions(
@@ -338,9 +349,14 @@ class Head:
             engine.n_waiting,
             engine.kv_running,
             engine.kv_tokens,
-            tuple(node_view(member, own, status, times.get(member.name, NodeTimes())) for member in members),
+            tuple(
+                node_view(member, own, status, times.get(member.name, NodeTimes()), self._drift.off(member.name))
+                for member in members
+            ),
             None if status.plan is None else status.plan.forecast,
             self._token_s,
+            "" if status.plan is None else summary(status.plan),
+            link_views(status.members),
         )
 
     def wait_until_serving(self, tell: Callable[[Status], None] = lambda status: None, poll_s: float = 0.02) -> None:
@@ -390,63 +406,53 @@ class Head:
     def _on_joined(self, facts: PeerFacts) -> None:
         self._tell(f"node {facts.name} joined")
         is_same = facts.profile.machine == self._profile.machine and not facts.profile.devices
-        self.driver.inbox.put(Joined(member_of(replace(facts, profile=self._profile) if is_same else facts)))
+        known = replace(facts, profile=self._profile) if is_same else facts
+
+        def ready(links: tuple[LinkFacts, ...] = ()) -> None:
+            self.driver.inbox.put(Joined(member_of(known, links)))
+
+        if self._links is None:
+            ready()
+        else:
+            self._links.joined(End(facts.name, facts.data_address), ready)
 
     def _on_lost(self, name: str, why: str) -> None:
         if self.driver.status.state is not State.STOPPED:  # else it is our own children leaving
             self._tell(f"node {name} was lost: {why}")
         self._times.pop(name, None)
-        self._slow.discard(name)
-        self.driver.inbox.put(Lost(name, why))
+        self._drift.lost(name)
+        if self._links is None or self._links.lost(name):
+            self.driver.inbox.put(Lost(name, why))
 
     def _on_timed(self, name: str, times: NodeTimes) -> None:
         self._times[name] = times
-        self._watch_disk(name, times)
+        self._look(name, times)
+        self._look(self._options.name, self.node.worker.meter.times())
+
+    def _is_idle(self) -> bool:
+        return not self.driver.engine_facts.running
+
+    def _look(self, name: str, times: NodeTimes) -> None:
+        self._drift.see(name, times, self.driver.status, self.driver.engine_facts)
 
     def _on_done(self, done: RequestDone) -> None:
         self.totals = self.totals.plus(done)
         self._token_s = token_s(done) or self._token_s
-        self._watch_disk(self._options.name, self.node.worker.meter.times())
+        plan = self.driver.status.plan
+        self._drift.answered(done, None if plan is None else plan.forecast, self.driver.engine_facts)
+        self._look(self._options.name, self.node.worker.meter.times())
         self._registry.emit(done)
 
-    def _watch_disk(self, name: str, times: NodeTimes) -> None:
-        """Tell, once, of a node that reads its weights far slower than it was planned with."""
-        members = self.driver.status.members
-        member = next((member for member in members if member.name == name), None)
-        if member is None or name in self._slow or not reads_slowly(times, own_rate(member, members)):
-            return
-        self._slow.add(name)
-        rate, planned = times.read_bytes / times.reading_s, own_rate(member, members)
-        self._tell(f"node {name} reads its weights at {rate / 1e6:,.0f} MB/s; {planned / 1e6:,.0f} MB/s were measured")
-
     def _on_told(self, name: str, message: control.Message) -> None:
-        report = _report_of(message)
+        if isinstance(message, control.Probed) and self._links is not None:
+            self._links.probed(message)
+            return
+        report = report_of(message)
         if report is None:
             log.warning("node %s sent %s, which is the head's to say", name, type(message).__name__)
         else:
             self.driver.inbox.put(Reported(name, report))
 
 
-def member_of(facts: PeerFacts) -> Member:
-    """A node as the planner sees it."""
-    profile = facts.profile
-    devices = tuple(map(profile.rated, facts.devices))
-    return Member(facts.name, facts.memory_bytes, devices, facts.data_address, profile.disk_bytes_s, profile.disk)
-
-
 def _stopping() -> ClusterError:
     return ClusterError("the server is stopping")
-
-
-def _report_of(message: control.Message) -> Report | None:
-    match message:
-        case control.Progress(epoch=epoch, done_bytes=done, total_bytes=total):
-            return Loading(epoch, done, total)
-        case control.Ready(epoch=epoch):
-            return Ready(epoch)
-        case control.Refused(epoch=epoch, fault=fault, device=device, memory_bytes=memory_bytes):
-            return LoadFailed(epoch, fault.error(), device, memory_bytes)
-        case control.Unreachable(epoch=epoch, node=node, fault=fault):
-            return Unreachable(epoch, node, fault.error())
-        case _:
-            return None

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from prima_core.plugins import Registry
 from prima_core.ring import control
 from prima_core.ring.control import Assign, Channel, Hello, Welcome
 from prima_core.ring.membership import HEARTBEAT_S
+from prima_core.ring.probes import LinkFigures
 from prima_core.ring.reports import Assignment, Collected, LoadFailed, Loading, Ready, Report, Unreachable
 from prima_core.ring.wire import Epoch
 
@@ -214,6 +216,12 @@ class WorkerNode:
             return None
 
     def _obey(self, message: control.Message | None) -> None:
+        try:
+            self._do(message)
+        except PrimaError as error:
+            log.info("the head's order %s cannot be followed: %s", type(message).__name__, error)
+
+    def _do(self, message: control.Message | None) -> None:
         if isinstance(message, Assign):
             try:
                 self._node.worker.load(self._assignment(message))
@@ -221,6 +229,16 @@ class WorkerNode:
                 self._refuse(message.epoch, error)
         elif isinstance(message, control.Release):
             self._release()
+        elif isinstance(message, control.Probe):
+            tell = partial(self._tell_probed, message.id)
+            self._node.probes.ask(message.id, message.address, message.n_bytes, tell, message.is_brief)
+        elif isinstance(message, control.Echo):
+            self._node.probes.answer(message.id, message.address)
+
+    def _tell_probed(self, id: bytes, found: LinkFigures | None) -> None:
+        """From the probes' thread."""
+        known = () if found is None else (found.latency_s, found.bytes_s)
+        self._send(control.Probed(id, found is not None, *known))
 
     def _check_files(self) -> None:
         """Take part no longer when the files that are in use have changed."""

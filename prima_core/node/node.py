@@ -16,6 +16,7 @@ from prima_core.interfaces import Backend, BackendOptions, Credentials, Device, 
 from prima_core.memory.governor import room_bytes
 from prima_core.memory.system import host
 from prima_core.plugins import Registry
+from prima_core.ring.probes import Probes, is_probe
 from prima_core.ring.reports import Report
 from prima_core.ring.worker import Worker
 
@@ -78,6 +79,7 @@ class Node:
         self._dialer = dialer
         self._listen_address = data_address
         self.worker = Worker(name, self._open_backend, dialer.dial, report, host())
+        self.probes = Probes(dialer.dial)
         self._stopping = threading.Event()
         self._exits = ExitStack()
 
@@ -92,11 +94,12 @@ class Node:
             )
             receiver.start()
             exits.callback(receiver.join)
+            exits.callback(self.probes.close)
             self.data_address = link.address
             self._exits = exits.pop_all()
 
     def close(self) -> None:
-        """End both threads. Idempotent."""
+        """End its threads. Idempotent."""
         self._stopping.set()
         self.worker.stop()  # first: the receiver may wait for it to take a frame
         self._exits.close()
@@ -110,7 +113,8 @@ class Node:
     def _receive(self, link: ReceiveLink) -> None:
         while not self._stopping.is_set():
             try:
-                self.worker.arrived(link.receive(POLL_S))
+                data = link.receive(POLL_S)
+                (self.probes if is_probe(data) else self.worker).arrived(data)
             except LinkTimeout:
                 pass
             except LinkError as error:

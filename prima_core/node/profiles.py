@@ -23,6 +23,8 @@ from prima_core.plan.profile import Profile
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 1 << 20
+FORMAT = 2
+"""Of what a profile says: what an older one left out is not taken for unknown."""
 
 
 def cache_folder() -> Path:
@@ -76,5 +78,5 @@ def key_of(model: Model, devices: Sequence[Device], disk: str) -> str:
     computes = [(device.id, device.summary) for device in devices]
     spec = model.spec
     shape = spec.arch, spec.n_layers, spec.d_model, bytes_by_type(model.file, model.file.tensors)
-    facts = version("prima-llm"), machine, computes, shape, disk
+    facts = FORMAT, version("prima-llm"), machine, computes, shape, disk
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -11,10 +11,11 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from prima_core.interfaces import Device
 from prima_core.memory.disks import disk_name, machine_name, whole_disk
 from prima_core.memory.system import System
 from prima_core.model.weights import Model
-from prima_core.node.measure import disk_rate
+from prima_core.node.measure import disk_rate, memory_rate, random_disk_rate
 from prima_core.node.node import Node
 from prima_core.node.profiles import Profiles, key_of
 from prima_core.node.turns import turn
@@ -23,9 +24,12 @@ from prima_core.plan.profile import DeviceRates, Profile
 SMALL_BYTES = 64 * 1024 * 1024
 """A model that is computed in no time however it is laid out: measuring would take longer than it serves for."""
 DRIFT = 0.25
-"""The disk of a kept profile is measured again; so different, and all of it is out of date."""
+"""What is looked at again of a kept profile is so different: all of it is out of date."""
+LOOKS = 2
 WAIT_S = 60.0
 GIVE_UP_AFTER_S = 30.0
+HANGS_AFTER_S = 15.0
+"""A backend that was asked to give up and has not answered for so long is not waited for."""
 _LOOK_S = 0.05
 
 
@@ -39,58 +43,96 @@ class Measurer:
     stop: Callable[[], bool] = lambda: False
 
     def profile(self, node: Node, model: Model, memory_bytes: int) -> Profile:
-        """Of a node that has started and loaded nothing. Where it was measured before only the disk is looked at again,
-        if a node with so much memory would stream this model. Raises OSError where the model's file has gone."""
+        """Of a node that has started and loaded nothing. Where it was measured before it is only looked at whether it
+        still decodes as fast, and whether its disk is as fast, if a node with so much memory would stream this model.
+        Raises OSError where the model's file has gone."""
         if model.file.size < SMALL_BYTES:
             return Profile(machine_name())
         with self._turn():
             kept = self._kept(node, model)
-            if kept is not None and self._still_holds(kept, model, memory_bytes):
+            if kept is not None and self._still_holds(kept, node, model, memory_bytes):
                 return kept
-            return self._measure(node, model)
+            return self._measure(node, model, memory_bytes)
 
-    def measure(self, node: Node, model: Model) -> Profile:
+    def measure(self, node: Node, model: Model, memory_bytes: int) -> Profile:
         """As `profile`, whatever is kept."""
         with self._turn():
-            return self._measure(node, model)
+            return self._measure(node, model, memory_bytes)
 
     def _turn(self) -> AbstractContextManager[None]:
         return turn(self.profiles.lock, WAIT_S, self.stop)
 
     def _kept(self, node: Node, model: Model) -> Profile | None:
-        kept = self.profiles.load(_key(node, model))
-        return None if kept is None else replace(kept, machine=machine_name(), disk=disk_name(model.path))
+        return kept_profile(self.profiles, node.devices, model)
 
-    def _still_holds(self, kept: Profile, model: Model, memory_bytes: int) -> bool:
+    def _still_holds(self, kept: Profile, node: Node, model: Model, memory_bytes: int) -> bool:
         now = disk_rate(_paths(model), memory_bytes, self.system)
-        if not now or not kept.disk_bytes_s or abs(now - kept.disk_bytes_s) <= DRIFT * kept.disk_bytes_s:
-            return True
-        self.tell(f"the disk gives {now / 1e6:,.0f} MB/s, {kept.disk_bytes_s / 1e6:,.0f} were measured before")
+        if _has_drifted(now, kept.disk_bytes_s):
+            self.tell(f"the disk gives {now / 1e6:,.0f} MB/s, {kept.disk_bytes_s / 1e6:,.0f} were measured before")
+            return False
+        for _ in range(LOOKS):  # another program may have been at work for a moment
+            said = self._computes_otherwise(kept, node, model, memory_bytes)
+            if not said:
+                return True
+        self.tell(said)
         return False
 
-    def _measure(self, node: Node, model: Model) -> Profile:
-        self.tell("measuring how fast this machine computes and reads; it is kept for the next start ...")
-        rate = disk_rate(_paths(model), 0, self.system)
-        profile = Profile(machine_name(), disk_name(model.path), rate, self._rates(node, model))
+    def _computes_otherwise(self, kept: Profile, node: Node, model: Model, memory_bytes: int) -> str:
+        """How, in words; "": it does not."""
+        for device, rates in self._rates(node, model, memory_bytes, is_brief=True).items():
+            before = kept.devices.get(device, DeviceRates()).decode_bytes_s
+            if _has_drifted(rates.decode_bytes_s, before):
+                now, before = rates.decode_bytes_s / 1e9, before / 1e9
+                return f"{device} computes {now:,.2f} GB of weights a second, {before:,.2f} were measured before"
+        return ""
+
+    def _measure(self, node: Node, model: Model, memory_bytes: int) -> Profile:
+        self.tell("measuring how fast this machine reads and computes, some seconds; it is kept for the next start ...")
+        paths = _paths(model)
+        profile = Profile(
+            machine_name(),
+            disk_name(model.path),
+            disk_bytes_s=disk_rate(paths, 0, self.system),
+            random_bytes_s=random_disk_rate(paths, self.system),
+            memory_bytes_s=memory_rate(min(memory_bytes, self.system.memory().available_bytes)),
+        )
+        if not self.stop():
+            computing = ", ".join(device.id for device in node.devices)
+            self.tell(f"disk: {profile.disk_bytes_s / 1e9:,.2f} GB/s; now computing on {computing} ...")
+            profile = replace(profile, devices=self._rates(node, model, memory_bytes))
         if profile.devices and not self.stop():
-            self.profiles.save(_key(node, model), profile)
+            self.profiles.save(_key(node.devices, model), profile)
         return profile
 
-    def _rates(self, node: Node, model: Model) -> dict[str, DeviceRates]:
+    def _rates(self, node: Node, model: Model, memory_bytes: int, is_brief: bool = False) -> dict[str, DeviceRates]:
         until_s = time.monotonic() + GIVE_UP_AFTER_S
 
         def stop() -> bool:
             return self.stop() or time.monotonic() > until_s
 
-        result = node.worker.measure(model, stop)
+        result = node.worker.measure(model, memory_bytes, stop, is_brief)
         while not self.stop():
             with suppress(NotYet):
                 return result.result(_LOOK_S)
+            if time.monotonic() > until_s + HANGS_AFTER_S:
+                self.tell("a device hangs: how fast this machine computes is not known (see `prima doctor`)")
+                break
         return {}
 
 
-def _key(node: Node, model: Model) -> str:
-    return key_of(model, node.devices, whole_disk(model.path) or str(model.path.stat().st_dev))
+def _has_drifted(now: float, before: float) -> bool:
+    """0 is not known."""
+    return bool(now and before) and abs(now - before) > DRIFT * before
+
+
+def kept_profile(profiles: Profiles, devices: Sequence[Device], model: Model) -> Profile | None:
+    """What was found out before of such devices of this machine; None: nothing."""
+    kept = profiles.load(_key(devices, model))
+    return None if kept is None else replace(kept, machine=machine_name(), disk=disk_name(model.path))
+
+
+def _key(devices: Sequence[Device], model: Model) -> str:
+    return key_of(model, devices, whole_disk(model.path) or str(model.path.stat().st_dev))
 
 
 def _paths(model: Model) -> list[Path]:

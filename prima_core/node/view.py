@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from prima_core.events import RequestDone
 from prima_core.interfaces import Layers
+from prima_core.node.coordinate import links_of
 from prima_core.node.driver import Member, State, Status
 from prima_core.plan.forecast import Forecast
 from prima_core.plan.plan import Plan
 from prima_core.plan.problem import DeviceFacts
-from prima_core.ring.times import NodeTimes, reads_slowly
+from prima_core.ring.times import NodeTimes
 
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Upper bounds of a histogram's groups: from a token of a small model to a long prompt on a small machine."""
@@ -35,8 +36,8 @@ class NodeView:
     """A node. `memory_bytes` is what it offers, `weight_bytes` and `kv_bytes` what the plan takes of that; devices
     that share the host's memory share what of it the node may use.
 
-    `loaded`: the share of its weights that is in memory, while it loads. `has_slow_disk`: it gives weights at less than
-    half the rate that was measured."""
+    `loaded`: the share of its weights that is in memory, while it loads. `off`: what it does otherwise than was
+    measured or foretold, by more than a quarter, in words."""
 
     name: str
     is_head: bool
@@ -47,7 +48,17 @@ class NodeView:
     layers: tuple[Layers, ...]
     loaded: float | None
     times: NodeTimes
-    has_slow_disk: bool = False
+    off: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LinkView:
+    """A way between two nodes, as measured when the later of them joined: see `LinkFacts`."""
+
+    source: str
+    target: str
+    latency_s: float
+    bytes_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,7 @@ class ServerView:
     """A head and its nodes. `kv_tokens_used` of `kv_tokens` positions are reserved for the requests that run.
 
     `forecast`: of the plan that is followed, where it can be foretold. `token_s`: seconds for each further token of the
-    last request that had any; 0: there was none."""
+    last request that had any; 0: there was none. `summary`: who does what, and who was left out, in words."""
 
     model: str
     version: str
@@ -69,9 +80,19 @@ class ServerView:
     nodes: tuple[NodeView, ...]
     forecast: Forecast | None = None
     token_s: float = 0.0
+    summary: str = ""
+    links: tuple[LinkView, ...] = ()
 
 
-def node_view(member: Member, head: str, status: Status, times: NodeTimes) -> NodeView:
+def link_views(members: Sequence[Member]) -> tuple[LinkView, ...]:
+    """Of the links that were measured."""
+    known = sorted(
+        (link.source, link.target, link.latency_s, link.bytes_s) for link in links_of(members) if link.source
+    )
+    return tuple(LinkView(*link) for link in known)
+
+
+def node_view(member: Member, head: str, status: Status, times: NodeTimes, off: tuple[str, ...] = ()) -> NodeView:
     plan = status.plan
     devices = tuple(_device_view(member, device, plan) for device in member.devices)
     return NodeView(
@@ -84,7 +105,7 @@ def node_view(member: Member, head: str, status: Status, times: NodeTimes) -> No
         layers=plan.layers_of(member.name) if plan is not None else (),
         loaded=status.progress.get(member.name),
         times=times,
-        has_slow_disk=reads_slowly(times, own_rate(member, status.members)),
+        off=off,
     )
 
 

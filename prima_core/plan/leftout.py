@@ -36,7 +36,8 @@ def left_out(plan: Plan, problem: Problem) -> tuple[LeftOut, ...]:
 
 
 def _tried(plan: Plan, forecast: Forecast, problem: Problem, name: str) -> LeftOut:
-    if any(not place.decode_bytes_s for place in problem.node(name).places):
+    places, for_prompts = problem.node(name).places, problem.goal is Goal.TTFT
+    if any(not place.decode_bytes_s or (for_prompts and not place.prefill_bytes_s) for place in places):
         return LeftOut(name, why="how fast it computes is not known")
     found = [_with_run(plan, problem, name, at, before) for at, before in _openings(plan, problem, name)]
     best = min((one for one in found if one is not None), key=lambda trial: trial[0], default=None)
@@ -107,4 +108,4 @@ def _why(plan: Forecast, other: Forecast, goal: Goal) -> str:
     before = plan.shares_s
     more_s = {what: time_s - before[what] for what, time_s in other.shares_s.items()}
     most = max(more_s, key=lambda what: more_s[what])
-    return f"{duration(max(0.0, more_s[most]))} more for {most}"
+    return f"{most} {'take' if most == 'links' else 'takes'} {duration(max(0.0, more_s[most]))} longer"

@@ -19,6 +19,7 @@ MAX_WIDTH = 4096
 PROMPT_TOKENS = 512
 MAX_TENSORS = 16
 """Of a layer, apart from small ones: combinations of them are tried."""
+MAX_KINDS = 1024
 Rate = Annotated[float, Meta(ge=0, le=1e18)]  # NaN and infinity keep no bounds
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 Name = Annotated[str, Meta(max_length=256, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]  # ends on terminals
@@ -29,6 +30,13 @@ Widths = Annotated[
 TypeRates = Annotated[dict[Name, Widths], Meta(max_length=64)]
 OUTPUT = "output"
 """Beside the types of weights: the output matrix, of which a step needs the rows of few tokens only."""
+
+
+class TensorKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Tensors of one type and shape, each of `n_bytes` in the file."""
+
+    type: Name
+    n_bytes: Size
 
 
 class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,7 +51,9 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     not known, then buffers are larger than they must be). `input_row_bytes`: a token's row of an embedding that is not
     also the output matrix, all that is read of it (0: it is the output matrix, or not known). `expert_bytes`: of each
     layer, what its stacks of experts take; a token goes through `n_experts_used` of `n_experts`. `activation_bytes`: of
-    one token, from node to node; `row_bytes`: of one token, inside of a layer (0: not known).
+    one token, from node to node; `row_bytes`: of one token, inside of a layer (0: not known). `layer_kinds`: of each
+    layer, which of `kinds` those of `tensor_bytes` are, in that order, and then its stacks of experts (empty: not
+    known).
     """
 
     name: str
@@ -64,12 +74,15 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_experts: Size = 0
     n_experts_used: Size = 0
     tensor_bytes: tuple[Annotated[tuple[Size, ...], Meta(max_length=MAX_TENSORS)], ...] = ()
+    kinds: Annotated[tuple[TensorKind, ...], Meta(max_length=MAX_KINDS)] = ()
+    layer_kinds: tuple[Annotated[tuple[Size, ...], Meta(max_length=2 * MAX_TENSORS)], ...] = ()
 
     def __post_init__(self) -> None:
         for name, sizes in self.layer_types.items():
             if len(sizes) != self.n_layers:
                 raise ValueError(f"layer_types has {len(sizes)} sizes for {name}, the model {self.n_layers} layers")
         self._check_tensors()
+        self._check_kinds()
         self._check_experts()
 
     def _check_tensors(self) -> None:
@@ -77,6 +90,17 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"tensor_bytes is for {len(self.tensor_bytes)} layers, the model has {self.n_layers}")
         if any(sum(sizes) > whole for sizes, whole in zip(self.tensor_bytes, self.layer_bytes, strict=False)):
             raise ValueError("tensor_bytes says more than layer_bytes")
+
+    def _check_kinds(self) -> None:
+        if not self.layer_kinds:
+            return
+        if not len(self.layer_kinds) == len(self.tensor_bytes) == self.n_layers:
+            raise ValueError("layer_kinds and tensor_bytes have to be there for all layers")
+        for numbers, sizes in zip(self.layer_kinds, self.tensor_bytes, strict=True):
+            if any(number >= len(self.kinds) for number in numbers):
+                raise ValueError(f"layer_kinds names one of {len(self.kinds)} kinds that is not there")
+            if tuple(self.kinds[number].n_bytes for number in numbers[: len(sizes)]) != sizes:
+                raise ValueError("layer_kinds and tensor_bytes say different sizes")
 
     def _check_experts(self) -> None:
         if not self.expert_bytes:
@@ -143,6 +167,14 @@ class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def places(self) -> tuple[DeviceFacts, ...]:
         """Its devices; where none is stated, a nameless one that has all of the memory."""
         return self.devices or (DeviceFacts("", self.memory_bytes),)
+
+    @property
+    def streaming_device(self) -> DeviceFacts | None:
+        """The device whose weights may be streamed: the last that shares the host's memory, which is its CPU; without
+        one, the last that copies weights, to slots in its own memory."""
+        last_first = self.places[::-1]
+        of_host = next((device for device in last_first if device.shares_host), None)
+        return of_host or next((device for device in last_first if device.copies), None)
 
     @property
     def room_bytes(self) -> int:
@@ -216,14 +248,13 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def end_device(self) -> DeviceFacts:
         """Where the input and output part lie: on the head's first device that has room for them, else where they may
-        be streamed, on its last that shares the host's memory, else on its first."""
+        be streamed, on its `streaming_device`, else on its first."""
         head = self.node(self.head)
         for device in head.places:
             room = min(device.memory_bytes, head.memory_bytes) if device.shares_host else device.memory_bytes
             if self._end_bytes(device) <= room:
                 return device
-        sharing = [device for device in head.places if device.shares_host]
-        return sharing[-1] if sharing and self.streaming else head.places[0]
+        return (head.streaming_device if self.streaming else None) or head.places[0]
 
     def _end_bytes(self, device: DeviceFacts) -> int:
         model = self.model

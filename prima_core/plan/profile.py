@@ -26,12 +26,17 @@ class DeviceRates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`machine`: the same for all nodes of one machine ("": not known). `disk` and `disk_bytes_s` as in `NodeFacts`.
-    `devices`: by their ids; empty: not measured."""
+    `devices`: by their ids; empty: not measured.
+
+    For people only: `random_bytes_s`, what the disk gives in pieces of 1 MiB from anywhere; `memory_bytes_s`, what all
+    cores together read from memory. 0: not known."""
 
     machine: Name = ""
     disk: Name = ""
     disk_bytes_s: Rate = 0.0
     devices: Annotated[dict[Name, DeviceRates], Meta(max_length=MAX_DEVICES)] = {}
+    random_bytes_s: Rate = 0.0
+    memory_bytes_s: Rate = 0.0
 
     def rated(self, device: DeviceFacts) -> DeviceFacts:
         """The device with its rates, as far as they are known."""

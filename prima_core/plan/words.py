@@ -28,9 +28,12 @@ def summary(plan: Plan) -> str:
 
 
 def left_out(plan: Plan) -> list[str]:
-    """A sentence for each node that computes nothing."""
+    """Sentences for the nodes that compute nothing: one for each that was tried."""
     known = plan.explanation or Explanation()
-    return [f"{_left_out(out, known)}." for out in known.left_out]
+    costs = [f"{_left_out(out, known)}." for out in known.left_out if out.time_s is not None]
+    reasons = dict.fromkeys(out.why for out in known.left_out if out.time_s is None)
+    names = {why: [out.node for out in known.left_out if out.time_s is None and out.why == why] for why in reasons}
+    return [*costs, *(f"{_listed(own)} left out{f': {why}' if why else ''}." for why, own in names.items())]
 
 
 def told(plan: Plan) -> Iterator[tuple[str, list[str]]]:
@@ -99,13 +102,16 @@ def _waits(plan: Plan, name: str) -> str:
 
 
 def _left_out(out: LeftOut, known: Explanation) -> str:
-    why = f": {out.why}" if out.why else ""
-    if known.time_s is None or out.time_s is None:
-        return f"{out.node} was left out{why}"
-    what, more_s = _WHAT[known.goal], out.time_s - known.time_s
-    if more_s <= 0:
+    what, more_s = _WHAT[known.goal], (out.time_s or 0.0) - (known.time_s or 0.0)
+    if more_s < 0:
         return f"{out.node} was left out, though with it {what} would take {duration(-more_s)} less"
+    why = f": {out.why}" if out.why else ""
     return f"{out.node} was left out, as with it {what} would take {duration(more_s)} longer{why}"
+
+
+def _listed(names: list[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last} were" if most else f"{last} was"
 
 
 # ---------------------------------------------------------------- how long

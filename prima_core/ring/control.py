@@ -26,7 +26,9 @@ from msgspec import Meta
 from prima_core import errors
 from prima_core.errors import AuthError, FrameError, PrimaError
 from prima_core.interfaces import MAX_GROWTH, Buffer, Device, SendLink
+from prima_core.plan.problem import Rate, Seconds
 from prima_core.plan.profile import Profile
+from prima_core.ring.probes import ID_BYTES, MAX_PING_BYTES
 from prima_core.ring.security import PROOF_BYTES, check_proof, derive, proof
 from prima_core.ring.times import NodeTimes
 from prima_core.ring.wire import Epoch, WirePolicy
@@ -182,6 +184,35 @@ class Unreachable(_Message, frozen=True):
     fault: Fault
 
 
+ProbeId = Annotated[bytes, Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
+
+
+class Echo(_Message, frozen=True):
+    """Head to worker: answer the pings of this probe, at the address of the node that sends them."""
+
+    id: ProbeId
+    address: Line
+
+
+class Probe(_Message, frozen=True):
+    """Head to worker: ping the node at the address, which answers, to find out how long `n_bytes` take to it.
+    `is_brief`: with them alone, which says nothing of the rate."""
+
+    id: ProbeId
+    address: Line
+    n_bytes: Annotated[int, Meta(ge=0, le=MAX_PING_BYTES)]
+    is_brief: bool = False
+
+
+class Probed(_Message, frozen=True):
+    """Worker to head: what was found; as in `LinkFacts`. `is_known`: whether the other node answered."""
+
+    id: ProbeId
+    is_known: bool
+    latency_s: Seconds = 0.0
+    bytes_s: Rate = 0.0
+
+
 class Heartbeat(_Message, frozen=True):
     """Both ways, twice a second. `times` are a worker's, for display only."""
 
@@ -203,7 +234,7 @@ class Bye(_Message, frozen=True):
 
 
 Answer = Welcome | Rejected
-Message = Assign | Progress | Ready | Refused | Unreachable | Heartbeat | Release | Bye
+Message = Assign | Progress | Ready | Refused | Unreachable | Echo | Probe | Probed | Heartbeat | Release | Bye
 
 
 _HELLO = msgspec.msgpack.Decoder(Hello)

@@ -56,15 +56,6 @@ class NodeTimes:
         return self.expert_hits / n_chosen if n_chosen else None
 
 
-SLOW_AFTER_S = 3.0
-"""Of reading; what was read in less says little of a disk."""
-
-
-def reads_slowly(times: NodeTimes, disk_bytes_s: float) -> bool:
-    """Whether a disk gives less than half of what was measured (0: not known)."""
-    return times.reading_s >= SLOW_AFTER_S and times.read_bytes / times.reading_s < disk_bytes_s / 2
-
-
 class Reads(Protocol):
     """What a store has read since it was opened, and what it holds now: see `memory.store.StoreStats`."""
 

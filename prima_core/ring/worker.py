@@ -26,7 +26,7 @@ from prima_core.plan.profile import DeviceRates
 from prima_core.ring import wire
 from prima_core.ring.carry import Carrier
 from prima_core.ring.gather import Gather
-from prima_core.ring.rates import device_rates
+from prima_core.ring.rates import Bench, decode_rate, device_rates
 from prima_core.ring.reports import Assignment, LoadFailed, Loading, Ready, Report
 from prima_core.ring.serving import Means, OpenStore, Serving, open_serving, open_store
 from prima_core.ring.times import Meter
@@ -52,7 +52,9 @@ class _Unload:
 @dataclass(frozen=True, slots=True)
 class _Measure:
     model: Model
+    memory_bytes: int
     stop: Callable[[], bool]
+    is_brief: bool
     result: Future[dict[str, DeviceRates]]
 
 
@@ -115,12 +117,14 @@ class Worker:
         self._ordered = None
         self._put(_Unload())
 
-    def measure(self, model: Model, stop: Callable[[], bool]) -> Future[dict[str, DeviceRates]]:
-        """How fast each device computes this model's layers, as far as that can be found out; nothing may be loaded
-        meanwhile. `stop`, asked again and again, ends it early; so does the end of the thread. The model has to stay
-        open until the result is there."""
+    def measure(
+        self, model: Model, memory_bytes: int, stop: Callable[[], bool], is_brief: bool = False
+    ) -> Future[dict[str, DeviceRates]]:
+        """How fast each device computes this model's layers, as far as that can be found out with so much of the host's
+        memory; nothing may be loaded meanwhile. `is_brief`: only a token at a time. `stop`, asked again and again, ends
+        it early; so does the end of the thread. The model has to stay open until the result is there."""
         result: Future[dict[str, DeviceRates]] = Future()
-        self._put(_Measure(model, lambda: stop() or self._stopping.is_set(), result))
+        self._put(_Measure(model, memory_bytes, lambda: stop() or self._stopping.is_set(), is_brief, result))
         return result
 
     def launch(self, epoch: Epoch, planned: PlannedStep) -> None:
@@ -229,12 +233,12 @@ class Worker:
                     self._load(backend, assignment)
                 case _Unload():
                     self._give_up()
-                case _Measure(model, stop, result):
-                    result.set_result(dict(self._rates(backend, model, stop)))
+                case _Measure() as measure:
+                    measure.result.set_result(dict(self._rates(backend, measure)))
         except Exception:  # thread top: a node that goes on answering heartbeats must not be deaf
             log.exception("node %s failed", self.name)
 
-    def _rates(self, backend: Backend, model: Model, stop: Callable[[], bool]) -> Iterator[tuple[str, DeviceRates]]:
+    def _rates(self, backend: Backend, measure: _Measure) -> Iterator[tuple[str, DeviceRates]]:
         try:
             devices = backend.devices()
         except Exception as error:  # noqa: BLE001 - as below; and somebody waits for an answer
@@ -242,7 +246,8 @@ class Worker:
             return
         for device in devices:
             try:
-                yield device.id, device_rates(backend, device, model, self._system, stop)
+                bench = Bench(backend, device, measure.model, measure.memory_bytes, self._system, measure.stop)
+                yield device.id, decode_rate(bench) if measure.is_brief else device_rates(bench, len(devices))
             except Exception as error:  # noqa: BLE001 - the border to a backend: plans can be made without
                 log.info("how fast %s computes is not known: %s", device.id, error)
 

@@ -118,25 +118,37 @@ def memory_group(limit_bytes: int) -> Iterator[MemoryGroup]:
 _PIECE_BYTES = 4 << 20
 _HOG = f"""
 import mmap, sys, time
-rate, held = float(sys.argv[1]), []
+rate, floor, held = float(sys.argv[1]), int(sys.argv[2]), []
+
+def may_take():
+    if not floor:
+        return True
+    with open("/proc/meminfo") as facts:
+        [left] = [int(line.split()[1]) * 1024 for line in facts if line.startswith("MemAvailable:")]
+    return left >= floor + {_PIECE_BYTES}
+
 for line in sys.stdin:
-    n_pieces, begin, since = int(line) // {_PIECE_BYTES}, len(held), time.monotonic()
+    n_pieces = int(line) // {_PIECE_BYTES}
     while len(held) > n_pieces:
         held.pop().close()
-    while len(held) < n_pieces:
+    while len(held) < n_pieces and may_take():
+        until = time.monotonic() + {_PIECE_BYTES} / rate
         piece = mmap.mmap(-1, {_PIECE_BYTES})
         piece[::mmap.PAGESIZE] = bytes(len(piece) // mmap.PAGESIZE)
         held.append(piece)
-        time.sleep(max(0.0, since + (len(held) - begin) * {_PIECE_BYTES} / rate - time.monotonic()))
+        time.sleep(max(0.0, until - time.monotonic()))
     print(len(held) * {_PIECE_BYTES}, flush=True)
 """
 
 
 class Hog:
-    """A program that takes as much memory as it is told, at `bytes_s`, and needs it; about 10 MB at the start."""
+    """A program that takes as much memory as it is told, at `bytes_s` at most, and needs it; about 10 MB at the start.
 
-    def __init__(self, group: MemoryGroup | None = None, bytes_s: float = 1e9) -> None:
-        command = [sys.executable, "-I", "-S", "-c", _HOG, str(bytes_s)]
+    It stops by itself, with less than it was told, where a machine (Linux) would have less than `floor_bytes` left.
+    """
+
+    def __init__(self, group: MemoryGroup | None = None, bytes_s: float = 1e9, floor_bytes: int = 0) -> None:
+        command = [sys.executable, "-I", "-S", "-c", _HOG, str(bytes_s), str(floor_bytes)]
         popen = subprocess.Popen if group is None else group.popen
         self._process: subprocess.Popen[bytes] = popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
@@ -174,16 +186,21 @@ class Hog:
 
 class CachedFile:
     """A file of zeros that a program has read once, before: `cached_share` of it is in memory now. It has no blocks on
-    the disk, and goes with this object. Kernels that page cold files out (DAMON) take some of it in any case."""
+    the disk, and goes with this object. Kernels that page cold files out (DAMON) take some of it in any case, unless it
+    is read now and then."""
 
     def __init__(self, path: Path, n_bytes: int, group: MemoryGroup | None = None) -> None:
         self._path, self._n_bytes = path, n_bytes
+        self._popen = subprocess.Popen if group is None else group.popen
         with path.open("wb") as file:
             file.truncate(n_bytes)
-        popen = subprocess.Popen if group is None else group.popen
-        reader: subprocess.Popen[bytes] = popen(["cat", str(path)], stdout=subprocess.DEVNULL)
-        reader.wait(DEADLINE_S)
+        self.read()
         self._map = np.memmap(path, np.uint8, "r")
+
+    def read(self) -> None:
+        """By a program, as its owner does; what is not in memory comes back."""
+        reader: subprocess.Popen[bytes] = self._popen(["cat", str(self._path)], stdout=subprocess.DEVNULL)
+        reader.wait(DEADLINE_S)
 
     def cached_share(self) -> float:
         """Raises OSError where the system does not tell."""

@@ -10,7 +10,6 @@ from prima_core.interfaces import Goal
 from prima_core.plan.costs import attention_s, compute_s, output_bytes, routed_share, touched_types
 from prima_core.plan.pipeline import CPU_CHUNK
 from prima_core.plan.problem import OUTPUT, DeviceFacts, NodeFacts, Problem
-from prima_core.plan.stream import streaming_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +38,14 @@ class Place:
     fixed_bytes: int
     sizes: tuple[int, ...]
     ends_s: tuple[float, ...]
+    device: DeviceFacts
 
     def compute_s(self, start: int, stop: int) -> float:
         return self.ends_s[stop] - self.ends_s[start]
+
+    def copy_s(self, n_bytes: float) -> float:
+        """Of weights that are streamed, to a device that copies."""
+        return n_bytes / self.device.copy_bytes_s if self.device.copies and self.device.copy_bytes_s else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +162,12 @@ def _place(problem: Problem, step: Step, device: DeviceFacts, member: int, numbe
         fixed_bytes=problem.fixed_bytes(name) if (name, device.id) == end else 0,
         sizes=tuple(problem.weight_bytes(device)),
         ends_s=tuple(accumulate(layers_s, initial=0.0)),
+        device=device,
     )
 
 
 def _member(problem: Problem, node: NodeFacts, index: int, places: Sequence[Place]) -> Member:
-    device = streaming_device(node) if problem.streaming and node.disk_bytes_s else None
+    device = node.streaming_device if problem.streaming and node.disk_bytes_s else None
     return Member(
         index=index,
         name=node.name,

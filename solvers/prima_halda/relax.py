@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from prima_core.plan.slots import most_slots
 from prima_core.plan.stream import GATHER_BYTES, GATHER_SHARE, LEAST_BUFFER_BYTES
 from prima_halda.cluster import Cluster, Member, Place
 
@@ -80,6 +81,7 @@ class _Tables:
     room: Floats
     least: Floats
     possible: NDArray[np.bool_]
+    beside: NDArray[np.bool_]
     rates: Floats
     hops: Floats
     free_hops: Floats
@@ -185,9 +187,11 @@ class Relaxation:
         streams = over > 0
         n_layers = np.arange(t.over.shape[-1])[None, None, None, :]
         with np.errstate(invalid="ignore", divide="ignore"):
-            most = np.minimum(t.room[:, :, None, :], time_s * rates - over)
-            buffers = np.clip(np.where(v > 1, over / np.maximum(v - 1, 1), 0.0), least, np.maximum(least, most))
-            exposed_s = np.maximum(0.0, over - (v - 1) * buffers) / rates
+            beside = t.beside[:, None, None, None]
+            n_hidden, read = np.where(beside, v, v - 1), time_s * rates - over
+            most = np.minimum(t.room[:, :, None, :], np.where(beside & (read >= 0), np.inf, read))
+            buffers = np.clip(np.where(n_hidden, over / np.maximum(n_hidden, 1), 0.0), least, np.maximum(least, most))
+            exposed_s = np.maximum(0.0, over - n_hidden * buffers) / rates
             stall_s = np.maximum(0.0, exposed_s - t.compute_s[:, :, None, :])
         hop_s = t.hops[:, None, None, None] * v - t.free_hops[:, None, None, None]
         cost = t.compute_s[:, :, None, :] + hop_s + np.where(streams, stall_s + t.demanded_s[:, :, None, :], 0.0)
@@ -251,6 +255,7 @@ def _tables(cluster: Cluster, by_largest: bool, hopeful: bool) -> _Tables:
         room=stacked("room"),
         least=stacked("least"),
         possible=stacked("possible").astype(bool),
+        beside=np.array([bool(member.streaming and not member.streaming.shares_host) for member in cluster.members]),
         rates=np.array([member.disk_bytes_s or np.inf for member in cluster.members]),
         hops=np.array(into),
         ends_s=np.array([[[cluster.output_s if m.index == cluster.head else 0.0]] for m in cluster.members]),
@@ -333,7 +338,8 @@ def _with_costs(
         return _Way(counts, compute_s, nothing, nothing, nothing, nothing, possible & (host <= member.memory_bytes))
     total, own = totals[member.places.index(streaming)], counts[member.places.index(streaming)]
     fits = (host <= member.memory_bytes) & (total <= streaming.memory_bytes)
-    return _streaming_way(cluster, member, counts, compute_s, possible, by_largest, hopeful, host - total, own, fits)
+    taken = host - total if streaming.shares_host else host
+    return _streaming_way(cluster, member, counts, compute_s, possible, by_largest, hopeful, taken, own, fits)
 
 
 def _streaming_way(
@@ -353,10 +359,14 @@ def _streaming_way(
     size = _size(streaming, by_largest)
     table = cluster.table_bytes if streaming.fixed_bytes else 0
     gather = min(GATHER_BYTES, member.memory_bytes // GATHER_SHARE)
-    room = np.minimum(streaming.memory_bytes, member.memory_bytes - taken) - own * cluster.kv_bytes
-    weights = own * size + streaming.fixed_bytes - table
-    over = np.where(fits | (weights <= room), 0.0, np.maximum(0.0, weights - room + gather))
-    room = room - gather
+    host, room = member.memory_bytes - taken, np.full_like(taken, float(streaming.memory_bytes))
+    in_host = np.minimum(room, host) if streaming.shares_host else room
+    room = in_host - own * cluster.kv_bytes
+    weights, lost = own * size + streaming.fixed_bytes - table, float(gather) if streaming.shares_host else 0.0
+    if streaming.device.copies:
+        lost += 0.0 if hopeful else most_slots(cluster.problem, streaming.device)
+    over = np.where(fits | (weights <= room), 0.0, np.maximum(0.0, weights - room + lost))
+    room = room - lost if streaming.shares_host else host - gather  # of the buffer
     experts = own * (sum(model.expert_bytes) / cluster.n_layers) if model.expert_bytes else np.zeros_like(over)
     demanded = np.minimum(over, experts)
     routed = (sum(model.expert_bytes) / cluster.n_layers) * cluster.routed if model.expert_bytes else 0.0
@@ -370,7 +380,7 @@ def _streaming_way(
         demanded_s=demanded * cluster.routed / member.disk_bytes_s,
         room=np.maximum(room, 0.0),
         least=least,
-        possible=possible & ((over == 0) | (least <= room)),
+        possible=possible & ((over == 0) | ((least <= room) & (over <= weights))),
     )
 
 

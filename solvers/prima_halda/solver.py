@@ -18,6 +18,7 @@ from prima_core.plan.plan import Certificate, Plan, Residency, Split, Visit
 from prima_core.plan.predict import goal_s, predict
 from prima_core.plan.problem import Problem
 from prima_core.plan.proportional import proportional
+from prima_core.plan.slots import slots_of
 from prima_core.plan.stream import gather_bytes
 from prima_halda.cluster import Cluster, unknown_disk, unknown_rate
 from prima_halda.improve import Budget, improved, kicked, repaired, shaken, with_better_buffers
@@ -194,9 +195,14 @@ def plan_with_buffers(cluster: Cluster, trial: Trial) -> Plan:
 
 
 def _residency(cluster: Cluster, load: Load, buffer_bytes: int) -> Residency:
-    tensors = cluster.problem.model.tensor_bytes
-    exact = replace(load.overload, tensor_bytes=tuple(tensors[layer] for layer in load.layers) if tensors else ())
-    size = min(max(buffer_bytes, exact.fluent_buffer), exact.room_bytes)
+    model = cluster.problem.model
+    tensors, streaming = model.tensor_bytes, cluster.problem.node(load.overload.node).streaming_device
+    exact = replace(
+        load.overload,
+        tensor_bytes=tuple(tensors[layer] for layer in load.layers) if tensors else (),
+        slots=slots_of(model, streaming, load.layers) if streaming is not None and streaming.copies else None,
+    )
+    size = max(min(buffer_bytes, exact.most_buffer), exact.fluent_buffer)
     return Residency(
         node=exact.node,
         device=exact.device,

@@ -82,7 +82,8 @@ def test_the_clusters_that_come_with_prima_hold_what_they_promise() -> None:
     equal = [limits_of(node, MACHINE) for node in load_cluster("four-equal").nodes]
     assert sum(limits.memory_bytes for limits in equal) == pytest.approx(0.8 * MODEL_BYTES, rel=1e-6)
     assert len(equal) == 4
-    assert len(set(equal)) == 1
+    assert len({limits.memory_bytes for limits in equal}) == 1
+    assert [limits.memory_bytes - limits.budget_bytes for limits in equal] == [150_000_000] + 3 * [100_000_000]
     disks = [limits_of(node, MACHINE) for node in load_cluster("four-disks").nodes]
     assert [replace(one, disk_bytes_s=None) for one in disks] == equal
     assert sum(one.disk_bytes_s or 0 for one in disks) == MACHINE.disk_bytes_s

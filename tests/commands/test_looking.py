@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from prima_core.arch.families import open_model
+from prima_core.commands.profile import MachineNow
 from prima_core.model.gguf import GGUFFile
 from prima_core.model.tokenizer import Tokenizer
 from prima_core.node.coordinate import model_facts
@@ -357,7 +358,10 @@ def test_this_machine_is_measured_and_that_is_kept(
     prima: Prima, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    told = msgspec.json.decode(prima("profile", tiny, "--backend", "numpy", "--json").out, type=Profile)
+    machine = msgspec.json.decode(prima("profile", tiny, "--backend", "numpy", "--json").out, type=MachineNow)
+    told = machine.profile
+    assert machine.devices["numpy:cpu"] > 0
+    assert 0 < machine.memory_bytes < machine.available_bytes <= machine.total_bytes
     assert told.devices["numpy:cpu"].decode_bytes_s > 0
     assert told.devices["numpy:cpu"].prefill_bytes_s > 0
     if sys.platform == "linux":
@@ -366,3 +370,4 @@ def test_this_machine_is_measured_and_that_is_kept(
     shown = prima("profile", tiny, "--backend", "numpy").out
     assert "numpy:cpu" in shown
     assert "disk, read past the page cache" in shown
+    assert "output part" in shown

@@ -19,7 +19,7 @@ from prima_core.commands.ps import follow, shown
 from prima_core.errors import ClusterError
 from prima_core.interfaces import Layers
 from prima_core.node.driver import State
-from prima_core.node.view import DeviceView, NodeView, ServerView
+from prima_core.node.view import DeviceView, LinkView, NodeView, ServerView
 from prima_core.plan.forecast import Forecast
 from prima_core.ring.times import NodeTimes
 from tests.commands.conftest import Prima, Start
@@ -80,6 +80,11 @@ def test_what_was_foretold_is_shown_beside_what_was_measured() -> None:
     assert "computing, 300.0 ms in the last answer" in text(replace(VIEW, forecast=forecast, token_s=0.3))
 
 
+def test_who_does_what_is_told_in_words() -> None:
+    view = replace(VIEW, summary="desk computes 5 of 5 layers (100 %). phone was left out.")
+    assert "desk computes 5 of 5 layers (100 %). phone was left out." in text(view)
+
+
 # ---------------------------------------------------------------- a server that is there
 
 
@@ -89,6 +94,7 @@ def test_a_running_server_is_shown(prima: Prima, start: Start, tiny: Path) -> No
     facts = prima("ps", "--port", port, "--json").json
     assert (facts["model"], facts["state"]) == ("tiny", "serving")
     assert [node["name"] for node in facts["nodes"]] == ["desk", "desk.2"]
+    assert facts["summary"] == "desk computes 3 of 6 layers (50 %); desk.2 computes 3 of 6 layers (50 %)."
     assert [node["layers"] for node in facts["nodes"]] == [[{"start": 0, "stop": 3}], [{"start": 3, "stop": 6}]]
     table = prima("ps", "--port", port)
     assert table.code == 0
@@ -157,10 +163,19 @@ def test_experts_that_were_in_memory_are_shown() -> None:
     assert " experts: 83% were in memory " in text(replace(VIEW, nodes=(replace(HEAD, times=times),)))
 
 
-def test_a_slow_disk_is_marked() -> None:
-    times = replace(TIMES, read_bytes=400_000_000, reading_s=4.0)
-    assert "slow disk" not in text(replace(VIEW, nodes=(replace(HEAD, times=times),)))
-    assert " slow disk: 100 MB/s " in text(replace(VIEW, nodes=(replace(HEAD, times=times, has_slow_disk=True),)))
+def test_what_is_off_of_a_node_is_shown() -> None:
+    node = replace(HEAD, off=("computes a token in 30.0 ms; 20.0 ms were foretold",))
+    assert " computes a token in 30.0 ms; 20.0 ms were foretold " in text(replace(VIEW, nodes=(node,)))
+
+
+def test_links_are_shown_by_their_sources() -> None:
+    links = (LinkView("a", "b", 0.003, 3.8e7), LinkView("a", "c", 0.0001, 1.1e8), LinkView("b", "a", 0.004, 4e7))
+    assert "links" not in text(VIEW)
+    lines = [line.strip() for line in text(replace(VIEW, links=links)).splitlines() if "links from" in line]
+    assert lines == [
+        "links from a: to b 3.00 ms, 38 MB/s; to c 0.10 ms, 110 MB/s",
+        "links from b: to a 4.00 ms, 40 MB/s",
+    ]
 
 
 def test_what_was_done_meanwhile_is_shown_by_the_nodes_own_clock() -> None:

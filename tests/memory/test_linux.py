@@ -215,6 +215,12 @@ def test_a_buffer_that_is_filled_has_large_pages_where_the_machine_has_them() ->
     assert welcome == [False, True]
 
 
+def test_a_buffer_that_is_filled_begins_with_a_large_page() -> None:
+    buffers = [SYSTEM.buffer(size << 20, is_filled=True) for size in (2, 4, 6)]
+    assert [posix.address(buffer) % linux.LARGE_PAGE_BYTES for buffer in buffers] == [0, 0, 0]
+    assert [len(buffer) for buffer in buffers] == [2 << 20, 4 << 20, 6 << 20]
+
+
 def flags_of(address: int) -> list[str]:
     """Of the mapping of this process that an address lies in."""
     for entry in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -13,10 +14,10 @@ from prima_core.errors import ModelError, PlanError
 from prima_core.interfaces import KvType
 from prima_core.memory.residency import SMALLEST_BYTES
 from prima_core.model.weights import Model
-from prima_core.node.coordinate import MAX_SEQUENCES, Planning, model_facts, room_of
+from prima_core.node.coordinate import MAX_SEQUENCES, UNKNOWN_LINK, Planning, links_of, model_facts, room_of
 from prima_core.node.driver import Member
 from prima_core.plan.plan import Plan, Residency, Visit
-from prima_core.plan.problem import DeviceFacts, ModelFacts, Problem
+from prima_core.plan.problem import DeviceFacts, LinkFacts, ModelFacts, Problem
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 
 FACTS = ModelFacts("four layers", (100,) * 4, 40, 10, kv_bytes_per_token_layer=1, context_length=50)
@@ -33,6 +34,31 @@ def planning(parallel: int = 1, fixed: Plan | None = None, asked: list[Problem] 
         return PLAN
 
     return Planning(FACTS, "head", parallel, solve, fixed)
+
+
+AB, BA = LinkFacts("head", "b", 0.001, 1e8), LinkFacts("b", "head", 0.002, 9e7)
+
+
+def test_measured_links_are_the_problems() -> None:
+    asked: list[Problem] = []
+    planning(asked=asked)((HEAD, replace(B, links=(AB, BA))))
+    assert asked[0].links == (AB, BA)
+
+
+def test_a_link_that_was_not_measured_is_taken_to_be_as_slow_as_any() -> None:
+    c = Member("c", 10_000, CPU, "inproc://c", links=(LinkFacts("head", "c", 0.005, 2e8),))
+    assert links_of((HEAD, replace(B, links=(AB, BA)), c))[-1] == LinkFacts(latency_s=0.005, bytes_s=9e7)
+    assert links_of((HEAD, B)) == (UNKNOWN_LINK,)
+    assert links_of((HEAD,)) == ()
+
+
+def test_links_of_nodes_that_have_gone_are_forgotten() -> None:
+    assert links_of((replace(B, links=(AB, BA)),)) == ()
+
+
+def test_of_a_node_that_joined_again_the_newest_links_count() -> None:
+    again = replace(HEAD, links=(LinkFacts("head", "b", 0.009),))
+    assert links_of((replace(B, links=(AB, BA)), again))[0].latency_s == 0.009
 
 
 def test_a_plan_is_completed_with_kv_room_for_so_many_contexts() -> None:
@@ -62,7 +88,8 @@ def test_a_plan_carries_a_forecast_where_the_nodes_rates_are_known() -> None:
     rated = (msgspec.structs.replace(CPU[0], decode_bytes_s=1e3, prefill_bytes_s=1e5),)
     forecast = planning()((Member("head", 10_000, rated, ""), Member("b", 10_000, rated, ""))).forecast
     assert forecast is not None
-    assert forecast.token_s == pytest.approx(0.65)  # 400 bytes of layers, 50 of the output, 200 of 50 positions of KV
+    hops_s = 2 * UNKNOWN_LINK.latency_s  # and 400 bytes of layers, 50 of the output, 200 of 50 positions of KV
+    assert forecast.token_s == pytest.approx(0.65 + hops_s)
     assert planning()((Member("head", 10_000, rated, ""), B)).forecast is None
     stale = msgspec.structs.replace(PLAN, forecast=forecast)
     assert planning(fixed=stale)((HEAD, B)).forecast is None
@@ -237,3 +264,17 @@ def test_weights_are_read_where_that_is_foretold_much_better_than_a_slow_node() 
         plan = Planning(facts, "head", 1, solve)((member("head", 1e10), member("b", rate)))
         assert asked == [False, True]
         assert any(need.streamed_bytes for need in plan.residency) == streams
+
+
+def test_who_gets_nothing_to_do_is_named_in_the_plan() -> None:
+    idle = Member("idle", 10_000, CPU, "")
+    plan = planning()((HEAD, B, idle))
+    assert plan.explanation is not None
+    assert [out.node for out in plan.explanation.left_out] == ["idle"]
+
+
+def test_the_problem_that_a_plan_was_made_for_is_found_again() -> None:
+    asked: list[Problem] = []
+    made = planning(parallel=4, asked=asked)
+    plan = made((HEAD, B))
+    assert made.solved(plan, (HEAD, B)) == asked[-1]

@@ -90,7 +90,10 @@ class Machine:
 
     folder: Path
     disk_bytes_s: float = 1e9
+    decode_bytes_s: float = 9e9
     n_measured: int = 0
+    n_checked: int = 0
+    busy_for: int = 0
     asked: list[int] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     answers: bool = True
@@ -99,11 +102,16 @@ class Machine:
     def node(self) -> Node:
         return cast("Node", SimpleNamespace(devices=(CPU,), worker=self))
 
-    def measure(self, model: Model, stop: Callable[[], bool]) -> Future[dict[str, DeviceRates]]:
-        self.n_measured += 1
+    def measure(
+        self, model: Model, memory_bytes: int, stop: Callable[[], bool], is_brief: bool = False
+    ) -> Future[dict[str, DeviceRates]]:
+        self.n_measured += not is_brief
+        self.n_checked += is_brief
         result: Future[dict[str, DeviceRates]] = Future()
+        share = 0.5 if self.busy_for else 1.0
+        self.busy_for = max(0, self.busy_for - 1)
         if self.answers:
-            result.set_result(FOUND)
+            result.set_result({"numpy:cpu": DeviceRates(share * self.decode_bytes_s, 0.0 if is_brief else 80e9)})
         return result
 
     def disk_rate(self, paths: list[Path], memory_bytes: int, system: object) -> float:
@@ -118,15 +126,17 @@ class Machine:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(tmp_path)
     monkeypatch.setattr(profiling, "disk_rate", made.disk_rate)
+    monkeypatch.setattr(profiling, "random_disk_rate", lambda paths, system: 7e8)
+    monkeypatch.setattr(profiling, "memory_rate", lambda memory_bytes: 3e10)
     monkeypatch.setattr(profiling, "SMALL_BYTES", 0)
     return made
 
 
 def test_a_machine_is_measured_once(machine: Machine, llama: Model) -> None:
     first, second = (machine.measurer().profile(machine.node, llama, 50) for _ in "ab")
-    assert first == second == Profile(machine_name(), disk_name(llama.path), 1e9, FOUND)
-    assert machine.n_measured == 1
-    assert len(machine.told) == 1
+    assert first == second == Profile(machine_name(), disk_name(llama.path), 1e9, FOUND, 7e8, 3e10)
+    assert (machine.n_measured, machine.n_checked) == (1, 1)
+    assert [line.partition(":")[0] for line in machine.told] == [machine.told[0].partition(":")[0], "disk"]
 
 
 def test_a_model_that_fits_has_not_even_its_disk_looked_at_again(machine: Machine, llama: Model) -> None:
@@ -146,9 +156,46 @@ def test_a_disk_that_has_changed_means_another_machine(
     assert machine.n_measured == n_measured
 
 
+@pytest.mark.parametrize(("now", "n_measured"), [(7e9, 1), (11e9, 1), (6e9, 2), (12e9, 2)])
+def test_a_device_that_has_changed_is_measured_anew(
+    machine: Machine, llama: Model, now: float, n_measured: int
+) -> None:
+    machine.measurer().profile(machine.node, llama, 200)
+    machine.decode_bytes_s = now
+    found = machine.measurer().profile(machine.node, llama, 200)
+    assert machine.n_measured == n_measured
+    assert found.devices["numpy:cpu"].decode_bytes_s == (now if n_measured == 2 else 9e9)
+    assert ("numpy:cpu computes" in " ".join(machine.told)) == (n_measured == 2)
+
+
+def test_a_device_that_was_busy_for_a_moment_is_not_measured_anew(machine: Machine, llama: Model) -> None:
+    machine.measurer().profile(machine.node, llama, 200)
+    machine.busy_for = 1
+    machine.measurer().profile(machine.node, llama, 200)
+    assert (machine.n_measured, machine.n_checked) == (1, 2)
+
+
+def test_a_device_that_cannot_be_looked_at_again_is_as_it_was(machine: Machine, llama: Model) -> None:
+    first = machine.measurer().profile(machine.node, llama, 200)
+    machine.decode_bytes_s = 0
+    assert machine.measurer().profile(machine.node, llama, 200) == first
+
+
+def test_a_backend_that_hangs_is_not_waited_for(
+    machine: Machine, llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiling, "GIVE_UP_AFTER_S", 0.0)
+    monkeypatch.setattr(profiling, "HANGS_AFTER_S", 0.01)
+    machine.answers = False
+    found = machine.measurer().profile(machine.node, llama, 50)
+    assert (found.disk_bytes_s, found.devices) == (1e9, {})
+    assert machine.told[-1].startswith("a device hangs")
+    assert not (machine.folder / "profiles").exists()
+
+
 def test_who_wants_it_afresh_gets_it(machine: Machine, llama: Model) -> None:
     for _ in "ab":
-        machine.measurer().measure(machine.node, llama)
+        machine.measurer().measure(machine.node, llama, 50)
     assert machine.n_measured == 2
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from prima_core.events import RequestDone
 from prima_core.interfaces import Layers
 from prima_core.node.driver import Member, State, Status
-from prima_core.node.view import BOUNDS_S, DeviceView, Histogram, RequestTotals, node_view
+from prima_core.node.view import BOUNDS_S, DeviceView, Histogram, LinkView, RequestTotals, link_views, node_view
 from prima_core.plan.plan import Plan, Residency, Split, Visit
-from prima_core.plan.problem import DeviceFacts
+from prima_core.plan.problem import DeviceFacts, LinkFacts
 from prima_core.ring.times import NodeTimes
 
 A, B = (Member(name, 1000, (DeviceFacts("numpy:cpu", 2000),), f"inproc://{name}") for name in "ab")
@@ -52,17 +54,11 @@ def test_what_comes_from_disk_is_told_of_each_device() -> None:
     assert b.devices[0].streamed_bytes == 0
 
 
-@pytest.mark.parametrize(
-    ("measured", "read_bytes", "reading_s", "is_slow"),
-    [(1e9, 10**9, 4.0, True), (1e9, 3 * 10**9, 4.0, False), (1e9, 10**6, 1.0, False), (0.0, 10**9, 4.0, False)],
-    ids=["slow", "less than measured", "hardly anything was read", "not measured"],
-)
-def test_a_disk_is_slow_that_gives_less_than_half_of_what_was_measured(
-    measured: float, read_bytes: int, reading_s: float, is_slow: bool
-) -> None:
-    member = Member("a", 1000, (), "", measured)
-    times = NodeTimes(read_bytes=read_bytes, reading_s=reading_s)
-    assert node_view(member, "a", Status(State.SERVING), times).has_slow_disk == is_slow
+def test_measured_links_are_told_and_assumed_ones_are_not() -> None:
+    links = (LinkFacts("b", "a", 0.002, 1e8), LinkFacts("a", "b", 0.001, 2e8))
+    told = link_views((A, replace(B, links=links)))
+    assert told == (LinkView("a", "b", 0.001, 2e8), LinkView("b", "a", 0.002, 1e8))
+    assert link_views((A, B)) == ()
 
 
 def test_a_node_without_a_plan_has_no_part() -> None:

@@ -33,6 +33,7 @@ def run(command: str, *arguments: str) -> None:
         "runs_each_task_once",
         "goes_on_beside_a_slow_task",
         "uses_all_threads",
+        "wakes_threads_on_other_cores",
         "serves_many_callers",
         "runs_tasks_of_tasks",
         "ends_awake_or_asleep",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from prima_core.arch.families import open_model
 from prima_core.errors import ClusterError
 from prima_core.interfaces import Backend, Device, Layers, Slice, Step, Store
-from prima_core.memory.system import host
+from prima_core.memory.system import System, host
 from prima_core.model.weights import Model, end_tensors
 from prima_core.node.coordinate import model_facts
 from prima_core.plan import costs
 from prima_core.plan.costs import compute_s
 from prima_core.plan.problem import OUTPUT, DeviceFacts
+from prima_core.plan.profile import DeviceRates
 from prima_core.ring import rates, timing
-from prima_core.ring.rates import device_rates, sample_of, touched_types, typical_layers
+from prima_core.ring.rates import Bench, decode_rate, sample_of, touched_types, typical_layers
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 
 if TYPE_CHECKING:
@@ -70,6 +71,12 @@ class Timed:
 
     def close(self) -> None:
         self.is_closed = True
+
+
+def device_rates(
+    backend: Backend, device: Device, model: Model, system: System, stop: Callable[[], bool]
+) -> DeviceRates:
+    return rates.device_rates(Bench(backend, device, model, 1 << 60, system, stop))
 
 
 @pytest.fixture
@@ -138,6 +145,44 @@ def test_types_that_differ_are_told_apart(tmp_path: Path, clock: Clock) -> None:
     for width in (1, 4, 16, 128):
         assert dict(found.rates["Q4_K"])[width] == pytest.approx(1e9, rel=0.05)
         assert dict(found.rates["Q6_K"])[width] == pytest.approx(0.5e9, rel=0.05)
+
+
+def test_no_more_of_the_hosts_memory_is_taken_than_the_node_may_use(model: Model, clock: Clock) -> None:
+    backend, large = Timed(clock), Device("fake:cpu", 1 << 60)
+    layer = sizes_of(model)[0]
+    rates.device_rates(Bench(cast("Backend", backend), large, model, 3 * layer, host(), lambda: False))
+    assert sum(backend.held.values()) == layer
+    own = Device("fake:gpu", 1 << 60, shares_host=False)
+    rates.device_rates(Bench(cast("Backend", backend), own, model, 3 * layer, host(), lambda: False))
+    assert len(backend.held) == 6
+
+
+def test_a_program_that_was_at_work_for_a_moment_does_not_count(model: Model, clock: Clock) -> None:
+    backend = Timed(clock)
+    run = backend.run
+
+    def disturbed(layers: Layers, activation: NDArray[np.float32], step: Step) -> NDArray[np.float32]:
+        clock.s_per_token = 0.001 if 16 in backend.widths else 0.002
+        return run(layers, activation, step)
+
+    backend.run = disturbed  # type: ignore[method-assign]
+    found = device_rates(cast("Backend", backend), CPU, model, host(), lambda: False)
+    assert found.decode_bytes_s == pytest.approx(sum(backend.held.values()) / 0.001)
+
+
+def test_in_brief_a_token_at_a_time_is_all(model: Model, clock: Clock) -> None:
+    backend = Timed(clock)
+    found = decode_rate(Bench(cast("Backend", backend), CPU, model, 1 << 60, host(), lambda: False))
+    assert found.decode_bytes_s == pytest.approx(sum(backend.held.values()) / 0.001)
+    assert found == DeviceRates(found.decode_bytes_s)
+    assert (set(backend.widths), backend.rows, backend.is_closed) == ({1}, [], True)
+
+
+def test_where_many_devices_are_timed_no_one_takes_long(model: Model, clock: Clock) -> None:
+    backend, clock.s_per_token = Timed(clock), 0.1
+    bench = Bench(cast("Backend", backend), CPU, model, 1 << 60, host(), lambda: False)
+    assert rates.device_rates(bench, n_devices=20).rates.keys() == {"F32", OUTPUT}
+    assert set(backend.widths) == {1}
 
 
 def test_an_output_part_that_is_too_large_for_the_device_is_left_out(model: Model, clock: Clock) -> None:

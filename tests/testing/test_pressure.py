@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from prima_core.testing.pressure import ROOT, CachedFile, Hog, memory_group, why_no_groups
@@ -20,6 +21,12 @@ def test_a_hog_holds_what_it_was_told_last() -> None:
     with Hog() as hog:
         assert hog.hold(40 << 20) == 40 << 20
         assert hog.hold(8 << 20) == 8 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a hog what is left")
+def test_a_hog_stops_by_itself_where_a_machine_would_have_less_than_its_floor() -> None:
+    with Hog(floor_bytes=psutil.virtual_memory().total) as hog:
+        assert hog.hold(40 << 20) == 0
 
 
 @needs_groups
@@ -60,4 +67,6 @@ def test_of_a_file_that_was_read_all_is_cached_until_it_is_dropped(tmp_path: Pat
             with path.open("rb") as opened:
                 os.posix_fadvise(opened.fileno(), 0, 4 << 20, os.POSIX_FADV_DONTNEED)
         assert file.cached_share() == 0.5
+        file.read()
+        assert file.cached_share() == 1.0
     assert not path.exists()

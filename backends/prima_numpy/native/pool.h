@@ -7,11 +7,14 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 namespace prima {
+
+class Sleeper;
 
 class ThreadPool {
 public:
@@ -35,9 +38,11 @@ private:
     void run(int64_t n_tasks, Call call, const void* work);
     void stop();
     void take_tasks();
-    void serve();
-    void await_job(uint64_t seen);
+    void serve(Sleeper& self);
+    void await_job(uint64_t seen, Sleeper& self);
+    void wake();
 
+    std::unique_ptr<Sleeper[]> sleepers_;  // one of each thread
     std::vector<std::thread> threads_;
     std::mutex run_mutex_;
     // The job. Written only while it is not open and no thread is active.

@@ -11,6 +11,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include "pool.h"
 
 namespace {
@@ -89,6 +93,45 @@ bool uses_all_threads() {
     return true;
 }
 
+// A thread that has slept begins on another core than the caller's, and may use all cores as before.
+bool wakes_threads_on_other_cores() {
+#if defined(__linux__)
+    cpu_set_t all, here;
+    sched_getaffinity(0, sizeof all, &all);
+    if (CPU_COUNT(&all) < 2) return true;
+    constexpr int n_rounds = 20;
+    int n_beside = 0;
+    std::atomic<int> n_restricted{0};
+    ThreadPool pool(2);
+    const std::thread::id caller = std::this_thread::get_id();
+    const int core = sched_getcpu();
+    CPU_ZERO(&here);
+    CPU_SET(size_t(core), &here);
+    sched_setaffinity(0, sizeof here, &here);  // the caller stays where it is
+    for (int round = 0; round < n_rounds; ++round) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));  // long enough to sleep
+        Gate both;
+        std::atomic<bool> is_beside{false};
+        pool.run(2, [&](int64_t) {
+            if (std::this_thread::get_id() != caller) {
+                is_beside = sched_getcpu() == core;
+                cpu_set_t now;
+                sched_getaffinity(0, sizeof now, &now);
+                n_restricted += !CPU_EQUAL(&all, &now);
+            }
+            both.arrive();
+            both.await(2);
+        });
+        n_beside += is_beside;
+    }
+    if (n_restricted != 0) std::printf("a thread was kept off a core for good\n");
+    if (n_beside > n_rounds / 2) std::printf("a thread woke beside its caller in %d rounds of 20\n", n_beside);
+    return n_restricted == 0 && n_beside <= n_rounds / 2;  // the system may move a thread at any time
+#else
+    return true;
+#endif
+}
+
 bool serves_many_callers() {
     ThreadPool pool(3);
     constexpr int n_callers = 6, n_rounds = 200;
@@ -139,6 +182,7 @@ constexpr Check kChecks[] = {
     {"runs_each_task_once", runs_each_task_once},
     {"goes_on_beside_a_slow_task", goes_on_beside_a_slow_task},
     {"uses_all_threads", uses_all_threads},
+    {"wakes_threads_on_other_cores", wakes_threads_on_other_cores},
     {"serves_many_callers", serves_many_callers},
     {"runs_tasks_of_tasks", runs_tasks_of_tasks},
     {"ends_awake_or_asleep", ends_awake_or_asleep},
