@@ -55,7 +55,8 @@ class _Runs:
 
 def _runs(cluster: Cluster, member: Member) -> list[_Runs]:
     """With its places as given, and the other way round."""
-    return [_in_order(cluster, member, order) for order in dict.fromkeys((member.places, member.places[::-1]))]
+    orders = (member.places, member.places[::-1])
+    return [_in_order(cluster, member, order) for order in orders[: len(member.places)]]
 
 
 def _in_order(cluster: Cluster, member: Member, order: tuple[Place, ...]) -> _Runs:
