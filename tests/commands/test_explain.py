@@ -109,7 +109,7 @@ def test_a_plan_for_this_machine_is_foretold_once_it_was_measured(
     prima: Prima, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    options = ("plan", tiny, "--nodes", 2, "--backend", "numpy")
+    options = ("plan", tiny, "--nodes", 2, "--backend", "numpy", "--solver", "even")
     assert "is not known; `prima profile` finds it out" in prima(*options, "--explain").out
     assert prima("profile", tiny, "--backend", "numpy").code == 0
     foretold = prima(*options, "--json").json["forecast"]
