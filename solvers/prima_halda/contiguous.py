@@ -53,7 +53,7 @@ class _Runs:
 
 
 def _runs(cluster: Cluster, member: Member) -> _Runs:
-    orders = dict.fromkeys((member.places, member.places[::-1]))
+    orders = [member.places, member.places[::-1]][: len(member.places)]  # of one place there is but one
     each = [_in_order(cluster, member, order) for order in orders]
     return min(each, key=lambda runs: (-np.isfinite(runs.cost_s).sum(), runs.cost_s[np.isfinite(runs.cost_s)].sum()))
 
