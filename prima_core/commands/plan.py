@@ -45,6 +45,9 @@ def plan(model: str | None, problem: str | None, shown: Shown, settings: Setting
     solved = _solve_file(problem, registry, settings) if problem is not None else _own_plan(model, registry, settings)
     made = foretold(solved.plan, solved.problem)
     if shown.svg is not None:
+        if made.forecast is None:
+            cure = solved.cure.removeprefix("; ") or "state it in the problem"
+            raise PlanError(_unknown(made, solved.problem), hint=cure)
         write_svg(shown.svg, made, solved.problem)
     if shown.explains:
         made = explained(made, solved.problem, solved.solve)

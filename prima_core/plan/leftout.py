@@ -36,8 +36,8 @@ def left_out(plan: Plan, problem: Problem) -> tuple[LeftOut, ...]:
 
 
 def _tried(plan: Plan, forecast: Forecast, problem: Problem, name: str) -> LeftOut:
-    places, for_prompts = problem.node(name).places, problem.goal is Goal.TTFT
-    if any(not place.decode_bytes_s or (for_prompts and not place.prefill_bytes_s) for place in places):
+    places, has_many = problem.node(name).places, problem.goal is Goal.TTFT or problem.width > 1
+    if any(not place.decode_bytes_s or (has_many and not place.prefill_bytes_s) for place in places):
         return LeftOut(name, why="how fast it computes is not known")
     found = [_with_run(plan, problem, name, at, before) for at, before in _openings(plan, problem, name)]
     best = min((one for one in found if one is not None), key=lambda trial: trial[0], default=None)

@@ -34,13 +34,16 @@ class Timeline:
 
 
 def timeline(plan: Plan, problem: Problem) -> Timeline:
-    """Of a completed plan, of a step as `predict` has it. Raises PlanError where a rate that it takes is not known."""
+    """Of a completed plan, of a step as `predict` has it. Raises PlanError where a rate that it takes is not known, and
+    where a step takes no time at all."""
     width = -(-problem.width // steps_of(plan, problem))
     missing = missing_rate(plan, problem, width)
     if missing:
         raise PlanError(f"no forecast: {missing} is not known", hint="state it in the problem")
     spans = spans_of(pass_cost(plan, problem, width, rows=width), disks_of(plan, problem))
     pass_s = max(span.stop_s for span in spans)
+    if not pass_s:
+        raise PlanError("a token takes no time at all", hint="state in the problem how large its layers are")
     return Timeline(pass_s, tuple(_lane(name, spans, pass_s) for name in plan.nodes))
 
 

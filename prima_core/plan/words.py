@@ -11,6 +11,8 @@ from prima_core.plan.plan import Plan
 
 LITTLE = 0.01
 """A part of the time per token that is not worth a word."""
+_NOTHING = 1e-4
+"""A part that is as good as none."""
 _CHANGES = {
     "memory": "1 GB more of memory on {}",
     "cable": "a cable to {} (1 Gbit/s, 0.3 ms)",
@@ -46,7 +48,8 @@ def told(plan: Plan) -> Iterator[tuple[str, list[str]]]:
         yield "How long it takes", list(_durations(plan.forecast, known.goal))
     if known.time_s is None or not known.what_ifs:
         return
-    yield "What would help", list(_gains(known, known.time_s))
+    if gains := list(_gains(known, known.time_s)):
+        yield "What would help", gains
     withouts = [one for one in known.what_ifs if one.change == "without"]
     if withouts:
         yield "What each is worth", [_without(one, known.time_s, known.goal) for one in withouts]
@@ -103,6 +106,8 @@ def _waits(plan: Plan, name: str) -> str:
 
 def _left_out(out: LeftOut, known: Explanation) -> str:
     what, more_s = _WHAT[known.goal], (out.time_s or 0.0) - (known.time_s or 0.0)
+    if abs(more_s) <= _NOTHING * (known.time_s or 0.0):
+        return f"{out.node} was left out, as with it {what} would take just as long"
     if more_s < 0:
         return f"{out.node} was left out, though with it {what} would take {duration(-more_s)} less"
     why = f": {out.why}" if out.why else ""

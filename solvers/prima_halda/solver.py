@@ -72,8 +72,9 @@ def solve(problem: Problem) -> Plan:
         budget = Budget(judge, judge.n_steps + _FEWER_STEPS // len(cluster.members))
         thin = with_fewer_visits(judge, trials, trials[0], budget)
         plan = _worth_it(cluster, plan, thin)
-    check_use(predict(complete(plan, problem), problem))
-    return _certified(cluster, plan, least_s)
+    forecast = predict(complete(plan, problem), problem)
+    check_use(forecast)
+    return _certified(plan, least_s, goal_s(forecast, problem.goal))
 
 
 def _worth_it(cluster: Cluster, plan: Plan, thin: Trial) -> Plan:
@@ -213,7 +214,11 @@ def _residency(cluster: Cluster, load: Load, buffer_bytes: int) -> Residency:
     )
 
 
-def _certified(cluster: Cluster, plan: Plan, bound_s: float) -> Plan:
+def _certified(plan: Plan, bound_s: float, time_s: float) -> Plan:
+    """A bound that the plan itself is below is none."""
     ring = "exact" if len(plan.nodes) <= EXACT_UP_TO + 1 else "by local search"
-    about = f"the bound is of layers that are alike and visits that are evenly spaced; order of nodes: {ring}"
+    about = "the bound is of layers that are alike and visits that are evenly spaced"
+    if bound_s > _AS_GOOD * time_s:
+        bound_s, about = 0.0, "no bound is known, as layers differ too much"
+    about = f"{about}; order of nodes: {ring}"
     return msgspec.structs.replace(plan, certificate=Certificate(bound_s, about))

@@ -54,11 +54,11 @@ def _in_one_round(cluster: Cluster, ways: Sequence[Way]) -> Iterator[Way]:
 
 
 def bound_s(judge: Judge) -> float:
-    """No plan is faster, as far as layers are alike."""
-    cluster = judge.cluster
-    alone = [(place.number,) * cluster.n_layers for place in cluster.members[cluster.head].places]
-    times = [trial.time_s for way in alone if (trial := judge.trial(way)) is not None]
-    return min([*times, *_hopeful_bounds(judge)], default=0.0)
+    """No plan is faster, as far as layers are alike. One on the head alone, on whichever of its devices, needs no link:
+    the relaxation counts one that leads back."""
+    problem = judge.cluster.problem
+    alone = Judge(Cluster.of(msgspec.structs.replace(problem, nodes=(problem.node(problem.head),), links=())))
+    return min([*_hopeful_bounds(judge), *_hopeful_bounds(alone)], default=0.0)
 
 
 def differs(cluster: Cluster) -> bool:

@@ -111,6 +111,9 @@ def test_a_plan_for_this_machine_is_foretold_once_it_was_measured(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     options = ("plan", tiny, "--nodes", 2, "--backend", "numpy", "--solver", "even")
     assert "is not known; `prima profile` finds it out" in prima(*options, "--explain").out
+    drawn = prima(*options, "--svg", tmp_path / "plan.svg")
+    assert drawn.code == 1
+    assert "hint: `prima profile` finds it out" in drawn.err
     assert prima("profile", tiny, "--backend", "numpy").code == 0
     foretold = prima(*options, "--json").json["forecast"]
     assert foretold["token_s"] > 0

@@ -218,6 +218,13 @@ def test_a_node_without_memory_for_a_layer_or_without_rates_is_left_out_for_that
     }
 
 
+def test_a_node_whose_rate_of_many_tokens_is_not_known_is_left_out_for_that() -> None:
+    [cpu] = node("slow", 900, 9e9).devices
+    slow = NodeFacts("slow", 900 * MB, (msgspec.structs.replace(cpu, prefill_bytes_s=0.0),), 1e9)
+    problem = msgspec.structs.replace(home(DESK, LAPTOP, ATTIC, slow), width=4)
+    assert [out.why for out in found(TWO_VISITS, problem).left_out] == ["how fast it computes is not known"]
+
+
 def test_of_many_that_were_left_out_the_fastest_are_tried() -> None:
     others = [node(f"n{index}", 900, 1e9 + index) for index in range(9)]
     outs = found(TWO_VISITS, home(DESK, LAPTOP, ATTIC, *others)).left_out

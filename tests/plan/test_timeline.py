@@ -69,3 +69,10 @@ def test_without_a_rate_there_is_no_picture() -> None:
     unknown = msgspec.structs.replace(ATTIC, devices=devices)
     with pytest.raises(PlanError, match="of numpy:cpu on attic is not known"):
         timeline(PLAN, home(DESK, LAPTOP, unknown))
+
+
+def test_of_a_model_without_bytes_there_is_no_picture() -> None:
+    model = msgspec.structs.replace(HOME.model, layer_bytes=(0,) * 8, input_bytes=0, output_bytes=0, tensor_bytes=())
+    problem = msgspec.structs.replace(HOME, model=model, links=())
+    with pytest.raises(PlanError, match="no time at all"):
+        timeline(told(Plan(8, "desk", (on_desk(0, 8, 2),)), problem), problem)

@@ -91,6 +91,11 @@ def test_what_would_help_most_comes_first_and_what_gives_nothing_last() -> None:
     ]
 
 
+def test_where_nothing_was_tried_that_could_help_there_is_no_title_for_it() -> None:
+    plan = explained(WhatIf("without", "attic", 2 * TIME_S))
+    assert [title for title, _ in told(plan)] == ["Who does what", "How long it takes", "What each is worth"]
+
+
 def test_what_each_node_is_worth_is_what_a_token_takes_without_it() -> None:
     plan = explained(
         WhatIf("without", "attic", 2 * TIME_S),
@@ -111,6 +116,7 @@ def test_who_was_left_out_is_told_with_cost_and_reason_and_others_together() -> 
         left_out=(
             LeftOut("phone", TIME_S + 0.012, "links take 12 ms longer"),
             LeftOut("old", TIME_S - 0.001),
+            LeftOut("spare", TIME_S * (1 + 1e-6), "links take 3 ms longer"),
             LeftOut("a", None, "no layer fits its memory"),
             LeftOut("b"),
             LeftOut("c", None, "no layer fits its memory"),
@@ -120,6 +126,7 @@ def test_who_was_left_out_is_told_with_cost_and_reason_and_others_together() -> 
     sentences = [
         "phone was left out, as with it a token would take 12 ms longer: links take 12 ms longer.",
         "old was left out, though with it a token would take 1 ms less.",
+        "spare was left out, as with it a token would take just as long.",
         "a, c and d were left out: no layer fits its memory.",
         "b was left out.",
     ]

@@ -92,6 +92,30 @@ def test_the_bound_is_below_the_best_of_all_plans_where_layers_are_alike() -> No
     assert n_checked > 5
 
 
+def test_the_bound_knows_that_a_head_alone_on_several_devices_needs_no_link() -> None:
+    gpu = DeviceFacts("gpu", 1000 * MB, shares_host=False, decode_bytes_s=90e9)
+    cpu = DeviceFacts("cpu", 1000 * MB, decode_bytes_s=10e9)
+    problem = problem_of(NodeFacts("a", 1000 * MB, (gpu, cpu), 1e9), node("b", 5000), n_layers=16, hop_s=0.5)
+    plan = solve(problem)
+    assert plan.nodes == ("a",)
+    assert plan.certificate is not None
+    assert 0.9 * time_s(plan, problem) < plan.certificate.bound_s <= time_s(plan, problem)
+
+
+def test_a_bound_that_the_plan_is_below_is_not_told() -> None:
+    """The fast node has room for the small layer, but not for the mean of both."""
+    problem = problem_of(node("a", 460, rate=5e9), node("b", 110, rate=50e9), n_layers=2)
+    layers = (280 * MB, 100 * MB)
+    problem = msgspec.structs.replace(
+        problem, model=msgspec.structs.replace(problem.model, layer_bytes=layers), streaming=False
+    )
+    plan = solve(problem)
+    assert plan.nodes == ("a", "b")
+    assert plan.certificate is not None
+    assert plan.certificate.bound_s == 0
+    assert plan.certificate.about.startswith("no bound is known")
+
+
 def times(problem: Problem) -> dict[str, float]:
     found = {}
     solvers = {"halda": solve, "even": proportional, "compute": compute.solve, "halda-ilp": ilp.solve}
