@@ -125,14 +125,15 @@ def _facts(node: NodeView) -> tuple[str, str, str, str]:
     """The last three: a line for each device."""
     ranges = (", ".join(f"[{part.start}, {part.stop})" for part in device.layers) or "-" for device in node.devices)
     layers = "\n".join(ranges) + (f" loading {node.loaded:.0%}" if node.loaded is not None else "")
-    memory = "\n".join((*map(_memory, node.devices), *_remarks(node)))
+    memory = "\n".join((*(_memory(device, node) for device in node.devices), *_remarks(node)))
     devices = "\n".join(device.id for device in node.devices)
     return f"{node.name} (head)" if node.is_head else node.name, devices, layers, memory
 
 
-def _memory(device: DeviceView) -> str:
+def _memory(device: DeviceView, node: NodeView) -> str:
+    """Of what the node offers: a device may see more."""
     kept, streamed = device.weight_bytes - device.streamed_bytes, device.streamed_bytes
-    held = f"{_size(kept)} + {_size(device.kv_bytes)} KV of {_size(device.memory_bytes)}"
+    held = f"{_size(kept)} + {_size(device.kv_bytes)} KV of {_size(min(device.memory_bytes, node.memory_bytes))}"
     return f"{held}, {_size(streamed)} from disk" if streamed else held
 
 

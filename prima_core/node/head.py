@@ -430,7 +430,7 @@ class Head:
         self._look(self._options.name, self.node.worker.meter.times())
 
     def _is_idle(self) -> bool:
-        return not self.driver.engine_facts.running
+        return self.driver.status.state is State.SERVING and not self.driver.engine_facts.running
 
     def _look(self, name: str, times: NodeTimes) -> None:
         self._drift.see(name, times, self.driver.status, self.driver.engine_facts)

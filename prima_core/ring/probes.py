@@ -198,7 +198,7 @@ class _Pinger:
         try:
             large_s = self._trip_s(MAX_PING_BYTES, LARGE_RUNS, until_s)
         except LinkTimeout:  # a slow one: what the small ones say of it
-            return n_bytes / max(token_s - short_s, _LEAST_S)
+            return min(n_bytes / max(token_s - short_s, _LEAST_S), MAX_PING_BYTES / LOST_AFTER_S)
         return (MAX_PING_BYTES - n_bytes) / max(large_s - token_s, _LEAST_S)
 
     def _end(self) -> None:

@@ -11,11 +11,12 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 20.0
-"""For the head of a request to come whole: of a client on a slow line."""
+"""For the head of a request to come whole, or the rest of a body that was answered before it came: of a client on a
+slow line."""
 
 
 class HttpProtocol(H11Protocol):
-    """uvicorn's, which waits for the head of a request for ever."""
+    """uvicorn's, which waits for the head of a request for ever, and for a body that nobody wants."""
 
     _deadline: asyncio.TimerHandle | None = None
 
@@ -32,7 +33,7 @@ class HttpProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _await_head(self) -> None:
-        if self.conn.their_state is not h11.IDLE:
+        if not self._is_owed():
             self._forget_deadline()
         elif self._deadline is None:
             self._deadline = self.loop.call_later(HEAD_S, self._end)
@@ -44,5 +45,10 @@ class HttpProtocol(H11Protocol):
 
     def _end(self) -> None:
         self._deadline = None
-        if self.conn.their_state is h11.IDLE:
+        if self._is_owed():
             self.transport.close()
+
+    def _is_owed(self) -> bool:
+        """Whether nothing is left to do here but wait for the client."""
+        states = self.conn.their_state, self.conn.our_state
+        return states[0] is h11.IDLE or states == (h11.SEND_BODY, h11.DONE)

@@ -62,7 +62,8 @@ def answering(status: int, body: bytes) -> Iterator[int]:
 def test_a_node_with_several_devices_has_a_line_for_each() -> None:
     gpu = DeviceView("torch:cuda:0", 24_000_000_000, 9_000_000, 1_000_000, (Layers(0, 20), Layers(30, 31)))
     idle = DeviceView("mlx:cpu", 1_000, 0, 0, ())
-    shown = text(replace(VIEW, nodes=(replace(HEAD, devices=(gpu, CPU, idle)),))).splitlines()
+    node = replace(HEAD, devices=(gpu, CPU, idle), memory_bytes=32_000_000_000)
+    shown = text(replace(VIEW, nodes=(node,))).splitlines()
     [first] = [number for number, line in enumerate(shown) if "desk" in line]
     lines = [[cell.strip() for cell in line.split("│")[2:5]] for line in shown[first : first + 3]]
     assert lines == [
@@ -70,6 +71,11 @@ def test_a_node_with_several_devices_has_a_line_for_each() -> None:
         ["numpy:cpu", "[0, 5)", "2.5 GB + 3 kB KV of 8 GB"],
         ["mlx:cpu", "-", "0 B + 0 B KV of 1 kB"],
     ]
+
+
+def test_memory_is_what_the_node_offers_of_what_its_device_sees() -> None:
+    node = replace(HEAD, memory_bytes=3_000_000_000)
+    assert "2.5 GB + 3 kB KV of 3 GB" in text(replace(VIEW, nodes=(node,)))
 
 
 def test_what_was_foretold_is_shown_beside_what_was_measured() -> None:

@@ -206,3 +206,11 @@ def test_a_node_that_joins_while_others_serve_is_measured_too(cluster: Start, ll
             until("w2 is there", lambda: len(made.head.view().nodes) == 3)
             assert len(made.head.view().links) == 6
             running.cancel()
+
+
+def test_links_are_left_alone_until_a_model_is_served(cluster: Start, llama: Model) -> None:
+    made = cluster(llama, listen="tcp://127.0.0.1:0", wait=2)
+    assert not made.head._is_idle()
+    with worker_thread(made.address, "w1", llama.path):
+        made.until_serving_with("head", "w1")
+        assert made.head._is_idle()

@@ -237,6 +237,13 @@ def test_a_wire_that_loses_what_is_large_is_known_by_what_is_small(monkeypatch: 
     assert wire.figures(16_384).bytes_s == pytest.approx(1e5, rel=0.01)
 
 
+def test_a_wire_that_loses_what_is_large_is_not_faster_than_that_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(0.01, 1e15, loses=MAX_PING_BYTES)
+    monkeypatch.setattr(probes, "time", wire)
+    monkeypatch.setattr(probes, "LOST_AFTER_S", 0.01)
+    assert wire.figures(16_384).bytes_s == MAX_PING_BYTES / 0.01
+
+
 def test_in_brief_nothing_large_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     wire = Wire(0.003, 1e7)
     monkeypatch.setattr(probes, "time", wire)
