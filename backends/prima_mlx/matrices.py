@@ -48,8 +48,8 @@ def upload(weight: Weight) -> Matrix:
 
 def refill(matrix: Matrix, weight: Weight) -> None:
     """Write another matrix of the same type and shape in place of one: nobody else may hold its arrays, and nothing
-    that was made of them may be left to compute, else MLX writes to a copy. Piece by piece, as `upload` does: a second
-    copy of it is never in memory."""
+    that was made of them may be left to compute, for that would see the new one, or MLX would write to a copy. As with
+    `upload` a second copy of it is never in memory."""
     if isinstance(matrix, PackedMatrix):
         _fill_groups(matrix, weight)
     elif isinstance(matrix, FloatMatrix):

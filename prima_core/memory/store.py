@@ -332,14 +332,12 @@ class StreamingStore:
             self._close_reader()
         else:
             self._open_files()
-            if (
-                self._least_buffer(self._inventory.stations) > self._buffer_bytes
-            ):  # experts came meanwhile, or large blocks
+            if self._least_buffer(self._inventory.stations) > self._buffer_bytes:  # experts came, or large blocks
                 self._buffer_bytes = self._buffer_for(self._inventory.stations)
             if self._reader is None or self._open_buffer_bytes != self._buffer_bytes - self._group_bytes:
                 self._close_reader()
                 self._open_reader()
-        self._fitted = wanted[0], self._buffer_bytes
+        self._fitted = wanted  # another thread may want something else by now
 
     def _buffer_for(self, stations: Stations) -> int:
         """How large the buffer is to be for these: as planned where that will do, then as it is; else it grows to twice

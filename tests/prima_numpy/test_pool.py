@@ -34,6 +34,7 @@ def run(command: str, *arguments: str) -> None:
         "goes_on_beside_a_slow_task",
         "uses_all_threads",
         "wakes_threads_on_other_cores",
+        "keeps_the_cores_that_a_sleeping_thread_is_given",
         "serves_many_callers",
         "runs_tasks_of_tasks",
         "ends_awake_or_asleep",

@@ -6,6 +6,7 @@
 
 #include <initializer_list>
 #include <string>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -18,6 +19,15 @@ using Out = nanobind::ndarray<>;
 inline constexpr int64_t kMaxSize = int64_t(1) << 40;
 
 [[noreturn]] inline void refuse(const std::string& message) { throw nanobind::value_error(message.c_str()); }
+
+// What a tuple holds.
+template <class T>
+T field(nanobind::handle value, const char* name, const char* kind) {
+    T result;
+    // Enums convert to integers; arrays must not be converted, for that would copy.
+    if (!nanobind::try_cast(value, result, std::is_integral<T>::value)) refuse(std::string(name) + ": not " + kind);
+    return result;
+}
 
 template <class Array>
 std::string shape_text(const Array& array) {

@@ -11,7 +11,6 @@
 #include <stdexcept>
 #include <string>
 #include <system_error>
-#include <type_traits>
 
 #include "arrays.h"
 #include "cpu.h"
@@ -58,14 +57,6 @@ Matrix matrix(const Engine& engine, int type, const In& data, int64_t rows, int6
     const size_t alignment = info->block_weights == 1 ? size_t(info->block_bytes) : 1;
     if (reinterpret_cast<uintptr_t>(data.data()) % alignment != 0) refuse("data: not aligned");
     return {{info, static_cast<const uint8_t*>(data.data()), rows, nullptr, nullptr}, cols, type};
-}
-
-template <class T>
-T field(nb::handle value, const char* name, const char* kind) {
-    T result;
-    // Enums convert to integers; arrays must not be converted, for that would copy.
-    if (!nb::try_cast(value, result, std::is_integral<T>::value)) refuse(std::string(name) + ": not " + kind);
-    return result;
 }
 
 void hold(Held* self, const Engine& engine, int type, In data, int64_t rows, int64_t cols, nb::object bias) {

@@ -63,13 +63,12 @@ bool watch(const Due& is_due, const GoesOn& goes_on) {
 class Sleeper {
 public:
 #if defined(__linux__)
-    void lies_down() {
-        thread_ = pid_t(syscall(SYS_gettid));
-        has_cores_ = sched_getaffinity(0, sizeof cores_, &cores_) == 0;  // not on machines with more than 1024
-    }
+    void lies_down() { thread_ = pid_t(syscall(SYS_gettid)); }
 
+    // Its cores are asked for only now: somebody may have given it others while it slept.
     void keep_off(int core) {
-        if (!has_cores_ || is_kept_off_ || core < 0 || core >= CPU_SETSIZE) return;
+        if (thread_ == 0 || is_kept_off_ || core < 0 || core >= CPU_SETSIZE) return;
+        if (sched_getaffinity(thread_, sizeof cores_, &cores_) != 0) return;  // on machines with more than 1024
         cpu_set_t others = cores_;
         CPU_CLR(size_t(core), &others);
         is_kept_off_ = CPU_COUNT(&others) > 0 && sched_setaffinity(thread_, sizeof others, &others) == 0;
@@ -77,15 +76,16 @@ public:
 
     void gets_up() {
         if (is_kept_off_) sched_setaffinity(0, sizeof cores_, &cores_);
-        has_cores_ = is_kept_off_ = false;
+        thread_ = 0;
+        is_kept_off_ = false;
     }
 
     static int this_core() { return sched_getcpu(); }
 
 private:
-    pid_t thread_ = 0;
+    pid_t thread_ = 0;  // 0: awake
     cpu_set_t cores_;
-    bool has_cores_ = false, is_kept_off_ = false;
+    bool is_kept_off_ = false;
 #else
     void lies_down() {}
     void keep_off(int) {}
@@ -168,11 +168,13 @@ void ThreadPool::await_job(uint64_t seen, Sleeper& self) {
     };
     if (watch(is_due, [](Clock::duration waited) { return waited < kYield; })) return;
     std::unique_lock<std::mutex> lock(sleep_mutex_);
-    self.lies_down();
     ++n_sleeping_;
-    wake_.wait(lock, is_due);
+    while (!is_due()) {  // the job may be over before this thread is awake
+        self.lies_down();
+        wake_.wait(lock);
+        self.gets_up();
+    }
     --n_sleeping_;
-    self.gets_up();
 }
 
 }  // namespace prima

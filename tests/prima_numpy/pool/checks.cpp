@@ -13,6 +13,8 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #include "pool.h"
@@ -132,6 +134,37 @@ bool wakes_threads_on_other_cores() {
 #endif
 }
 
+// Whoever gives a thread other cores while it sleeps (taskset does) is not undone by its waking.
+bool keeps_the_cores_that_a_sleeping_thread_is_given() {
+#if defined(__linux__)
+    cpu_set_t all;
+    sched_getaffinity(0, sizeof all, &all);
+    ThreadPool pool(2);
+    const std::thread::id caller = std::this_thread::get_id();
+    const auto at_other_thread = [&](const auto& work) {
+        Gate both;
+        pool.run(2, [&](int64_t) {
+            if (std::this_thread::get_id() != caller) work();
+            both.arrive();
+            both.await(2);
+        });
+    };
+    std::atomic<pid_t> thread{0};
+    at_other_thread([&] { thread = pid_t(syscall(SYS_gettid)); });
+    for (int core = 0; core < CPU_SETSIZE; ++core) {
+        if (!CPU_ISSET(size_t(core), &all)) continue;
+        cpu_set_t one, now;
+        CPU_ZERO(&one);
+        CPU_SET(size_t(core), &one);
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));  // long enough to sleep
+        sched_setaffinity(thread, sizeof one, &one);
+        at_other_thread([&] { sched_getaffinity(0, sizeof now, &now); });
+        if (!CPU_EQUAL(&one, &now)) return false;
+    }
+#endif
+    return true;
+}
+
 bool serves_many_callers() {
     ThreadPool pool(3);
     constexpr int n_callers = 6, n_rounds = 200;
@@ -183,6 +216,7 @@ constexpr Check kChecks[] = {
     {"goes_on_beside_a_slow_task", goes_on_beside_a_slow_task},
     {"uses_all_threads", uses_all_threads},
     {"wakes_threads_on_other_cores", wakes_threads_on_other_cores},
+    {"keeps_the_cores_that_a_sleeping_thread_is_given", keeps_the_cores_that_a_sleeping_thread_is_given},
     {"serves_many_callers", serves_many_callers},
     {"runs_tasks_of_tasks", runs_tasks_of_tasks},
     {"ends_awake_or_asleep", ends_awake_or_asleep},
