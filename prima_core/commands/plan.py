@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 import msgspec
@@ -25,10 +26,13 @@ from prima_core.plan.explain import Solve
 from prima_core.plan.forecast import Forecast
 from prima_core.plan.plan import Certificate, Plan, Residency, plan_to_json
 from prima_core.plan.predict import predict
-from prima_core.plan.problem import DeviceFacts, Problem, problem_from_json
+from prima_core.plan.problem import DeviceFacts, LinkFacts, Problem, problem_from_json
 from prima_core.plan.profile import Profile
 from prima_core.plan.words import left_out
 from prima_core.plugins import Registry
+
+LOCAL_LINK = LinkFacts(latency_s=60e-6, bytes_s=4e9)
+"""Between processes of a machine, about: unix sockets by `python bench/links.py`. A server measures its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +172,10 @@ def _own_plan(model: str | None, registry: Registry, settings: Settings) -> _Sol
         devices = tuple(kept.rated(DeviceFacts.of(device)) for device in found)
         names = [options.name, *(f"{options.name}.{index}" for index in range(2, options.n_local + 2))]
         memory, rate = options.node.memory, kept.disk_bytes_s
-        members = tuple(Member(name, memory, devices, "", rate, kept.disk) for name in names)
+        links = tuple(
+            msgspec.structs.replace(LOCAL_LINK, source=one, target=other) for one, other in permutations(names, 2)
+        )
+        members = tuple(Member(name, memory, devices, "", rate, kept.disk, links) for name in names)
         facts = model_facts(opened, options.context, options.kv_type, options.plan)
         solve = registry.solver(options.solver).solve
         planning = Planning(

@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, takewhile
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -206,6 +206,25 @@ def encode_chat(
     parts = tokenizer.split_special(text)
     ids = ([part] if isinstance(part, int) else tokenizer.encode(part.replace(mark, "")) for part in parts)
     return ChatPrompt(list(chain.from_iterable(ids)), text.replace(mark, ""))
+
+
+def n_system_tokens(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    ids: Sequence[int],
+    variables: Mapping[str, Any] | None = None,  # Any: JSON
+) -> int:
+    """How many of the `ids` of a conversation are of the system's messages at its begin; 0 where there are none, and
+    where the template wants more than them."""
+    system = list(takewhile(lambda message: message.get("role") in ("system", "developer"), messages))
+    if not system:
+        return 0
+    try:
+        alone = encode_chat(tokenizer, template, system, add_generation_prompt=False, variables=variables)
+    except TemplateError:
+        return 0
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(alone.ids, ids, strict=False)))
 
 
 def _forms(messages: Sequence[Message], template: ChatTemplate) -> list[Sequence[Message]]:

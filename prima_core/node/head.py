@@ -19,12 +19,12 @@ from prima_core.engine.facts import EngineFacts
 from prima_core.engine.reasoning import ReasoningStream
 from prima_core.engine.request import Request, Sampling
 from prima_core.engine.scheduler import PlannedStep, Room
-from prima_core.errors import ClusterError, ModelError, TemplateError
+from prima_core.errors import ClusterError, ModelError
 from prima_core.events import RequestDone
 from prima_core.interfaces import Credentials, Goal, KvType
 from prima_core.memory.disks import machine_name
 from prima_core.memory.system import host
-from prima_core.model.chat import ChatPrompt, ChatTemplate, Message, encode_chat
+from prima_core.model.chat import ChatPrompt, ChatTemplate, Message, encode_chat, n_system_tokens
 from prima_core.model.tokenizer import Tokenizer
 from prima_core.model.visible import visible
 from prima_core.model.vocabulary import DEFAULT_TEMPLATE
@@ -299,17 +299,9 @@ class Head:
 
         0 where there are none, where the template wants more than them, and where the context does not shift.
         """
-        system = list(itertools.takewhile(lambda message: message.get("role") in ("system", "developer"), messages))
-        if not system or not self.context_shift:
+        if not self.context_shift:
             return 0
-        try:
-            alone = encode_chat(
-                self.tokenizer, self._template, system, add_generation_prompt=False, variables=variables
-            )
-        except TemplateError:
-            return 0
-        pairs = zip(alone.ids, ids, strict=False)
-        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return n_system_tokens(self.tokenizer, self._template, messages, ids, variables)
 
     def submit(self, request: Request, deliver: Deliver) -> int:
         """Queue a request; events come to `deliver` on the driver's thread, Finished or Failed last."""

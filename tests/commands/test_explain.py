@@ -118,6 +118,7 @@ def test_a_plan_for_this_machine_is_foretold_once_it_was_measured(
     foretold = prima(*options, "--json").json["forecast"]
     assert foretold["token_s"] > 0
     assert len(foretold["nodes"]) == 2
+    assert 0 < sum(node["link_s"] for node in foretold["nodes"]) < 1e-3  # processes of this machine, not Wi-Fi
     assert "A token takes" in prima(*options, "--explain").out
 
 
