@@ -60,6 +60,7 @@ def model_facts(
         input_row_bytes=0 if spec.tied_output else sum(input_types.values()) // spec.vocab_size,
         activation_bytes=4 * spec.d_model,
         row_bytes=row_bytes(spec),
+        logits_bytes=4 * spec.vocab_size,
         expert_bytes=() if spec.experts is None else tuple(_expert_bytes(model, of_layer) for of_layer in names),
         n_experts=0 if spec.experts is None else spec.experts.count,
         n_experts_used=0 if spec.experts is None else spec.experts.n_used,

@@ -20,7 +20,7 @@ from prima_core.plan.stream import Overload, gather_bytes, overload_of, streamin
 
 
 def residency_of(plan: Plan, problem: Problem, kv_tokens: int) -> tuple[tuple[Residency, ...], int]:
-    """And the plan's `gather_bytes`. Raises PlanError for a node with too little memory, which says what would do."""
+    """And the plan's `gather_bytes`; the problem is asked about this plan's output. Raises PlanError for a node with too little memory, which says what would do."""
     asked = {(need.node, need.device): need for need in plan.residency if need.streamed_bytes or need.buffer_bytes}
     needs = {name: _taking_over(asked, _needs(plan, problem, name, kv_tokens)) for name in plan.nodes}
     _check_asked(plan, problem, needs, asked)
@@ -41,8 +41,9 @@ def residency_of(plan: Plan, problem: Problem, kv_tokens: int) -> tuple[tuple[Re
 def _needs(plan: Plan, problem: Problem, name: str, kv_tokens: int) -> list[Residency]:
     """What the plan takes on each device of a node that it uses, when all weights stay."""
     devices = {device.id: device for device in problem.node(name).places}
-    first, end = next(iter(devices)), problem.end_device.id if name == problem.head else None
-    layers: dict[str, list[int]] = {} if end is None else {end: []}
+    first = next(iter(devices))
+    end = problem.device_of_ends(name)
+    layers: dict[str, list[int]] = {} if end is None else {end.id: []}
     for visit in plan.visits:
         if visit.node == name:
             for part in visit.parts(first):
@@ -52,7 +53,7 @@ def _needs(plan: Plan, problem: Problem, name: str, kv_tokens: int) -> list[Resi
     for device in (device for device in devices if device in layers):
         sizes = problem.weight_bytes(devices[device])
         weights = sum(sizes[layer] for layer in layers[device])
-        fixed = problem.fixed_bytes(name) if device == end else 0
+        fixed = problem.fixed_bytes_on(name, device)
         needs.append(Residency(name, device, weights + fixed, kv * len(layers[device])))
     return needs
 
