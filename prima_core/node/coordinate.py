@@ -194,7 +194,11 @@ def foretold(plan: Plan, problem: Problem) -> Plan:
     return replace(told, explanation=explain(told, problem))
 
 
-def room_of(plan: Plan, asked_chunk: int | None, longest_chunk: int, row_bytes: int) -> Room:
-    """The engine's room, with chunks as asked for, else as `chunk_tokens` has them."""
+def room_of(
+    plan: Plan, asked_chunk: int | None, longest_chunk: int, row_bytes: int, most_logits: int = MAX_SEQUENCES
+) -> Room:
+    """The engine's room, with chunks as asked for, else as `chunk_tokens` has them. `most_logits`: rows that a message
+    can hold."""
     chunk = asked_chunk or chunk_tokens(plan, row_bytes)
-    return Room(plan.kv_tokens, min(chunk, longest_chunk), MAX_SEQUENCES)
+    most = min(MAX_SEQUENCES, most_logits) if plan.output else MAX_SEQUENCES
+    return Room(plan.kv_tokens, min(chunk, longest_chunk), max(1, most))

@@ -108,6 +108,11 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.output or self.head
 
     @property
+    def device_of_output(self) -> str:
+        """On the node with the output part; "": its first."""
+        return self.end_device if self.output_node == self.head else self.output_device
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """Where a step goes: the node of each visit, that of the output part and, if it is another one, the head."""
         ends = (self.head,) if self.output_node == self.head else (self.output_node, self.head)

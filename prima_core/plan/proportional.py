@@ -79,7 +79,7 @@ def _visits(nodes: Sequence[NodeFacts], cuts: Sequence[int], n_rounds: int) -> l
 
 
 def _plan(problem: Problem, visits: tuple[Visit, ...]) -> Plan:
-    return Plan(n_layers=problem.model.n_layers, head=problem.head, visits=visits)
+    return Plan(n_layers=problem.model.n_layers, head=problem.head, visits=visits, output=problem.output)
 
 
 # ---------------------------------------------------------------- models that do not fit
@@ -115,9 +115,7 @@ def _streaming_cuts(
         return None
     behind = [sum(most[index + 1 :]) for index in range(len(nodes))]
     cuts = [0]
-    for wanted, can, rest in zip(
-        _wanted_cuts(problem, _ends(problem, nodes, shares, True)), most, behind, strict=True
-    ):
+    for wanted, can, rest in zip(_wanted_cuts(problem, _ends(problem, nodes, shares, True)), most, behind, strict=True):
         least = max(cuts[-1], problem.model.n_layers - rest)
         cuts.append(max(least, min(wanted, cuts[-1] + can)))
     return cuts

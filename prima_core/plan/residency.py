@@ -20,7 +20,7 @@ from prima_core.plan.stream import Overload, gather_bytes, overload_of, streamin
 
 
 def residency_of(plan: Plan, problem: Problem, kv_tokens: int) -> tuple[tuple[Residency, ...], int]:
-    """And the plan's `gather_bytes`; the problem is asked about this plan's output. Raises PlanError for a node with too little memory, which says what would do."""
+    """And the plan's `gather_bytes`. Raises PlanError for a node with too little memory, which says what would do."""
     asked = {(need.node, need.device): need for need in plan.residency if need.streamed_bytes or need.buffer_bytes}
     needs = {name: _taking_over(asked, _needs(plan, problem, name, kv_tokens)) for name in plan.nodes}
     _check_asked(plan, problem, needs, asked)
