@@ -4,7 +4,7 @@
 
 Decode rows: 1, 2, 4 and 8 activation rows by matrices that do not fit in the caches, from a mapped file, warm. The
 share of plain reading is what counts: absolute figures change with the neighbours on a machine.
-Prefill rows: many activation rows by one matrix.
+Prefill rows: many activation rows by one matrix, beside what the same instructions reach in registers alone.
 Attention rows: a layer shaped as Llama-3-8B's (32 heads that share 8), by type of K and V.
 """
 
@@ -36,6 +36,7 @@ DECODED = (1, 2, 4, 8)
 """Activation rows of a decode step."""
 MODEL_WEIGHTS = 1.236e9
 """Weights that a token of a Llama-3.2-1B reads, the tied output matrix included."""
+REGISTER_PRODUCTS = 10**10
 N_HEADS, N_KV_HEADS, HEAD_DIM = 32, 8, 128
 SCALE = AttentionRule(HEAD_DIM**-0.5)
 
@@ -83,6 +84,7 @@ def main() -> None:
                     figures += rates
         for kernels in engines if wants - {"decode"} else ():
             print(f"\n{kernels.variant}, {kernels.threads} thread(s), matrices {ROWS} x {COLS}")
+            kernels.multiply(REGISTER_PRODUCTS)  # warms up
             for type in types if "prefill" in wants else ():
                 prefill(kernels, type, memory)
             for kv_type in KvType if "attention" in wants else ():
@@ -118,11 +120,13 @@ def print_decode(rates: list[Decode]) -> None:
 def prefill(kernels: Kernels, type: GGUFType, memory: NDArray[np.uint8]) -> None:
     weight = matrices(type, memory[: 4 * ROWS * COLS])[0]
     rates = []
-    for n in (2, 4, 8, 64, 256):
+    for n in (2, 4, 8, 64, 128, 512):
         x = np.random.default_rng(2).standard_normal((n, COLS), np.float32)
-        (seconds,) = best_s(partial(kernels.linear, weight, x))
-        rates.append(f"{n}: {n * ROWS * COLS / seconds / 1e9:.0f}")
-    print(f"  prefill {type.name:7} 10^9 products/s for n rows  " + "  ".join(rates))
+        seconds, register_s = best_s(partial(kernels.linear, weight, x), partial(kernels.multiply, REGISTER_PRODUCTS))
+        rate, limit = n * ROWS * COLS / seconds, REGISTER_PRODUCTS / register_s
+        rates.append(f"{n}: {rate / 1e9:.0f}")
+    ceiling = f"  {rate / limit:.0%} of {limit / 1e9:.0f} in registers" if kernels.multiply(0) else ""
+    print(f"  prefill {type.name:7} 10^9 products/s for n rows  " + "  ".join(rates) + ceiling)
 
 
 def attention(kernels: Kernels, type: KvType, mib: int) -> None:

@@ -13,12 +13,9 @@ from typing import Any
 
 import rich_click as click
 
-from prima_core.interfaces import Goal
-
 Command = Callable[..., Any]  # click decorates functions of every signature
 
 PORT = 7746
-SOLVER = "halda"
 CLUSTER_PORT = 7747
 LOCAL_TRANSPORT = "unix" if hasattr(socket, "AF_UNIX") and sys.platform != "win32" else "tcp"
 
@@ -55,8 +52,8 @@ TABLE = (
     Setting("nodes", ("--nodes",), click.IntRange(1, 64), 1, "Local node processes, this one counted."),
     Setting("wait", ("--wait",), _POSITIVE, 1, "Wait for so many nodes, this one counted, before the first plan."),
     Setting("plan", ("--plan",), _FILE, None, "Use this plan file instead of a solver."),
-    Setting("solver", ("--solver",), str, SOLVER, "What makes the plan."),
-    Setting("goal", ("--goal",), click.Choice([goal.value for goal in Goal]), "latency", "Least time per token, most tokens/s of --parallel sequences, or least time to the first."),
+    Setting("solver", ("--solver",), str, "halda", "What makes the plan."),
+    Setting("goal", ("--goal",), click.Choice(["latency", "throughput", "ttft"]), "latency", "Least time per token, most tokens/s of --parallel sequences, or least time to the first."),
     Setting("rounds", ("--rounds",), click.IntRange(1, 1024), None, "Visit every node so many times for a token.  [default: 1, or what hides the disk]"),
     Setting("transport", ("--transport",), str, LOCAL_TRANSPORT, "Between local nodes: unix, tcp, ipc, inproc or a plugin's."),
     Setting("wire", ("--wire",), click.Choice(["auto", "f32", "f16"]), "auto", "Activations between nodes; auto: prefill f16."),

@@ -84,7 +84,7 @@ def test_the_help_of_a_command_with_many_flags_is_in_parts() -> None:
 
 def test_the_help_tells_the_defaults() -> None:
     shown = CliRunner().invoke(cli, ["serve", "--help"], env={"COLUMNS": "200"}).output
-    for default in ("127.0.0.1", "7746", "auto", "even", LOCAL_TRANSPORT, "the model's, to 8192"):
+    for default in ("127.0.0.1", "7746", "auto", "halda", LOCAL_TRANSPORT, "the model's, to 8192"):
         assert f"default: {default}" in shown
 
 

@@ -6,14 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 
 from prima_core.interfaces import Weight
 from prima_core.model.quant import GGUFType
-from prima_mlx.memory import evaluate
-from prima_mlx.quant import GROUP, PACKINGS, Packing, pieces
+from prima_core.model.unpack import Bytes, Float32s
+from prima_mlx.memory import evaluate, is_host_memory
+from prima_mlx.quant import GROUP, PACKINGS, Groups, Packing, fill, pieces
 
 PIECE_BYTES = 32 << 20
 """Of a matrix of floats, which are copied to the device at once."""
@@ -173,6 +176,10 @@ def _float_matrix(weight: Weight) -> FloatMatrix:
 def _fill_floats(matrix: FloatMatrix, weight: Weight) -> None:
     in_file, held = _FLOATS[weight.type]
     values = weight.data.view(in_file).reshape(weight.shape)
+    if is_host_memory() and held != mx.bfloat16:  # which numpy does not know
+        evaluate(matrix.weights)
+        _written(matrix.weights)[...] = values
+        return
     step = max(1, PIECE_BYTES * len(values) // max(1, weight.data.nbytes))
     for start in range(0, len(values), step):
         matrix.weights[start : start + step] = mx.array(values[start : start + step]).view(held)
@@ -201,11 +208,24 @@ def _packed_matrix(weight: Weight, packing: Packing) -> PackedMatrix:
 def _fill_groups(matrix: PackedMatrix, weight: Weight) -> None:
     arrays = [matrix.codes, *(array for own in matrix.sets for array in own.arrays)]
     evaluate(*arrays)
+    if is_host_memory():
+        fill(weight, Groups(_written(matrix.codes), tuple(_views(own) for own in matrix.sets)))
+        return
     for start, stop, groups in pieces(weight):
-        parts = [groups.codes, *(part for own in groups.sets for part in own)]
-        for array, part in zip(arrays, parts, strict=True):
+        for array, part in zip(arrays, groups.arrays, strict=True):
             array[start:stop] = mx.array(part)
         evaluate(*arrays)
+
+
+def _views(scales: GroupScales) -> tuple[Float32s, Float32s] | tuple[Bytes]:
+    if scales.biases is None:
+        return (_written(scales.scales),)
+    return _written(scales.scales), _written(scales.biases)
+
+
+def _written(array: mx.array) -> NDArray[Any]:
+    """A view that writes to the array."""
+    return np.array(array, copy=False)
 
 
 def _no_scales(packing: Packing, n_rows: int, n_groups: int) -> GroupScales:

@@ -19,6 +19,11 @@ def has_gpu() -> bool:
     return has_metal() or mx.cuda.is_available()
 
 
+def is_host_memory() -> bool:
+    """Whether arrays lie where the host's processor can write to them: on a CPU, and in unified memory."""
+    return has_metal() or not has_gpu()
+
+
 def available_bytes() -> int:
     """What new arrays may take on the device now; buffers that MLX keeps for reuse count as free."""
     if has_gpu() and not has_metal():

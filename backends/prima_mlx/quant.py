@@ -9,8 +9,7 @@ Types with an s for each 16 codes get two sets of scales and biases, one for the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
 from typing import Any
@@ -21,12 +20,14 @@ from numpy.typing import NDArray
 from prima_core.interfaces import Weight
 from prima_core.model.quant import BLOCKS, GGUFType
 from prima_core.model.unpack import UNPACK, Bytes, Codes, Float32s
+from prima_mlx.repack import REPACK, Scratch
 
 GROUP = 32
-PIECE_WEIGHTS = 1 << 20
-"""So many weights are unpacked at once by each thread: that takes some ten bytes for each, besides the tensor."""
-THREADS = 4
-"""Of a large model repacking takes longer than reading: 3 ns a weight on one thread."""
+PIECE_WEIGHTS = 1 << 19
+"""So many weights are repacked at once: what that takes besides, a few bytes for each, about stays in a core's own
+cache. More threads would be slower: numpy's steps are so short that the threads wait for the interpreter."""
+COPIED_WEIGHTS = 1 << 22
+"""Of a tensor whose room on the device the host cannot write to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,17 @@ class Groups:
     codes: NDArray[np.uint32]
     sets: tuple[tuple[Float32s, Float32s] | tuple[Bytes], ...]
 
+    @property
+    def arrays(self) -> list[NDArray[Any]]:
+        return [self.codes, *(array for own in self.sets for array in own)]
+
+    def part(self, start: int, stop: int) -> Groups:
+        """Some rows, as views."""
+        sets = tuple(
+            (own[0][start:stop], own[1][start:stop]) if len(own) == 2 else (own[0][start:stop],) for own in self.sets
+        )
+        return Groups(self.codes[start:stop], sets)
+
 
 def device_bytes(weight: Weight) -> int:
     """What a tensor takes on the device."""
@@ -92,18 +104,46 @@ def growth() -> dict[str, float]:
     return {name: ratio for name, ratio in ratios.items() if ratio > 1}
 
 
-def pieces(weight: Weight) -> Iterator[tuple[int, int, Groups]]:
-    """The rows [start, stop) of a quantised matrix, or of all matrices of a stack, a million weights at a time."""
+def fill(weight: Weight, groups: Groups) -> None:
+    """Write a quantised matrix, or all matrices of a stack, in MLX's form: into arrays of the host's memory."""
     rows = weight.data.reshape(prod(weight.shape[:-1]), -1)
     step = max(1, PIECE_WEIGHTS // weight.shape[-1])
+    scratch = Scratch()
+    for start in range(0, len(rows), step):
+        _fill_rows(weight.type, rows[start : start + step], groups.part(start, start + step), scratch)
 
-    def piece(start: int) -> tuple[int, int, Groups]:
+
+def pieces(weight: Weight) -> Iterator[tuple[int, int, Groups]]:
+    """The same, some rows [start, stop) at a time, in arrays of their own."""
+    rows = weight.data.reshape(prod(weight.shape[:-1]), -1)
+    step = max(1, COPIED_WEIGHTS // weight.shape[-1])
+    for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        return start, start + len(part), _groups(weight.type, part)
+        groups = _room(PACKINGS[weight.type], len(part), weight.shape[-1])
+        fill(replace(weight, shape=(len(part), weight.shape[-1]), data=part.reshape(-1)), groups)
+        yield start, start + len(part), groups
 
-    with ThreadPoolExecutor(THREADS) as pool:  # numpy works outside the GIL
-        for start in range(0, len(rows), step * THREADS):  # no more of them wait to be taken
-            yield from pool.map(piece, range(start, min(len(rows), start + step * THREADS), step))
+
+def _room(packing: Packing, n_rows: int, n_columns: int) -> Groups:
+    n_groups = n_columns // GROUP
+    codes = np.empty((n_rows, n_groups * packing.bits), np.uint32)
+    if packing.mode == "mxfp4":
+        return Groups(codes, ((np.empty((n_rows, n_groups), np.uint8),),))
+    scales = np.empty((packing.sets, 2, n_rows, n_groups), np.float32)
+    return Groups(codes, tuple((own[0], own[1]) for own in scales))
+
+
+def _fill_rows(type: GGUFType, rows: Bytes, groups: Groups, scratch: Scratch) -> None:
+    repack = REPACK.get(type)
+    with np.errstate(invalid="ignore", over="ignore"):  # hostile units may be infinite or NaN
+        if repack is not None:
+            blocks = rows.reshape(-1, BLOCKS[type].n_bytes)
+            sets = tuple((own[0].reshape(-1), own[1].reshape(-1)) for own in groups.sets if len(own) == 2)
+            repack(blocks, groups.codes.reshape(-1).view(np.uint8), sets, scratch)
+            return
+        found = _groups(type, rows)
+    for array, values in zip(groups.arrays, found.arrays, strict=True):
+        array[...] = values
 
 
 def _group_bytes(packing: Packing) -> int:
@@ -118,8 +158,7 @@ def _groups(type: GGUFType, rows: Bytes) -> Groups:
         return Groups(_packed(nibbles, packing.bits, n_rows), ((blocks[:, 0].reshape(n_rows, -1),),))
     codes = UNPACK[type](blocks)
     values = codes.values.view(np.uint8) + np.uint8(packing.offset)  # modulo 256, as the bits of int8 are
-    with np.errstate(invalid="ignore", over="ignore"):  # hostile units may be infinite or NaN
-        scales, biases = _affine(codes, np.float32(packing.offset))
+    scales, biases = _affine(codes, np.float32(packing.offset))
     by_set = (_by_set(each, n_rows, packing.sets) for each in (scales, biases))
     return Groups(_packed(values, packing.bits, n_rows), tuple(zip(*by_set, strict=True)))
 

@@ -140,9 +140,8 @@ class Kernels:
         self, gate: Matrix, up: Matrix, x: Float32s, is_gelu: bool, gain: Float32s | None = None, eps: float = 0.0
     ) -> Float32s:
         """`swiglu` of both products of x, or `geglu`; with a `gain` as in `products`."""
-        shape = len(x), gate.rows
-        result, ups = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        self._engine.gated_linear(gate.held, up.held, is_gelu, x, gain, eps, result, ups)
+        result = np.empty((len(x), gate.rows), np.float32)
+        self._engine.gated_linear(gate.held, up.held, is_gelu, x, gain, eps, result)
         return result
 
     def linear_experts(self, stacks: Sequence[Weight], x: Float32s, experts: Int64s, starts: Int64s) -> list[Float32s]:
@@ -235,6 +234,13 @@ class Kernels:
         The time it takes says how fast memory is for these threads; the result is a checksum without meaning.
         """
         return self._engine.read(data)
+
+    def multiply(self, n_products: int) -> bool:
+        """Multiply as products of many rows do, but in registers alone, with nothing to load or to weigh.
+
+        The time it takes says how fast they could be; False where the variant cannot say.
+        """
+        return self._engine.multiply(n_products)
 
 
 def _stack(weight: Weight, out: Float32s) -> tuple[int, NDArray[np.uint8], int, int, int, Float32s]:

@@ -127,8 +127,12 @@ class CudaOps(TorchOps):
     def _of_many(self, x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
         planes = matrix.planes
         step = max(1, DENSE_WEIGHTS // planes.columns)
-        parts = [self._product(x, self._dense_rows(planes, row, step)) for row in range(0, planes.rows, step)]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        if step >= planes.rows:
+            y = self._product(x, self._dense_rows(planes, 0, step))
+        else:  # logits of many rows, which shall not be there twice
+            y = torch.empty((len(x), planes.rows), device=self.device)
+            for row in range(0, planes.rows, step):
+                y[:, row : row + step] = self._product(x, self._dense_rows(planes, row, step))
         return y if matrix.bias is None else y.add_(matrix.bias)
 
     def _dense_rows(self, planes: Planes, start: int, n: int) -> torch.Tensor:

@@ -24,6 +24,7 @@ ALIGNMENT = 256
 """Of each array: CUDA's own allocations have it, and kernels are compiled for pointers that are multiples of 16."""
 MOST_RECORDINGS = 48
 """Each takes a few MB of a GPU for its kernels' arguments. All batches at a dozen of lengths."""
+RETRY_STEPS = 256
 
 Run = Callable[[], torch.Tensor]
 Compute = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
@@ -110,20 +111,37 @@ class Held:
     answer: torch.Tensor  # in the host's memory
 
 
+@dataclass(slots=True)
+class _Refusal:
+    """What could not be recorded is tried again, as memory may have been short only then; each time later."""
+
+    n_tries: int = 0
+    n_left: int = 0
+
+    def is_over(self) -> bool:
+        """Of one more step."""
+        self.n_left -= 1
+        return self.n_left < 0
+
+    def again(self) -> None:
+        self.n_left = RETRY_STEPS << min(self.n_tries, 10)
+        self.n_tries += 1
+
+
 class Replays:
     """Recordings by what they are of; the one not used for longest goes when there are too many."""
 
     def __init__(self, recorder: Recorder, device: torch.device) -> None:
         self._recorder, self._device = recorder, device
         self._held: dict[Key, Held] = {}  # in the order of their last use
-        self._refused: set[str] = set()
+        self._refused: dict[str, _Refusal] = {}
 
     def answer(self, key: Key, n: int, arrays: Arrays, compute: Compute) -> NDArray[np.float32] | None:
         """The first n rows of what `compute` gives for `arrays`; None where it cannot be recorded.
 
         With equal keys come arrays of equal shapes, and a `compute` that differs in nothing but what these hold.
         """
-        if key[0] in self._refused:
+        if (refusal := self._refused.get(key[0])) is not None and not refusal.is_over():
             return None
         held = self._held.pop(key, None)
         inputs = held.inputs if held else Inputs(arrays, self._device)
@@ -147,7 +165,10 @@ class Replays:
         try:
             recording = self._recorder.record(lambda: compute(inputs.device))
         except RuntimeError as error:
-            log.warning("%s of decode steps cannot be recorded, which makes them slower: %s", name, error)
-            self._refused.add(name)
+            refusal = self._refused.setdefault(name, _Refusal())
+            if not refusal.n_tries:
+                log.warning("%s of decode steps cannot be recorded, which makes them slower: %s", name, error)
+            refusal.again()
             return None
+        self._refused.pop(name, None)
         return Held(inputs, recording, torch.empty(recording.output.shape, pin_memory=self._device.type == "cuda"))

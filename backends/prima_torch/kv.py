@@ -26,6 +26,8 @@ PAGE = 64
 """Positions of a page."""
 SLACK_PAGES = 8
 """More than `Slice.kv_tokens` asks for, because a sequence's last page is rarely full."""
+COPIED_PAGES = 64
+"""Of a sequence, at once: some MB in each layer."""
 SHORTEST = 256
 """Positions of the smallest table of pages."""
 SMALLEST = 1e-30
@@ -205,7 +207,9 @@ class TorchKv:
         """Apply checked operations. All memory is taken first, so that a failed allocation changes nothing."""
         changes = [_Change(group, operations) for group in groups]
         for group, change in zip(groups, changes, strict=True):
-            group.apply(change)
+            group.copy(change.copies)
+        for group, change in zip(groups, changes, strict=True):
+            group.rooms, group.free, group.n_used = change.rooms, change.free, change.n_used
 
 
 class _Group:
@@ -254,13 +258,15 @@ class _Group:
                 self.arrays[layer] = _grown(arrays, n_pages)
         self.n_pages = n_pages
 
-    def apply(self, change: _Change) -> None:
-        for source, target in change.copies:
-            rows = torch.from_numpy(np.stack([source, target])).to(self._device).long()
-            for arrays in self.arrays.values():
-                for pages in _tensors(arrays):
-                    pages[rows[1]] = pages[rows[0]]
-        self.rooms, self.free, self.n_used = change.rooms, change.free, change.n_used
+    def copy(self, copies: Iterable[tuple[PageNumbers, PageNumbers]]) -> None:
+        """Some pages at a time, which are in memory once more. Raises DeviceMemoryError; rooms are as before."""
+        with room_for(f"a copy of KV on {self._device}", hint="use a smaller context (-c)"):
+            for source, target in copies:
+                for start in range(0, len(source), COPIED_PAGES):
+                    numbers = np.stack([source, target])[:, start : start + COPIED_PAGES]
+                    rows = torch.from_numpy(numbers).to(self._device).long()
+                    for pages in (pages for arrays in self.arrays.values() for pages in _tensors(arrays)):
+                        _copy(pages, rows)
 
     def extend(self, chunks: Iterable[Chunk]) -> None:
         """What the chunks will write is there, and what stood after it is forgotten."""
@@ -324,6 +330,11 @@ class _Change:
 
 
 _NONE = np.empty(0, np.int32)
+
+
+def _copy(pages: torch.Tensor, rows: torch.Tensor) -> None:
+    """`rows`: [2, n], from and to."""
+    pages[rows[1]] = pages[rows[0]]
 
 
 def _n_pages(n_positions: int) -> int:

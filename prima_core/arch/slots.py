@@ -16,15 +16,13 @@ import numpy as np
 
 from prima_core.arch.ops import A, K, Ops, W
 from prima_core.interfaces import Weight
+from prima_core.memory.residency import PIECE_BYTES
 from prima_core.model.quant import BLOCKS, GGUFType
 
 A_co = TypeVar("A_co", covariant=True)
 W_co = TypeVar("W_co", covariant=True)
 
 Kind = tuple[GGUFType, tuple[int, ...]]
-
-PIECE_BYTES = 32 << 20
-"""Of a streamed matrix outside of the layers, which is larger than any of theirs, no more is on a device at once."""
 
 
 class Binder(Protocol[A_co, W_co]):

@@ -103,14 +103,15 @@ def _table(made: Plan) -> Table:
     return table
 
 
-_STREAMING = ("stays", "from disk for every token", "buffer")
+_STREAMING = ("stays", "from disk for every token", "buffer (+ slots on a device that copies)")
 
 
 def _bytes_of(need: Residency | None, streams: bool) -> tuple[str, ...]:
     if need is None:
         return ("",) * (4 if streams else 1)
-    sizes = (need.pinned_bytes, need.streamed_bytes, need.buffer_bytes) if streams else ()
-    return f"{_mb(need.weight_bytes)} + {_mb(need.kv_bytes)} MB", *(f"{_mb(size)} MB" for size in sizes)
+    buffer = f"{_mb(need.buffer_bytes)}" + (f" + {_mb(need.slot_bytes)}" if need.slot_bytes else "")
+    sizes = (_mb(need.pinned_bytes), _mb(need.streamed_bytes), buffer) if streams else ()
+    return f"{_mb(need.weight_bytes)} + {_mb(need.kv_bytes)} MB", *(f"{size} MB" for size in sizes)
 
 
 def _mb(n_bytes: int) -> str:

@@ -62,7 +62,9 @@ def _measured(model: Model, settings: Settings, registry: Registry) -> MachineNo
         say(node.explanation)
         memory = host().memory()
         try:
-            found = Measurer(Profiles(cache_folder()), host(), say, stopping.is_set).measure(node, model)
+            found = Measurer(Profiles(cache_folder()), host(), say, stopping.is_set).measure(
+                node, model, options.memory
+            )
         finally:
             stopping.set()
         return MachineNow(

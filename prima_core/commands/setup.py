@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from prima_core.arch.families import open_model
-from prima_core.config import CLUSTER_PORT, SETTINGS, SOLVER
+from prima_core.config import CLUSTER_PORT, SETTINGS
 from prima_core.engine.engine import MAX_WAITING
 from prima_core.engine.request import Sampling
 from prima_core.errors import ConfigError
@@ -106,7 +106,7 @@ def head_options(settings: Settings, metadata: Mapping[str, object]) -> HeadOpti
         advertise=settings.get("advertise"),
         n_local=n_nodes - 1,
         wait=settings.get("wait", 1),
-        solver=settings.get("solver", SOLVER),
+        solver=settings.get("solver", "halda"),
         goal=Goal(settings.get("goal", Goal.LATENCY)),
         n_prompt=settings.get("n_prompt", PROMPT_TOKENS),
         plan=_plan(settings.get("plan")),

@@ -58,6 +58,9 @@ class Darwin:
     def buffer(self, n_bytes: int, *, is_filled: bool = False) -> memoryview:
         return posix.anonymous(n_bytes)
 
+    def claim(self, part: memoryview) -> None:
+        """Pages come by themselves."""
+
     def release(self, part: memoryview) -> None:
         """Map anew: what madvise has there gives pages back at some later time, if at all."""
         begin, end = posix.whole_pages(posix.address(part), len(part))

@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from prima_core.errors import ModelError
+from prima_core.errors import DeviceMemoryError, ModelError
 from prima_core.interfaces import ExpertGroup, Weight
 from prima_core.memory.inventory import opened
 from prima_core.memory.readers import Batch, Readers
@@ -162,10 +163,17 @@ class LayerExperts:
     def _read_ahead(self, missing: Indices, coming: deque[tuple[Indices, Batch]]) -> Indices:
         """Begin to read what there is room for; gives those that are left."""
         while len(group := self._residents.admit(self._row, missing[: self._n_used])):
-            slots = zip(group.tolist(), self._residents.slots(self._row, group).tolist(), strict=True)
+            slots = self._residents.slots(self._row, group).tolist()
+            try:
+                for slot in slots:
+                    self._slots.claim(slot)
+            except MemoryError as error:
+                self._residents.drop(self._row, group)
+                hint = "end other programs, or start this node with less --memory"
+                raise DeviceMemoryError(f"there is no memory for an expert: {error}", hint=hint) from error
             reads = [
                 read
-                for expert, slot in slots
+                for expert, slot in zip(group.tolist(), slots, strict=True)
                 for stack, source in enumerate(self._sources)
                 for read in source.reads(expert, self._slots.place(stack, slot))
             ]
@@ -188,8 +196,11 @@ class LayerExperts:
                 batch.wait()
                 self._residents.leave(self._row, group)
             except ModelError:
-                give_up = self._residents.drop if batch.is_done.is_set() else self._residents.lose
-                give_up(self._row, group)
+                if batch.is_done.is_set():
+                    self._residents.drop(self._row, group)
+                else:
+                    slots = self._residents.lose(self._row, group)
+                    self._readers.when_done(batch, partial(self._residents.regain, slots))
 
     def _weight(self, info: TensorInfo, data: Bytes, n_places: int) -> tuple[str, Weight]:
         place = split_layer(info.name)

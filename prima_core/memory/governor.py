@@ -3,7 +3,7 @@
 Pinned weights are clean pages of a file. When another program takes memory, the kernel takes such pages back, from us
 and from everybody's cached files, and each pass then faults ours in again in small pieces: it thrashes. So a node gives
 pinned weights up before that, streams them instead, and takes them again when there has been room for a while.
-KV, the buffer and the process itself stay as they are.
+KV and the process itself stay as they are; where the buffer has to grow for what is streamed, as much more is given up.
 """
 
 from __future__ import annotations

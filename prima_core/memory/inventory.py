@@ -22,6 +22,8 @@ from prima_core.model.weights import MappedStore
 if TYPE_CHECKING:
     from prima_core.memory.system import DirectFile, System
 
+_NONE: frozenset[str] = frozenset()
+
 
 class Inventory:
     """The layers of `visits`, in this order, and `ends`, of which `streamed_bytes` are not kept (see `residency`).
@@ -45,7 +47,7 @@ class Inventory:
         self._weights = {weight.name: weight for weight in itertools.chain(self.mapped.shared().values(), *layers)}
         self.holding = holding(file.tensors, visits, ends)
         self._station_of = {layer: index for index, layer in enumerate(self.holding.layers)}
-        self.stations: list[tuple[Unit, ...]] = [()] * (len(self._station_of) + len(self.holding.blocks))
+        self.stations: list[tuple[Unit, ...]] = []
         self.version = 0
         self._given_back: set[str] = set()  # a device has a copy of its own, which counts as kept
         self._is_closed = False
@@ -121,12 +123,19 @@ class Inventory:
             self._drop_experts()
 
     def resize(self, pinned_bytes: int) -> None:
-        """See `StreamingStore.resize`."""
+        """Keep at most so much; see `StreamingStore.resize`."""
         with self._resizing:
             if not self._is_closed:
-                wanted = resized(self.holding, self.streamed, self.holding.total_bytes - pinned_bytes)
+                wanted = self._resized(pinned_bytes)
                 self._demote(wanted)
                 self._promote(wanted)
+
+    def stations_with(self, pinned_bytes: int) -> list[tuple[Unit, ...]]:
+        """What `stations` will be once at most so much is kept."""
+        return self._stations_of(self._resized(pinned_bytes))
+
+    def _resized(self, pinned_bytes: int) -> Streamed:
+        return resized(self.holding, self.streamed, self.holding.total_bytes - pinned_bytes)
 
     def _demote(self, wanted: Streamed) -> None:
         now, before = self.streamed, {unit for units in self.stations for unit in units}
@@ -184,13 +193,15 @@ class Inventory:
     def _set(self, streamed: Streamed) -> None:
         self.streamed = streamed
         self.streamed_bytes = self.holding.streamed_bytes(streamed)
-        for layer, index in self._station_of.items():
-            names = streamed.layers[layer]
-            self.stations[index] = self._units(name for name in self.holding.layers[layer] if name in names)
-        n_kept = len(self.holding.blocks) - streamed.n_blocks
-        for index in range(len(self.holding.blocks)):
-            self.stations[self.station_of_block(index)] = () if index < n_kept else (self._block(index),)
+        self.stations[:] = self._stations_of(streamed)
         self.version += 1
+
+    def _stations_of(self, streamed: Streamed) -> list[tuple[Unit, ...]]:
+        layers = self.holding.layers.items()
+        units = [self._units(name for name in names if name in streamed.layers[layer]) for layer, names in layers]
+        n_kept = len(self.holding.blocks) - streamed.n_blocks
+        blocks = [() if index < n_kept else (self._block(index),) for index in range(len(self.holding.blocks))]
+        return [*units, *blocks]
 
     def _units(self, names: Iterable[str]) -> tuple[Unit, ...]:
         infos = (self._file.tensors[name] for name in names)
@@ -213,8 +224,8 @@ class Inventory:
         return [weight for weight in self.mapped.views(layer).values() if weight.name not in left_out]
 
     def _streamed_of(self, layer: int, streamed: Streamed) -> frozenset[str]:
-        stacks = self.holding.experts.get(layer, ()) if streamed.on_demand else ()
-        return streamed.layers.get(layer, frozenset()).union(stacks)
+        names = streamed.layers.get(layer, _NONE)  # as it is: this is asked twice a layer and token
+        return names.union(self.holding.experts.get(layer, ())) if streamed.on_demand else names
 
     def _kept_ends(self, streamed: Streamed) -> list[Weight]:
         """Of the output matrix perhaps its first rows only."""

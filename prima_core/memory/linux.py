@@ -68,6 +68,9 @@ class Linux:
             self._pages.advise(*posix.whole_pages(posix.address(buffer), n_bytes), MADV_HUGEPAGE)
         return buffer
 
+    def claim(self, part: memoryview) -> None:
+        """Pages come by themselves."""
+
     def release(self, part: memoryview) -> None:
         self._pages.advise(*posix.whole_pages(posix.address(part), len(part)), posix.MADV_DONTNEED)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 
@@ -22,6 +22,7 @@ class Batch:
         self.n_left = n_reads
         self.error: ModelError | None = None
         self.is_done = threading.Event()
+        self.afterwards: Callable[[], None] | None = None
         self._deadline = time.monotonic() + STALLED_AFTER_S
 
     def wait(self) -> None:
@@ -65,6 +66,14 @@ class Readers:
             self._calls.put(True)
         return batch
 
+    def when_done(self, batch: Batch, call: Callable[[], None]) -> None:
+        """For who has stopped waiting: `call` when none of the batch is under way any more; at once, or by a reader."""
+        with self._lock:
+            if batch.n_left:
+                batch.afterwards = call
+                return
+        call()
+
     def close(self) -> None:
         """Ends the threads; what none has begun fails, and one whose disk hangs is left behind. Idempotent."""
         while self._reads:
@@ -100,5 +109,8 @@ class Readers:
                 self.reading_s += time.monotonic() - self._reading_since
             batch.error = batch.error or error
             batch.n_left -= 1
+            afterwards = None if batch.n_left else batch.afterwards
             if not batch.n_left:
                 batch.is_done.set()
+        if afterwards is not None:
+            afterwards()

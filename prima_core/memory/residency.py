@@ -19,6 +19,8 @@ SMALLEST_BYTES = 64 * 1024
 """A tensor below this costs more as a read of its own than it takes as memory."""
 BLOCK_BYTES = 16 * 1024 * 1024
 """About the size of the runs of rows in which the output matrix is streamed: four reads of the usual size."""
+PIECE_BYTES = 32 * 1024 * 1024
+"""Of a streamed output, which is larger than any matrix of a layer, no more is on a device at once."""
 _ROUTER = "ffn_gate_inp.weight"
 
 

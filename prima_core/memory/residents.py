@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,10 +91,18 @@ class Residents:
             self._lose(row, experts)
             self._shrink()
 
-    def lose(self, row: int, experts: Indices) -> None:
-        """They did not come, and may still: nobody else gets their slots."""
+    def lose(self, row: int, experts: Indices) -> list[int]:
+        """They did not come, and may still: nobody else gets their slots, which are told, until `regain`."""
         with self._lock:
+            slots: list[int] = self._slots[row, experts].tolist()
             self._lose(row, experts)
+        return slots
+
+    def regain(self, slots: Sequence[int]) -> None:
+        """Nothing comes into these any more."""
+        with self._lock:
+            self._free += slots
+            self._shrink()
 
     def resize(self, capacity: int) -> None:
         """Another capacity from now on; what is busy goes later."""

@@ -69,13 +69,18 @@ class Read:
 
 class Slots:
     """`n` slots for matrices of `sizes` bytes: those of the i-th size lie side by side in `data[i]`, to be read only.
-    Pages come when they are first written."""
+    `claim` a slot before it is written."""
 
     def __init__(self, sizes: Sequence[int], n: int, system: System) -> None:
         self.sizes, self._system = tuple(sizes), system
         self._memory = [system.buffer(n * size) for size in sizes]
         self._writable = [np.frombuffer(memory, np.uint8).reshape(n, -1) for memory in self._memory]
         self.data = [np.frombuffer(memory.toreadonly(), np.uint8) for memory in self._memory]
+
+    def claim(self, slot: int) -> None:
+        """Have memory for it. Raises MemoryError."""
+        for part in self._parts(slot):
+            self._system.claim(part)
 
     def place(self, stack: int, slot: int) -> Bytes:
         """Where the matrix of the expert in a slot goes."""
@@ -84,5 +89,8 @@ class Slots:
 
     def release(self, slot: int) -> None:
         """Give the memory of a slot back, but for pages that it shares with its neighbours."""
-        for memory, size in zip(self._memory, self.sizes, strict=True):
-            self._system.release(memory[slot * size : (slot + 1) * size])
+        for part in self._parts(slot):
+            self._system.release(part)
+
+    def _parts(self, slot: int) -> Iterator[memoryview]:
+        return (memory[slot * size :][:size] for memory, size in zip(self._memory, self.sizes, strict=True))

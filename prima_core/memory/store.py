@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from prima_core.errors import PlanError
 from prima_core.interfaces import Layers, Weight
 from prima_core.memory.experts import Experts, ExpertStats
 from prima_core.memory.inventory import Inventory, opened
-from prima_core.memory.reader import ReadAhead, ReadCounts, Turn, least_buffer
+from prima_core.memory.reader import ReadAhead, ReadCounts, Stations, Turn, least_buffer
 from prima_core.model.gguf import GGUFFile
 from prima_core.model.names import TOKEN_EMBD, split_layer
 from prima_core.model.spec import ModelSpec
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prima_core.memory.system import DirectFile, System
+
+_USUAL_ALIGNMENT = 4096
+"""Of disks whose files are not open yet."""
+_MAX_TRIES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +87,18 @@ class StreamingStore:
         self._file, self._system = file, system
         self._inventory = Inventory(file, spec, visits, ends, streamed_bytes, system)
         self._shown = {layer: self._inventory.streamed_of(layer) for layer in self._inventory.holding.layers}
-        self._buffer_bytes = buffer_bytes
+        self._planned_buffer_bytes = self._buffer_bytes = buffer_bytes  # the latter grows where more is streamed
+        self._open_buffer_bytes = 0
         self._counts = ReadCounts()
         self._missed_bytes = 0
         self._held: dict[int, _Held] = {}
         self._files: list[DirectFile] = []
         self._reader: ReadAhead | None = None
         self._is_started = False
-        self._fitted_version = 0
+        self._fitted = (0, 0)  # the inventory's version, the buffer's bytes
         self._n_used = spec.experts.n_used if spec.experts else 0
         self._experts: Experts | None = None
+        self._sharing_out = threading.Lock()  # while experts are told their room
         self._with_experts: dict[int, Mapping[str, Weight]] = {}
         try:
             self._fit_experts()
@@ -202,14 +209,27 @@ class StreamingStore:
         What is given up is dropped at once. What is taken back, and what the system took of the rest, is read here, in
         the caller's thread: choose steps by how long that may take. Raises ModelError when it cannot be read; the
         layers before it are as they were asked for then. A layer's next turn in the buffer is the first that knows.
-        Should a layer's share outgrow the buffer, that grows, once, to what holds any layer as a whole: what does not
-        fit would be read through the page cache page by page, far slower, and push out what stays.
+        Should a layer's share outgrow the planned buffer, that grows, and as much less is kept: what does not fit would
+        be read through the page cache page by page, far slower, and push out what stays.
         """
+        kept_bytes, buffer_bytes = self._net_of_buffer(pinned_bytes)
+        self._buffer_bytes = max(self._buffer_bytes, buffer_bytes)
         try:
-            self._inventory.resize(pinned_bytes)
+            self._inventory.resize(kept_bytes)
         finally:
-            if self._experts is not None:
-                self._experts.resize(self._room_of(self._experts))
+            self._buffer_bytes = self._buffer_for(self._inventory.stations)
+            self._share_out()
+
+    def _net_of_buffer(self, pinned_bytes: int) -> tuple[int, int]:
+        """What of it can be kept beside what the buffer will grow by, and the buffer's bytes then."""
+        kept_bytes, buffer_bytes = pinned_bytes, self._buffer_bytes
+        for _ in range(_MAX_TRIES):  # who keeps less streams more, perhaps through a larger buffer
+            buffer_bytes = self._buffer_for(self._inventory.stations_with(kept_bytes))
+            net_bytes = pinned_bytes - max(0, buffer_bytes - self._buffer_bytes)
+            if kept_bytes <= net_bytes:
+                break
+            kept_bytes = net_bytes
+        return kept_bytes, buffer_bytes
 
     def stats(self) -> StoreStats:
         counts, inventory = self._counts, self._inventory
@@ -286,12 +306,15 @@ class StreamingStore:
         self._with_experts = {
             layer: {**self._inventory.mapped.views(layer), **experts.weights(layer)} for layer in stacks
         }
-        experts.resize(self._room_of(experts))
+        self._share_out()
 
-    def _room_of(self, experts: Experts) -> int:
-        inventory = self._inventory
-        spare = experts.group_bytes if any(inventory.stations) else self._buffer_bytes
-        return inventory.holding.expert_bytes - inventory.streamed.expert_bytes + spare
+    def _share_out(self) -> None:
+        """Tell experts their room; in turns, or the room of a moment ago might be what stays."""
+        with self._sharing_out:
+            if self._experts is not None:
+                inventory = self._inventory
+                spare = self._experts.group_bytes if any(inventory.stations) else self._buffer_bytes
+                self._experts.resize(inventory.holding.expert_bytes - inventory.streamed.expert_bytes + spare)
 
     @property
     def _group_bytes(self) -> int:
@@ -301,23 +324,35 @@ class StreamingStore:
     # ------------------------------------------------------------ the readers
 
     def _fit_reader(self) -> None:
-        """Have one where something is streamed, with a buffer that is large enough; not while a layer is in use."""
-        version = self._inventory.version
-        if version == self._fitted_version or self._held or not self._is_started:
+        """Have one where something is streamed, with a buffer as large as it is to be; not while a layer is in use."""
+        wanted = self._inventory.version, self._buffer_bytes
+        if wanted == self._fitted or self._held or not self._is_started:
             return
         if not any(self._inventory.stations):
             self._close_reader()
-        elif self._least_buffer() > self._buffer_bytes:
-            self._close_reader()
-            all_stations = self._inventory.all_stations()
-            self._buffer_bytes = least_buffer(all_stations, self._alignment()) + self._group_bytes
-            self._open_reader()
-        elif self._reader is None:
-            self._open_reader()
-        self._fitted_version = version
+        else:
+            self._open_files()
+            if (
+                self._least_buffer(self._inventory.stations) > self._buffer_bytes
+            ):  # experts came meanwhile, or large blocks
+                self._buffer_bytes = self._buffer_for(self._inventory.stations)
+            if self._reader is None or self._open_buffer_bytes != self._buffer_bytes - self._group_bytes:
+                self._close_reader()
+                self._open_reader()
+        self._fitted = wanted[0], self._buffer_bytes
+
+    def _buffer_for(self, stations: Stations) -> int:
+        """How large the buffer is to be for these: as planned where that will do, then as it is; else it grows to twice
+        what they need, so that the disk need not wait, but no more than what holds any layer as a whole."""
+        if not any(stations):
+            return self._planned_buffer_bytes
+        least = self._least_buffer(stations)
+        enough = [size for size in (self._planned_buffer_bytes, self._buffer_bytes) if size >= least]
+        return enough[0] if enough else min(2 * least, self._least_buffer(self._inventory.all_stations()))
 
     def _open_reader(self) -> None:
-        buffer = self._system.buffer(self._buffer_bytes - self._group_bytes, is_filled=True)
+        self._open_buffer_bytes = self._buffer_bytes - self._group_bytes
+        buffer = self._system.buffer(self._open_buffer_bytes, is_filled=True)
         paths = [part.path for part in self._file.parts]
         self._reader = ReadAhead(self._inventory.stations, self._open_files(), paths, buffer, self._counts)
 
@@ -327,18 +362,19 @@ class StreamingStore:
             reader.close()
 
     def _check_buffer(self) -> None:
-        least = self._least_buffer() if any(self._inventory.stations) else 0
+        if not any(self._inventory.stations):
+            return
+        self._open_files()
+        least = self._least_buffer(self._inventory.stations)
         if least > self._buffer_bytes:
             raise PlanError(
                 f"weights are streamed through a buffer of {self._buffer_bytes:,} bytes, but a layer's need {least:,}",
                 hint=f"give this node a buffer of at least {least:,} bytes; with twice as much the disk need not wait",
             )
 
-    def _least_buffer(self) -> int:
-        return least_buffer(self._inventory.stations, self._alignment()) + self._group_bytes
-
-    def _alignment(self) -> int:
-        return max(file.alignment for file in self._open_files())
+    def _least_buffer(self, stations: Stations) -> int:
+        alignment = max((file.alignment for file in self._files), default=_USUAL_ALIGNMENT)
+        return least_buffer(stations, alignment) + self._group_bytes
 
     def _open_files(self) -> list[DirectFile]:
         """Raises ModelError when they are not there any more, or not those that are mapped."""

@@ -93,14 +93,18 @@ class System(Protocol):
         ...
 
     def buffer(self, n_bytes: int, *, is_filled: bool = False) -> memoryview:
-        """Writable memory at an address that direct reads take; its pages come when they are first written. It goes
-        with its last view.
+        """Writable memory at an address that direct reads take; its pages come when they are first written, after
+        `claim` for their part unless it `is_filled`. It goes with its last view.
 
         `is_filled`: all of it will be written and go as one, so large pages are welcome: reads by several threads into
         them were measured at 1.9 GB/s where pages that lie anywhere took 1.2 to 1.5 (virtual disk). The first touch
         may wait for the system to move others together, 0.5 s for 256 MB; and a part that is given back takes its
         neighbours' page along, or stays.
         """
+        ...
+
+    def claim(self, part: memoryview) -> None:
+        """Before a part of such a buffer is written, at first or after `release`. Raises MemoryError."""
         ...
 
     def release(self, part: memoryview) -> None:

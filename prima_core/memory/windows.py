@@ -30,7 +30,7 @@ GENERIC_READ, SHARE_ALL, OPEN_EXISTING = 0x80000000, 7, 3
 FLAG_OVERLAPPED, FLAG_NO_BUFFERING = 0x40000000, 0x20000000
 ERROR_HANDLE_EOF, ERROR_INVALID_PARAMETER, ERROR_IO_PENDING = 38, 87, 997
 INVALID_HANDLE = c_void_p(-1).value
-MEM_COMMIT_RESERVE, MEM_RELEASE, PAGE_READWRITE = 0x3000, 0x8000, 4
+MEM_COMMIT, MEM_RESERVE, MEM_DECOMMIT, MEM_RELEASE, PAGE_READWRITE = 0x1000, 0x2000, 0x4000, 0x8000, 4
 
 
 class Overlapped(ctypes.Structure):
@@ -60,7 +60,6 @@ _CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {  # Any: ctypes has no name fo
     "VirtualAlloc": (c_void_p, (c_void_p, c_size_t, c_uint32, c_uint32)),
     "VirtualFree": (c_int, (c_void_p, c_size_t, c_uint32)),
     "VirtualUnlock": (c_int, (c_void_p, c_size_t)),
-    "DiscardVirtualMemory": (c_uint32, (c_void_p, c_size_t)),
 }
 
 
@@ -90,18 +89,30 @@ class Windows:
         return _UnbufferedFile(self._dll, self._last_error, path)
 
     def buffer(self, n_bytes: int, *, is_filled: bool = False) -> memoryview:
-        address = self._dll.VirtualAlloc(None, n_bytes, MEM_COMMIT_RESERVE, PAGE_READWRITE)
-        if not address:
-            raise MemoryError(f"Windows has no {n_bytes} bytes (error {self._last_error()})")
+        """What is committed counts against memory and page file though it is never written: so only addresses are taken
+        for what need not be filled."""
+        address = self._allocate(None, n_bytes, MEM_RESERVE | MEM_COMMIT if is_filled else MEM_RESERVE)
         memory = (c_char * n_bytes).from_address(address)
         # at the exit of the process readers may still be at it
         weakref.finalize(memory, self._dll.VirtualFree, address, 0, MEM_RELEASE).atexit = False
         return memoryview(memory).cast("B")
 
+    def claim(self, part: memoryview) -> None:
+        """What is committed already stays as it is."""
+        begin = _address(part) // PAGE * PAGE
+        end = -(-(_address(part) + len(part)) // PAGE) * PAGE
+        self._allocate(begin, end - begin, MEM_COMMIT)
+
+    def _allocate(self, address: int | None, n_bytes: int, how: int) -> int:
+        got = self._dll.VirtualAlloc(address, n_bytes, how, PAGE_READWRITE)
+        if not got:
+            raise MemoryError(f"Windows has no {n_bytes} bytes (error {self._last_error()})")
+        return int(got)
+
     def release(self, part: memoryview) -> None:
         begin, end = _whole_pages(_address(part), len(part))
         if begin < end:
-            self._dll.DiscardVirtualMemory(begin, end - begin)
+            self._dll.VirtualFree(begin, end - begin, MEM_DECOMMIT)
 
     def populate(self, data: NDArray[np.uint8]) -> None:
         """Reads in large pieces, then into this process. A page that the disk does not give is an OSError of ctypes."""

@@ -41,39 +41,34 @@ _U64 = struct.Struct("<Q")
 
 
 class StringArray(Sequence[str]):
-    """An array of strings that stays in the file until somebody looks: then all are decoded, once.
+    """An array of strings that stays in the file: whoever looks has all decoded, each time, so that the hundreds of
+    thousands of a vocabulary do not lie in memory while a model runs. Make a list of it to look often.
 
     Bytes that are not UTF-8 (vocabularies hold halves of characters) are kept as lone surrogates, so
     `text.encode("utf-8", "surrogateescape")` gives the bytes of the file back.
     """
 
-    __slots__ = ("_count", "_data", "_decoded")
+    __slots__ = ("_count", "_data")
 
     def __init__(self, data: memoryview, count: int) -> None:
         self._data = data
         self._count = count
-        self._decoded: list[str] | None = None
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
+        return iter(_decode_strings(self._data, self._count))
 
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        return self._all()[index]
+        return _decode_strings(self._data, self._count)[index]
 
     def __repr__(self) -> str:
         return f"<StringArray of {self._count}>"
-
-    def _all(self) -> list[str]:
-        if self._decoded is None:
-            self._decoded = _decode_strings(self._data, self._count)
-        return self._decoded
 
 
 Value = bool | int | float | str | StringArray | NDArray[np.generic]

@@ -7,7 +7,9 @@ the library's decoder gets tokens wrong that are stored as plain text, and a tab
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 
 from prima_core.errors import ModelError, RequestError
 from prima_core.model.coding import Coding, coding_of
@@ -39,7 +41,7 @@ class Tokenizer:
         self.eos_ids = vocabulary.end_ids
         self.chat_templates = vocabulary.chat_templates
         self._encode = coding.encode
-        self._bytes = coding.table
+        self._bytes = _Table(coding.table)
         self._special = frozenset(vocabulary.of_kind(TokenKind.CONTROL, TokenKind.UNKNOWN).values())
         anywhere = vocabulary.of_kind(TokenKind.CONTROL, TokenKind.UNKNOWN, TokenKind.USER_DEFINED)
         in_text = {text: id for text, id in anywhere.items() if id not in self._special and not _MARKER.fullmatch(text)}
@@ -122,6 +124,20 @@ class Tokenizer:
         before = [self.bos_id] if self.add_bos and self.bos_id is not None else []
         after = [self.eos_id] if self.add_eos and self.eos_id is not None else []
         return before + ids + after
+
+
+class _Table:
+    """Short texts by id, in a fifth of a list's memory: there each is an object of its own."""
+
+    def __init__(self, texts: Sequence[bytes]) -> None:
+        self._joined = b"".join(texts)
+        self._ends = array("Q", accumulate(map(len, texts), initial=0))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, id: int) -> bytes:
+        return self._joined[self._ends[id] : self._ends[id + 1]]
 
 
 class _Finder:

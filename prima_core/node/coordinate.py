@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypedDict
 
 from msgspec.structs import replace
 
@@ -21,7 +22,15 @@ from prima_core.plan.explain import explain
 from prima_core.plan.pipeline import chunk_tokens
 from prima_core.plan.plan import Plan
 from prima_core.plan.predict import goal_s, predict
-from prima_core.plan.problem import MAX_TENSORS, PROMPT_TOKENS, LinkFacts, ModelFacts, Problem
+from prima_core.plan.problem import (
+    MAX_KINDS,
+    MAX_TENSORS,
+    PROMPT_TOKENS,
+    LinkFacts,
+    ModelFacts,
+    Problem,
+    TensorKind,
+)
 from prima_core.ring.gather import row_bytes
 
 MAX_SEQUENCES = 64
@@ -56,7 +65,7 @@ def model_facts(
         input_types=input_types,
         output_types=output_types,
         largest_tensor_bytes=max(_unit_bytes(model.file.tensors[name]) for of_layer in names for name in of_layer),
-        tensor_bytes=_tensor_bytes(model),
+        **_tensors(model),
         input_row_bytes=0 if spec.tied_output else sum(input_types.values()) // spec.vocab_size,
         activation_bytes=4 * spec.d_model,
         row_bytes=row_bytes(spec),
@@ -67,12 +76,31 @@ def model_facts(
     )
 
 
-def _tensor_bytes(model: Model) -> tuple[tuple[int, ...], ...]:
-    """What a store may stream of each layer as whole tensors; not known where these are unusually many."""
-    stacks = {name for name, tensor in model.file.tensors.items() if _is_stack(tensor)}
-    layers = holding(model.file.tensors, (Layers(0, model.spec.n_layers),), ()).layers
-    sizes = tuple(tuple(size for name, size in of.items() if name not in stacks) for of in layers.values())
-    return sizes if all(len(of) <= MAX_TENSORS for of in sizes) else ()
+class _Tensors(TypedDict, total=False):
+    tensor_bytes: tuple[tuple[int, ...], ...]
+    kinds: tuple[TensorKind, ...]
+    layer_kinds: tuple[tuple[int, ...], ...]
+
+
+def _tensors(model: Model) -> _Tensors:
+    """What a store may stream of each layer as whole tensors, by name, and stacks; not known where these are unusually
+    many."""
+    infos, held = model.file.tensors, holding(model.file.tensors, (Layers(0, model.spec.n_layers),), ())
+    dense = [sorted(names) for names in held.layers.values()]
+    stacks = [sorted(held.experts.get(layer, ())) for layer in held.layers]
+    if any(max(len(one), len(other)) > MAX_TENSORS for one, other in zip(dense, stacks, strict=True)):
+        return {}
+    kinds: dict[tuple[str, tuple[int, ...]], int] = {}
+    layers = tuple(
+        tuple(kinds.setdefault((infos[name].type_name, infos[name].shape), len(kinds)) for name in (*one, *other))
+        for one, other in zip(dense, stacks, strict=True)
+    )
+    found: _Tensors = {"tensor_bytes": tuple(tuple(infos[name].n_bytes for name in names) for names in dense)}
+    if len(kinds) <= MAX_KINDS:
+        sizes = {(info.type_name, info.shape): info.n_bytes for info in infos.values()}
+        found["kinds"] = tuple(TensorKind(kind[0], sizes[kind]) for kind in kinds)
+        found["layer_kinds"] = layers
+    return found
 
 
 def _unit_bytes(tensor: TensorInfo) -> int:

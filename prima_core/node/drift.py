@@ -12,12 +12,15 @@ from prima_core.node.driver import Member, Status
 from prima_core.node.view import own_rate, token_s
 from prima_core.plan.forecast import Forecast
 from prima_core.plan.plan import Plan
+from prima_core.plan.problem import LinkFacts
 from prima_core.ring.times import NodeTimes
 
 OFF = 0.25
 LEAST_STEPS, LEAST_S = 32, 1.0
 """Of computing, that are judged together: one late step is no drift."""
 LEAST_READING_S = 3.0
+LINK_LEAST_S = 0.001
+"""Links vary by so much without a reason."""
 MOST_POSITIONS = 2048
 """Of a sequence: attention over more takes time that no profile knows."""
 
@@ -41,6 +44,7 @@ class DriftWatch:
         self._lock = threading.Lock()
         self._seen: dict[str, _Seen] = {}
         self._read: dict[str, NodeTimes] = {}  # as it was when the disk was judged last
+        self._doubtful: set[tuple[str, str]] = set()  # ends of links that were off the last time
         self._off: dict[tuple[str, str], str] = {}  # by node and what
         self._told: set[tuple[str, str]] = set()
 
@@ -64,13 +68,30 @@ class DriftWatch:
         with self._lock:
             self._set("", "answers", said if _is_off(now, foretold) else "")
 
+    def see_link(self, link: LinkFacts, before_s: float, now_s: float) -> bool:
+        """How long a token's activations took when it was measured and now; whether that is to be looked at once more:
+        a link is off that is so twice."""
+        is_off = abs(now_s - before_s) > max(OFF * before_s, LINK_LEAST_S)
+        with self._lock:
+            was_off = (link.source, link.target) in self._doubtful
+            if is_off and not was_off:
+                self._doubtful.add((link.source, link.target))
+                return True
+            now, before = 1e3 * now_s, 1e3 * before_s
+            said = f"sends a token to {link.target} in {now:,.1f} ms; {before:,.1f} ms were measured when they met"
+            self._set(link.source, f"link to {link.target}", said if is_off else "")
+            if not is_off:
+                self._doubtful.discard((link.source, link.target))
+        return False
+
     def lost(self, name: str) -> None:
         with self._lock:
+            self._doubtful = {ends for ends in self._doubtful if name not in ends}
             self._seen.pop(name, None)
             self._read.pop(name, None)
-            for key in [key for key in self._off if key[0] == name]:
-                del self._off[key]
-            self._told = {key for key in self._told if key[0] != name}
+            about = {key for key in (*self._off, *self._told) if key[0] == name or key[1] == f"link to {name}"}
+            self._told -= about
+            self._off = {key: said for key, said in self._off.items() if key not in about}
 
     def off(self, name: str) -> tuple[str, ...]:
         """What is off of a node, a line each."""

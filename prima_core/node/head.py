@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, Self
 
-from prima_core.config import SOLVER
 from prima_core.engine.engine import MAX_WAITING, Deliver, Engine
 from prima_core.engine.facts import EngineFacts
 from prima_core.engine.reasoning import ReasoningStream
@@ -36,7 +35,7 @@ from prima_core.node.drift import DriftWatch
 from prima_core.node.driver import Cancel, Driver, Joined, Lost, Reported, State, Status, Submit
 from prima_core.node.join import CONTROL_LIMITS
 from prima_core.node.lastwords import LastWords
-from prima_core.node.links import End, LinkFinder
+from prima_core.node.links import End, LinkFinder, Watch
 from prima_core.node.local import LocalNode, LocalOptions, close_all, start_local
 from prima_core.node.network import advertised, with_port
 from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions, longest_chunk
@@ -73,7 +72,7 @@ class HeadOptions:
     advertise: str | None = None
     n_local: int = 0
     wait: int = 1
-    solver: str = SOLVER
+    solver: str = "halda"
     goal: Goal = Goal.LATENCY
     n_prompt: int = PROMPT_TOKENS
     plan: Plan | None = None
@@ -204,7 +203,8 @@ class Head:
         membership = Membership(self._options.name, node_id, link, self._control.dial, self._secret, listener)
         self._membership = membership
         own = End(self._options.name, advertised(self.node.data_address, self._options.advertise))
-        links = LinkFinder(own, self.node.probes, membership.send, self._facts.activation_bytes, self._tell)
+        watch = Watch(self._is_idle, self._drift.see_link)
+        links = LinkFinder(own, self.node.probes, membership.send, self._facts.activation_bytes, self._tell, watch)
         self._links = links
         links.start()
         exits.callback(links.close)
@@ -428,6 +428,9 @@ class Head:
         self._times[name] = times
         self._look(name, times)
         self._look(self._options.name, self.node.worker.meter.times())
+
+    def _is_idle(self) -> bool:
+        return not self.driver.engine_facts.running
 
     def _look(self, name: str, times: NodeTimes) -> None:
         self._drift.see(name, times, self.driver.status, self.driver.engine_facts)

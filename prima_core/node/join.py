@@ -231,7 +231,7 @@ class WorkerNode:
             self._release()
         elif isinstance(message, control.Probe):
             tell = partial(self._tell_probed, message.id)
-            self._node.probes.ask(message.id, message.address, message.n_bytes, tell)
+            self._node.probes.ask(message.id, message.address, message.n_bytes, tell, message.is_brief)
         elif isinstance(message, control.Echo):
             self._node.probes.answer(message.id, message.address)
 

@@ -1,5 +1,7 @@
 """The head finds out how fast its nodes' links are: as each node joins, one pair after the other, so that no
-measurement disturbs another. What is found is not kept for another start: a laptop moves."""
+measurement disturbs another. What is found is not kept for another start: a laptop moves. So while nothing is served
+one link after the other is looked at again.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import queue
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
@@ -15,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from prima_core.errors import PrimaError
 from prima_core.plan.problem import LinkFacts
 from prima_core.ring import control
 from prima_core.ring.probes import ID_BYTES, LinkFigures
@@ -24,6 +28,8 @@ log = logging.getLogger(__name__)
 JOIN_S = 6.0
 """For all links of a node that joins; those that were not measured by then are not known."""
 PROBE_S = 5.0
+AGAIN_S = 5.0
+"""Between two looks at links."""
 _LOOK_S = 0.05
 
 
@@ -39,18 +45,31 @@ class Prober(Protocol):
     """How the head itself measures and answers: `ring.probes.Probes`."""
 
     def answer(self, id: bytes, address: str) -> None: ...
-    def measure(self, id: bytes, address: str, n_bytes: int) -> LinkFigures | None: ...
+    def measure(self, id: bytes, address: str, n_bytes: int, is_brief: bool) -> LinkFigures | None: ...
 
 
 Send = Callable[[str, control.Message], None]
 Ready = Callable[[tuple[LinkFacts, ...]], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Whether links may be looked at again now, and who is told what was found: the link, seconds of a token's
+    activations as measured at first, and now; it says whether to look once more."""
+
+    is_idle: Callable[[], bool]
+    looked: Callable[[LinkFacts, float, float], bool]
+
+
 class LinkFinder:
     """Measures in a thread of its own, each pair of nodes both ways. `n_bytes`: of a token's activations."""
 
-    def __init__(self, own: End, prober: Prober, send: Send, n_bytes: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, own: End, prober: Prober, send: Send, n_bytes: int, tell: Callable[[str], None], watch: Watch
+    ) -> None:
         self._own, self._prober, self._send, self._n_bytes, self._tell = own, prober, send, n_bytes, tell
+        self._watch = watch
+        self._known: deque[LinkFacts] = deque()  # the thread's; what is looked at next first
         self._lock = threading.Lock()  # guards the next two
         self._ends: dict[str, End] = {own.name: own}  # nodes that are known to the driver
         self._joining: dict[str, End] = {}
@@ -90,14 +109,37 @@ class LinkFinder:
 
     def _main(self) -> None:
         while not self._stopping.is_set():
-            job = self._jobs.get()
+            try:
+                job = self._jobs.get(timeout=AGAIN_S)
+            except queue.Empty:
+                self._look_again()
+                continue
             if job is not None:
                 self._take(*job)
+
+    def _look_again(self) -> None:
+        """At the next link whose nodes are still there."""
+        while self._known:
+            link = self._known[0]
+            with self._lock:
+                source, target = self._ends.get(link.source), self._ends.get(link.target)
+            if source is not None and target is not None:
+                break
+            self._known.popleft()
+        else:
+            return
+        if not self._watch.is_idle():
+            return
+        found = self._measured(source, target, time.monotonic() + PROBE_S, is_brief=True)
+        if found is None or not self._watch.looked(link, link.time_s(self._n_bytes), found.latency_s):
+            self._known.rotate(-1)
 
     def _take(self, end: End, ready: Ready) -> None:
         if not self._is_there(end):
             return
         links = tuple(self._links(end))
+        self._known = deque(link for link in self._known if end.name not in (link.source, link.target))
+        self._known += links
         with self._lock:
             if self._joining.get(end.name) is not end or self._stopping.is_set():
                 return
@@ -114,28 +156,35 @@ class LinkFinder:
         until_s = time.monotonic() + JOIN_S
         with self._lock:
             others = sorted((other for other in self._ends.values()), key=lambda other: other is not self._own)
-        for other in others:
-            for source, target in ((other, end), (end, other)):
-                if self._stopping.is_set() or not self._is_there(end):
-                    return
-                if not self._is_there(other):
-                    break
-                found = self._measured(source, target, until_s) if time.monotonic() < until_s else None
-                if found is None:
-                    self._tell(f"the link from {source.name} to {target.name} could not be measured")
-                else:
-                    yield LinkFacts(source.name, target.name, found.latency_s, found.bytes_s)
+        unknown: dict[str, None] = {}
+        for source, target in (pair for other in others for pair in ((other, end), (end, other))):
+            found = self._measured(source, target, until_s) if time.monotonic() < until_s else None
+            if self._stopping.is_set() or not self._is_there(end):
+                return
+            if found is not None:
+                yield LinkFacts(source.name, target.name, found.latency_s, found.bytes_s)
+            elif self._is_there(source) and self._is_there(target):
+                unknown[target.name if source is end else source.name] = None
+        if unknown:
+            self._tell(f"the links between {end.name} and {', '.join(unknown)} could not all be measured")
 
-    def _measured(self, source: End, target: End, until_s: float) -> LinkFigures | None:
+    def _measured(self, source: End, target: End, until_s: float, is_brief: bool = False) -> LinkFigures | None:
+        try:
+            return self._probe(source, target, until_s, is_brief)
+        except PrimaError as error:  # an address that can never work, perhaps
+            log.info("the link from %s to %s is not known: %s", source.name, target.name, error)
+            return None
+
+    def _probe(self, source: End, target: End, until_s: float, is_brief: bool) -> LinkFigures | None:
         id = secrets.token_bytes(ID_BYTES)
         if target is self._own:
             self._prober.answer(id, source.address)
         else:
             self._send(target.name, control.Echo(id, source.address))
         if source is self._own:
-            return self._prober.measure(id, target.address, self._n_bytes)
+            return self._prober.measure(id, target.address, self._n_bytes, is_brief)
         result = self._asked[id] = Future()
-        self._send(source.name, control.Probe(id, target.address, self._n_bytes))
+        self._send(source.name, control.Probe(id, target.address, self._n_bytes, is_brief))
         try:
             return self._awaited(result, (source, target), min(until_s, time.monotonic() + PROBE_S))
         finally:

@@ -25,6 +25,7 @@ SMALL_BYTES = 64 * 1024 * 1024
 """A model that is computed in no time however it is laid out: measuring would take longer than it serves for."""
 DRIFT = 0.25
 """What is looked at again of a kept profile is so different: all of it is out of date."""
+LOOKS = 2
 WAIT_S = 60.0
 GIVE_UP_AFTER_S = 30.0
 HANGS_AFTER_S = 15.0
@@ -51,12 +52,12 @@ class Measurer:
             kept = self._kept(node, model)
             if kept is not None and self._still_holds(kept, node, model, memory_bytes):
                 return kept
-            return self._measure(node, model)
+            return self._measure(node, model, memory_bytes)
 
-    def measure(self, node: Node, model: Model) -> Profile:
+    def measure(self, node: Node, model: Model, memory_bytes: int) -> Profile:
         """As `profile`, whatever is kept."""
         with self._turn():
-            return self._measure(node, model)
+            return self._measure(node, model, memory_bytes)
 
     def _turn(self) -> AbstractContextManager[None]:
         return turn(self.profiles.lock, WAIT_S, self.stop)
@@ -69,15 +70,23 @@ class Measurer:
         if _has_drifted(now, kept.disk_bytes_s):
             self.tell(f"the disk gives {now / 1e6:,.0f} MB/s, {kept.disk_bytes_s / 1e6:,.0f} were measured before")
             return False
-        for device, rates in self._rates(node, model, is_brief=True).items():
+        for _ in range(LOOKS):  # another program may have been at work for a moment
+            said = self._computes_otherwise(kept, node, model, memory_bytes)
+            if not said:
+                return True
+        self.tell(said)
+        return False
+
+    def _computes_otherwise(self, kept: Profile, node: Node, model: Model, memory_bytes: int) -> str:
+        """How, in words; "": it does not."""
+        for device, rates in self._rates(node, model, memory_bytes, is_brief=True).items():
             before = kept.devices.get(device, DeviceRates()).decode_bytes_s
             if _has_drifted(rates.decode_bytes_s, before):
                 now, before = rates.decode_bytes_s / 1e9, before / 1e9
-                self.tell(f"{device} computes {now:,.2f} GB of weights a second, {before:,.2f} were measured before")
-                return False
-        return True
+                return f"{device} computes {now:,.2f} GB of weights a second, {before:,.2f} were measured before"
+        return ""
 
-    def _measure(self, node: Node, model: Model) -> Profile:
+    def _measure(self, node: Node, model: Model, memory_bytes: int) -> Profile:
         self.tell("measuring how fast this machine reads and computes, some seconds; it is kept for the next start ...")
         paths = _paths(model)
         profile = Profile(
@@ -85,23 +94,23 @@ class Measurer:
             disk_name(model.path),
             disk_bytes_s=disk_rate(paths, 0, self.system),
             random_bytes_s=random_disk_rate(paths, self.system),
-            memory_bytes_s=memory_rate(self.system.memory().available_bytes),
+            memory_bytes_s=memory_rate(min(memory_bytes, self.system.memory().available_bytes)),
         )
         if not self.stop():
             computing = ", ".join(device.id for device in node.devices)
             self.tell(f"disk: {profile.disk_bytes_s / 1e9:,.2f} GB/s; now computing on {computing} ...")
-            profile = replace(profile, devices=self._rates(node, model))
+            profile = replace(profile, devices=self._rates(node, model, memory_bytes))
         if profile.devices and not self.stop():
             self.profiles.save(_key(node.devices, model), profile)
         return profile
 
-    def _rates(self, node: Node, model: Model, is_brief: bool = False) -> dict[str, DeviceRates]:
+    def _rates(self, node: Node, model: Model, memory_bytes: int, is_brief: bool = False) -> dict[str, DeviceRates]:
         until_s = time.monotonic() + GIVE_UP_AFTER_S
 
         def stop() -> bool:
             return self.stop() or time.monotonic() > until_s
 
-        result = node.worker.measure(model, stop, is_brief)
+        result = node.worker.measure(model, memory_bytes, stop, is_brief)
         while not self.stop():
             with suppress(NotYet):
                 return result.result(_LOOK_S)

@@ -55,7 +55,7 @@ def _is_full(plan: Plan, problem: Problem, node: NodeFacts) -> bool:
     if not sharing:
         return False
     needs = list(_needs(plan, node.name))
-    taken = sum(need.pinned_bytes + need.kv_bytes for need in needs if need.device in sharing)
+    taken = sum(need.pinned_bytes + need.slot_bytes + need.kv_bytes for need in needs if need.device in sharing)
     taken += sum(need.buffer_bytes for need in needs)
     layer = max(problem.layers_bytes(index, index + 1) for index in range(problem.model.n_layers))
     return min(node.memory_bytes, sum(sharing.values())) - taken < layer

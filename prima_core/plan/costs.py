@@ -124,18 +124,19 @@ def _layers(
         for layer in part.layers:
             experts = problem.model.expert_bytes[layer] if problem.model.expert_bytes else 0
             layer_s = compute_s(places[part.device], touched_types(problem.model, layer, width), width)
-            yield LayerCost(layer_s + past_s[visit.node, part.device], share.dense, share.routed * experts)
+            layer_s += past_s[visit.node, part.device] + share.copy_s(share.dense + share.routed * experts)
+            yield LayerCost(layer_s, share.dense, share.routed * experts)
 
 
 def _output(plan: Plan, problem: Problem, shares: dict[tuple[str, str], _Shares], rows: int) -> Iterator[LayerCost]:
     """A streamed matrix comes through the buffer in blocks."""
     device, node = problem.output_device, plan.output_node
-    took_s = compute_s(device, {OUTPUT: output_bytes(problem.model)}, rows)
-    streamed = shares.get((node, device.id), _Shares()).output
+    share = shares.get((node, device.id), _Shares())
+    took_s = compute_s(device, {OUTPUT: output_bytes(problem.model)}, rows) + share.copy_s(share.output)
     room = sum(need.buffer_bytes for need in plan.residency if need.node == node)
-    n_blocks = int(4 * streamed // room) + 1 if room else 1
+    n_blocks = int(4 * share.output // room) + 1 if room else 1
     for _ in range(n_blocks):
-        yield LayerCost(took_s / n_blocks, streamed / n_blocks)
+        yield LayerCost(took_s / n_blocks, share.output / n_blocks)
 
 
 def compute_s(device: DeviceFacts, types: Mapping[str, float], width: int = 1) -> float:
@@ -206,11 +207,15 @@ def chosen_share(n_used: int, n_experts: int, width: int) -> float:
 @dataclass(frozen=True, slots=True)
 class _Shares:
     """What a device streams in a pass: `dense` bytes of each of its layers, `routed` of each byte of a layer's experts,
-    `output` bytes of the output part."""
+    `output` bytes of the output part. `copy_bytes_s`: on to the device, before it computes; 0: in no time."""
 
     dense: float = 0.0
     routed: float = 0.0
     output: float = 0.0
+    copy_bytes_s: float = 0.0
+
+    def copy_s(self, n_bytes: float) -> float:
+        return n_bytes / self.copy_bytes_s if self.copy_bytes_s else 0.0
 
     @classmethod
     def of(cls, need: Residency, plan: Plan, problem: Problem, width: int) -> _Shares:
@@ -219,10 +224,13 @@ class _Shares:
         table = min(problem.fixed_bytes_on(need.node, need.device), problem.table_bytes(need.node))
         streamed = max(0, need.streamed_bytes - table)
         experts = sum(model.expert_bytes[layer] for layer in layers) if model.expert_bytes else 0
-        sizes = problem.weight_bytes(next(place for place in node.places if place.id == need.device))
+        device = next(place for place in node.places if place.id == need.device)
+        sizes = problem.weight_bytes(device)
         dense = min(max(0, streamed - experts), sum(sizes[layer] for layer in layers) - experts)
+        routed = 1.0 if device.copies else routed_share(model, width)  # which are chosen, nobody asks there
         return cls(
             dense / max(1, len(layers)),
-            routed_share(model, width) * min(streamed, experts) / max(1, experts),
+            routed * min(streamed, experts) / max(1, experts),
             max(0, streamed - experts - dense),
+            device.copy_bytes_s if device.copies else 0.0,
         )

@@ -18,7 +18,8 @@ import msgspec
 from prima_core.errors import PlanError
 from prima_core.plan.plan import Split, Visit
 from prima_core.plan.problem import DeviceFacts, NodeFacts, Problem
-from prima_core.plan.stream import LEAST_BUFFER_BYTES, gather_bytes, streaming_device
+from prima_core.plan.slots import most_slots
+from prima_core.plan.stream import LEAST_BUFFER_BYTES, gather_bytes
 
 
 def latest_stop(problem: Problem, name: str, start: int) -> int | None:
@@ -44,16 +45,27 @@ def split_visits(problem: Problem, visits: Iterable[Visit]) -> tuple[Visit, ...]
 def most_streaming(problem: Problem, name: str) -> int:
     """So many layers the node can take for sure, whichever these are, when it may stream."""
     node, model = problem.node(name), problem.model
-    streaming = streaming_device(node)
-    n_layers = sum(_n_kept(problem, node, device) for device in node.places if not device.shares_host)
+    streaming = node.streaming_device
+    own = [device for device in node.places if not device.shares_host and device is not streaming]
+    n_layers = sum(_n_kept(problem, node, device) for device in own)
     if streaming is not None:
         kept = _n_kept(problem, node, streaming)
-        room = min(streaming.memory_bytes, node.memory_bytes) - gather_bytes(problem, (name,))
-        largest = _most_in_use(problem, streaming)
-        spare = room - max(LEAST_BUFFER_BYTES, 2 * largest + min(largest, model.largest_tensor_bytes or largest))
+        spare = _beside_streaming(problem, node, streaming)
         kv = model.kv_bytes_per_token_layer * problem.kv_tokens
         n_layers += max(kept, spare // kv if kv else model.n_layers) if spare >= 0 else kept
     return min(n_layers, model.n_layers)
+
+
+def _beside_streaming(problem: Problem, node: NodeFacts, device: DeviceFacts) -> int:
+    """What is left for KV when all weights there are streamed; less than 0 where they cannot be."""
+    model, largest = problem.model, _most_in_use(problem, device)
+    buffer_bytes = max(LEAST_BUFFER_BYTES, 2 * largest + min(largest, model.largest_tensor_bytes or largest))
+    host = node.memory_bytes - gather_bytes(problem, (node.name,)) - buffer_bytes
+    slots = most_slots(problem, device) if device.copies else 0
+    if not device.shares_host:
+        return device.memory_bytes - slots if host >= 0 else -1
+    gathered = node.memory_bytes - host  # and the buffer
+    return min(device.memory_bytes, node.memory_bytes) - gathered - slots
 
 
 def _most_in_use(problem: Problem, device: DeviceFacts) -> int:
@@ -82,7 +94,7 @@ def split_streaming(problem: Problem, visits: Iterable[Visit]) -> tuple[Visit, .
 
 
 def _streaming_devices(problem: Problem, name: str, visits: Sequence[Visit]) -> dict[int, str]:
-    node, streaming = problem.node(name), streaming_device(problem.node(name))
+    node, streaming = problem.node(name), problem.node(name).streaming_device
     try:
         return _devices(problem, name, visits)
     except PlanError:

@@ -24,6 +24,7 @@ class Reader:
     """A node that streams. `over_bytes`: what its memory lacks (X), `compute_s`: its own computing in a pass.
 
     Its buffer is from `least_bytes` to `most_bytes`. Readers with the same `disk` share its rate; "": its own.
+    `beside`: the buffer lies in another memory than the weights, and takes nothing from them: then D is X.
     """
 
     over_bytes: int
@@ -33,21 +34,31 @@ class Reader:
     least_bytes: int = 0
     most_bytes: int = 1 << 62
     disk: str = ""
+    beside: bool = False
+
+    @property
+    def n_hidden(self) -> int:
+        """How many times its buffer less is read while it computes or waits, than X."""
+        return self.n_visits if self.beside else self.n_visits - 1
+
+    def read_s(self, buffer_bytes: float) -> float:
+        """What it needs of its disk for a pass."""
+        return (self.over_bytes + (0.0 if self.beside else buffer_bytes)) / self.bytes_s
 
     def stall_s(self, buffer_bytes: float) -> float:
         """Its waiting in a pass, when the disk keeps up with the passes."""
-        exposed = self.over_bytes - (self.n_visits - 1) * buffer_bytes
+        exposed = self.over_bytes - self.n_hidden * buffer_bytes
         return max(0.0, exposed / self.bytes_s - self.compute_s)
 
     def buffer_for(self, share: float) -> float:
         """That hides this share of what a buffer can hide, as far as it may be so large or small."""
-        wanted = 0.0 if self.n_visits == 1 else share * self.over_bytes / (self.n_visits - 1)
+        wanted = share * self.over_bytes / self.n_hidden if self.n_hidden else 0.0
         return min(max(wanted, self.least_bytes), self.most_bytes)
 
     @property
     def corners(self) -> list[float]:
         """The shares, between 0 and 1, from which and up to which its buffer grows."""
-        whole = self.over_bytes / max(1, self.n_visits - 1)
+        whole = self.over_bytes / max(1, self.n_hidden)
         return [size / whole for size in (self.least_bytes, self.most_bytes) if size < whole]
 
 
@@ -62,7 +73,7 @@ def reading_s(readers: Sequence[Reader], buffers: Sequence[float]) -> float:
     needs: dict[object, float] = {}
     for index, (reader, size) in enumerate(zip(readers, buffers, strict=True)):
         disk = _disk_of(reader, index)
-        needs[disk] = needs.get(disk, 0.0) + (reader.over_bytes + size) / reader.bytes_s
+        needs[disk] = needs.get(disk, 0.0) + reader.read_s(size)
     return max(needs.values(), default=0.0)
 
 
@@ -116,4 +127,4 @@ def _share(readers: Sequence[Reader], time_s: float) -> float:
 
 def _disk_s(readers: Sequence[Reader], share: float) -> float:
     """What the readers of one disk need for a pass."""
-    return sum((reader.over_bytes + reader.buffer_for(share)) / reader.bytes_s for reader in readers)
+    return sum(reader.read_s(reader.buffer_for(share)) for reader in readers)

@@ -45,11 +45,12 @@ class Visit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Residency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes that the plan takes on a device of a node: weights as large as they are there, and room for KV.
 
-    `streamed_bytes` of `weight_bytes` are not kept in memory but read from disk in every pass, ahead of their use, into
-    a buffer of `buffer_bytes` of the host's memory. Both are 0 where all weights stay. A solver may leave both 0:
-    `complete` fills them. What of a node is streamed goes in this order: a token embedding that is not also the output
-    matrix (of which only the rows of a step's tokens are read, by the map), stacks of experts, the rest of the layers
-    evenly, and last the output matrix.
+    `streamed_bytes` of `weight_bytes`, as large as in the file, are not kept in memory but read from disk in every
+    pass, ahead of their use, into a buffer of `buffer_bytes` of the host's memory. A device that copies weights has
+    them pass through slots of `slot_bytes` in its own. All are 0 where all weights stay. A solver may leave them 0:
+    `complete` fills them, and `slot_bytes` in any case. What of a node is streamed goes in this order: a token
+    embedding that is not also the output matrix (of which only the rows of a step's tokens are read, by the map),
+    stacks of experts, the rest of the layers evenly, and last the output matrix.
     """
 
     node: str
@@ -58,6 +59,7 @@ class Residency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_bytes: int
     streamed_bytes: int = 0
     buffer_bytes: int = 0
+    slot_bytes: int = 0
 
     @property
     def pinned_bytes(self) -> int:
@@ -143,7 +145,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def bytes_on(self, node: str, device: str) -> int:
         """What a completed plan takes on a device."""
         needs = (need for need in self.residency if (need.node, need.device) == (node, device))
-        return sum(need.pinned_bytes + need.buffer_bytes + need.kv_bytes for need in needs)
+        return sum(need.pinned_bytes + need.slot_bytes + need.buffer_bytes + need.kv_bytes for need in needs)
 
     def successors(self, node: str) -> tuple[str, ...]:
         """Nodes, other than itself, that `node` sends activations to."""

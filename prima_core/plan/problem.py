@@ -19,6 +19,7 @@ MAX_WIDTH = 4096
 PROMPT_TOKENS = 512
 MAX_TENSORS = 16
 """Of a layer, apart from small ones: combinations of them are tried."""
+MAX_KINDS = 1024
 Rate = Annotated[float, Meta(ge=0, le=1e18)]  # NaN and infinity keep no bounds
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 Name = Annotated[str, Meta(max_length=256, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]  # ends on terminals
@@ -29,6 +30,13 @@ Widths = Annotated[
 TypeRates = Annotated[dict[Name, Widths], Meta(max_length=64)]
 OUTPUT = "output"
 """Beside the types of weights: the output matrix, of which a step needs the rows of few tokens only."""
+
+
+class TensorKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Tensors of one type and shape, each of `n_bytes` in the file."""
+
+    type: Name
+    n_bytes: Size
 
 
 class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,7 +52,8 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     also the output matrix, all that is read of it (0: it is the output matrix, or not known). `expert_bytes`: of each
     layer, what its stacks of experts take; a token goes through `n_experts_used` of `n_experts`. `activation_bytes`: of
     one token, from node to node; `row_bytes`: of one token, inside of a layer; `logits_bytes`: of one token, from an
-    output part that is not on the head (0: not known).
+    output part that is not on the head (0: not known). `layer_kinds`: of each layer, which of `kinds` those of
+    `tensor_bytes` are, in that order, and then its stacks of experts (empty: not known).
     """
 
     name: str
@@ -66,12 +75,15 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_experts_used: Size = 0
     tensor_bytes: tuple[Annotated[tuple[Size, ...], Meta(max_length=MAX_TENSORS)], ...] = ()
     logits_bytes: Size = 0
+    kinds: Annotated[tuple[TensorKind, ...], Meta(max_length=MAX_KINDS)] = ()
+    layer_kinds: tuple[Annotated[tuple[Size, ...], Meta(max_length=2 * MAX_TENSORS)], ...] = ()
 
     def __post_init__(self) -> None:
         for name, sizes in self.layer_types.items():
             if len(sizes) != self.n_layers:
                 raise ValueError(f"layer_types has {len(sizes)} sizes for {name}, the model {self.n_layers} layers")
         self._check_tensors()
+        self._check_kinds()
         self._check_experts()
 
     def _check_tensors(self) -> None:
@@ -79,6 +91,17 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"tensor_bytes is for {len(self.tensor_bytes)} layers, the model has {self.n_layers}")
         if any(sum(sizes) > whole for sizes, whole in zip(self.tensor_bytes, self.layer_bytes, strict=False)):
             raise ValueError("tensor_bytes says more than layer_bytes")
+
+    def _check_kinds(self) -> None:
+        if not self.layer_kinds:
+            return
+        if not len(self.layer_kinds) == len(self.tensor_bytes) == self.n_layers:
+            raise ValueError("layer_kinds and tensor_bytes have to be there for all layers")
+        for numbers, sizes in zip(self.layer_kinds, self.tensor_bytes, strict=True):
+            if any(number >= len(self.kinds) for number in numbers):
+                raise ValueError(f"layer_kinds names one of {len(self.kinds)} kinds that is not there")
+            if tuple(self.kinds[number].n_bytes for number in numbers[: len(sizes)]) != sizes:
+                raise ValueError("layer_kinds and tensor_bytes say different sizes")
 
     def _check_experts(self) -> None:
         if not self.expert_bytes:
@@ -152,6 +175,14 @@ class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.devices or (DeviceFacts("", self.memory_bytes),)
 
     @property
+    def streaming_device(self) -> DeviceFacts | None:
+        """The device whose weights may be streamed: the last that shares the host's memory, which is its CPU; without
+        one, the last that copies weights, to slots in its own memory."""
+        last_first = self.places[::-1]
+        of_host = next((device for device in last_first if device.shares_host), None)
+        return of_host or next((device for device in last_first if device.copies), None)
+
+    @property
     def room_bytes(self) -> int:
         """What it can hold on all devices: the memory of those that have their own, and the host's for the others."""
         shared = sum(device.memory_bytes for device in self.places if device.shares_host)
@@ -215,7 +246,7 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for node in self.nodes:
             if node.name == name:
                 return node
-        known = ", ".join(node.name for node in self.nodes)
+        known = ", ".join(node.name for node in self.nodes) or "none"
         raise PlanError(f"node {name!r} is not in the cluster", hint=f"the nodes are: {known}")
 
     @property
@@ -257,15 +288,14 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self._place_of_ends(name) if name in (self.head, self.output_node) else None
 
     def _place_of_ends(self, name: str) -> DeviceFacts:
-        """The node's first device that has room for them, else where they may be streamed, its last that shares the
-        host's memory, else its first."""
+        """The node's first device that has room for them, else where they may be streamed, its `streaming_device`, else
+        its first."""
         node = self.node(name)
         for device in node.places:
             room = min(device.memory_bytes, node.memory_bytes) if device.shares_host else device.memory_bytes
             if self._end_bytes(name, device) <= room:
                 return device
-        sharing = [device for device in node.places if device.shares_host]
-        return sharing[-1] if sharing and self.streaming else node.places[0]
+        return (node.streaming_device if self.streaming else None) or node.places[0]
 
     def _end_bytes(self, name: str, device: DeviceFacts) -> int:
         """A tied matrix is once on a node, and on both where these are two."""

@@ -14,9 +14,9 @@ from prima_core.errors import PlanError
 from prima_core.plan.costs import PassCost, missing_rate, pass_cost, routed_share
 from prima_core.plan.overlap import Reader, best_buffers
 from prima_core.plan.plan import Plan, Residency
-from prima_core.plan.problem import NodeFacts, Problem
+from prima_core.plan.problem import DeviceFacts, NodeFacts, Problem
 from prima_core.plan.simulate import disks_of, simulate
-from prima_core.plan.stream import Overload, gather_bytes, overload_of, streaming_device
+from prima_core.plan.stream import Overload, gather_bytes, overload_of
 
 
 def residency_of(plan: Plan, problem: Problem, kv_tokens: int) -> tuple[tuple[Residency, ...], int]:
@@ -30,6 +30,7 @@ def residency_of(plan: Plan, problem: Problem, kv_tokens: int) -> tuple[tuple[Re
             raise fault
     gather = plan.gather_bytes if asked else gather_bytes(problem, faults)
     needs.update(_divided(plan, problem, needs, faults, gather))
+    needs = {name: [_with_slots(plan, problem, need, own) for need in own] for name, own in needs.items()}
     for name, own in needs.items():
         streams = any(need.buffer_bytes for need in own)
         if (left := _fault(problem.node(name), own, gather if streams else 0)) is not None:
@@ -86,9 +87,15 @@ def _check_asked(plan: Plan, problem: Problem, needs: Mapping[str, Sequence[Resi
                 f"node {name!r} would stream {said.streamed_bytes} bytes of {need.weight_bytes} on {device}"
                 f" through a buffer of {said.buffer_bytes}"
             )
-        place = next(place for place in problem.node(name).places if place.id == device)
-        load = overload_of(plan, problem, own, place, 0)
-        tight = load.tight_buffer(max(0, said.streamed_bytes - load.table_bytes))
+        load = overload_of(plan, problem, own, _place(problem, need), 0)
+        streamed = max(0, said.streamed_bytes - load.table_bytes)
+        if streamed and load.in_whole(streamed) != streamed:
+            raise PlanError(
+                f"node {name!r} streams {said.streamed_bytes} bytes on {device}, where experts and the output"
+                " are streamed as a whole, or not at all",
+                hint=f"let it stream {load.in_whole(streamed) + load.table_bytes} bytes",
+            )
+        tight = load.tight_buffer(streamed)
         if said.buffer_bytes < tight:
             raise PlanError(
                 f"node {name!r} streams {said.streamed_bytes} bytes through a buffer of {said.buffer_bytes}",
@@ -112,7 +119,7 @@ def _divided(
     reading = {name: load for name, load in loads.items() if load.over_bytes}
     if not _are_rates_known(plan, problem, reading):
         return _streaming(needs, loads, {name: load.guessed_buffer() for name, load in reading.items()})
-    wanted = dict(zip(reading, _best_buffers(plan, problem, list(reading.values())), strict=True))
+    wanted = _best_buffers(plan, problem, reading)
     divided = [_streaming(needs, loads, {name: int(size * n) for name, size in wanted.items()}) for n in _TRIES]
     if all(load.n_visits == 1 for load in reading.values()):
         return divided[0]
@@ -138,41 +145,51 @@ def _are_rates_known(plan: Plan, problem: Problem, names: Iterable[str]) -> bool
 
 def _overload(plan: Plan, problem: Problem, needs: Sequence[Residency], fault: PlanError, gather: int) -> Overload:
     node = problem.node(needs[0].node)
-    device = streaming_device(node)
+    device = node.streaming_device
     if device is None:
         raise fault
     load = overload_of(plan, problem, needs, device, 0)
     if not load.over_bytes:
         return load  # nothing but the table goes, which is not read in every pass
     load = overload_of(plan, problem, needs, device, gather)
-    if load.smallest_buffer > load.room_bytes:
-        least_bytes = node.memory_bytes + load.least_room_bytes - load.room_bytes
+    if not load.is_possible:
         raise PlanError(
-            f"{fault.message}; with weights read from disk as they are used it would need {least_bytes / 1e9:.2f} GB",
+            f"{fault.message}; with weights read from disk as they are used it would need {_least(load, node, device)}",
             hint=fault.hint,
         )
     return load
 
 
-def _best_buffers(plan: Plan, problem: Problem, loads: Sequence[Overload]) -> list[int]:
+def _least(load: Overload, node: NodeFacts, device: DeviceFacts) -> str:
+    more_bytes = load.least_room_bytes - load.room_bytes
+    if load.host_room_bytes is None:
+        return f"{(node.memory_bytes + more_bytes) / 1e9:.2f} GB"
+    least_bytes = node.memory_bytes + max(0, load.smallest_buffer - load.host_room_bytes)
+    on_device = device.memory_bytes + max(0, more_bytes)
+    return f"{on_device / 1e9:.2f} GB on {device.id} and {least_bytes / 1e9:.2f} GB of the host's memory"
+
+
+def _best_buffers(plan: Plan, problem: Problem, loads: Mapping[str, Overload]) -> dict[str, int]:
     cost = pass_cost(msgspec.structs.replace(plan, residency=()), problem)
-    readers = [_reader(load, problem.node(load.node), cost) for load in loads]
+    readers = [_reader(load, problem.node(name), cost) for name, load in loads.items()]
+    routed = {name: routed_share(problem.model, 1) if load.slots is None else 1.0 for name, load in loads.items()}
     demanded_s = [
-        load.experts_over_bytes * routed_share(problem.model, 1) / reader.bytes_s
-        for load, reader in zip(loads, readers, strict=True)
+        routed[name] * load.experts_over_bytes / problem.node(name).disk_bytes_s for name, load in loads.items()
     ]
-    return best_buffers(readers, cost.busy_s + sum(demanded_s))
+    return dict(zip(loads, best_buffers(readers, cost.busy_s + sum(demanded_s)), strict=True))
 
 
 def _reader(load: Overload, node: NodeFacts, cost: PassCost) -> Reader:
+    compute_s = cost.compute_s(node.name)
     return Reader(
         over_bytes=load.dense_over_bytes,
         n_visits=load.n_visits,
-        compute_s=cost.compute_s(node.name),
+        compute_s=compute_s,
         bytes_s=node.disk_bytes_s,
         least_bytes=load.fluent_buffer,
-        most_bytes=load.room_bytes,
+        most_bytes=load.most_useful_buffer(node.disk_bytes_s * (cost.busy_s - compute_s)),
         disk=node.disk,
+        beside=load.is_beside,
     )
 
 
@@ -188,11 +205,27 @@ def _streaming(
 def _need_streaming(need: Residency, load: Overload, wanted: int) -> Residency:
     if need.device != load.device:
         return need
-    size = min(max(wanted, load.fluent_buffer), load.room_bytes) if load.over_bytes else 0
+    size = max(min(wanted, load.most_buffer), load.fluent_buffer) if load.over_bytes else 0
     return msgspec.structs.replace(need, streamed_bytes=load.streamed_bytes(size), buffer_bytes=size)
 
 
 # ---------------------------------------------------------------- memory
+
+
+def _place(problem: Problem, need: Residency) -> DeviceFacts:
+    return next(place for place in problem.node(need.node).places if place.id == need.device)
+
+
+def _with_slots(plan: Plan, problem: Problem, need: Residency, own: Sequence[Residency]) -> Residency:
+    """With what passes on a device that copies, whose weights are no larger than in the file when they do not stay."""
+    place = _place(problem, need)
+    if not (need.streamed_bytes and place.copies):
+        return need
+    load = overload_of(plan, problem, own, place, 0)
+    streamed = need.streamed_bytes - load.table_bytes
+    passing = load.passing(streamed)
+    weights = need.weight_bytes + max(0, streamed) - passing.freed_bytes
+    return msgspec.structs.replace(need, weight_bytes=weights, slot_bytes=passing.slot_bytes)
 
 
 def _fault(node: NodeFacts, needs: Sequence[Residency], gather: int) -> PlanError | None:
@@ -214,15 +247,16 @@ def _only_buffer(need: Residency) -> Residency:
 
 def _lacks_room(needs: Sequence[Residency], room_bytes: int, node: str, where: str) -> PlanError | None:
     weights, kv = sum(need.pinned_bytes for need in needs), sum(need.kv_bytes for need in needs)
-    buffers = sum(need.buffer_bytes for need in needs)
-    total = weights + kv + buffers
+    buffers, slots = sum(need.buffer_bytes for need in needs), sum(need.slot_bytes for need in needs)
+    total = weights + kv + buffers + slots
     if total <= room_bytes:
         return None
     parts = f"weights {weights / 1e9:.2f}, KV {kv / 1e9:.2f}" + (f", buffer {buffers / 1e9:.2f}" if buffers else "")
+    parts += f", slots {slots / 1e9:.2f}" if slots else ""
     hint = f"let it stream {total - room_bytes} bytes more, or leave streamed_bytes and buffer_bytes to be chosen"
     return PlanError(
         f"node {node!r} would need {total / 1e9:.2f} GB{where} ({parts}) and may use {room_bytes / 1e9:.2f} GB",
-        hint=hint if buffers else _LESS,
+        hint=hint if buffers or slots else _LESS,
     )
 
 

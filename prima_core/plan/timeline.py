@@ -49,7 +49,7 @@ def memory_parts(plan: Plan, name: str) -> dict[str, int]:
     needs = [need for need in plan.residency if need.node == name]
     return {
         "weights": sum(need.pinned_bytes for need in needs),
-        "buffer": sum(need.buffer_bytes for need in needs),
+        "buffer": sum(need.buffer_bytes + need.slot_bytes for need in needs),
         "KV": sum(need.kv_bytes for need in needs),
     }
 

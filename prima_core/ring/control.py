@@ -195,11 +195,13 @@ class Echo(_Message, frozen=True):
 
 
 class Probe(_Message, frozen=True):
-    """Head to worker: ping the node at the address, which answers, to find out how long `n_bytes` take to it."""
+    """Head to worker: ping the node at the address, which answers, to find out how long `n_bytes` take to it.
+    `is_brief`: with them alone, which says nothing of the rate."""
 
     id: ProbeId
     address: Line
     n_bytes: Annotated[int, Meta(ge=0, le=MAX_PING_BYTES)]
+    is_brief: bool = False
 
 
 class Probed(_Message, frozen=True):

@@ -54,10 +54,10 @@ class _Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class LinkFigures:
-    """As in `LinkFacts`: `latency_s` of the activations of a token beyond their bytes at `bytes_s`."""
+    """As in `LinkFacts`: `latency_s` of the activations of a token beyond their bytes at `bytes_s`; 0: with them."""
 
     latency_s: float
-    bytes_s: float
+    bytes_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -72,6 +72,7 @@ class _Job:
     id: bytes
     address: str
     n_bytes: int
+    is_brief: bool
     tell: Callable[[LinkFigures | None], None]
 
 
@@ -142,29 +143,32 @@ class Probes:
 
     # ------------------------------------------------------------ the node that measures
 
-    def ask(self, id: bytes, address: str, n_bytes: int, tell: Callable[[LinkFigures | None], None]) -> None:
+    def ask(
+        self, id: bytes, address: str, n_bytes: int, tell: Callable[[LinkFigures | None], None], is_brief: bool = False
+    ) -> None:
         """`measure` soon, in another thread, which tells what was found."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._main, name="prima-probe", daemon=True)
             self._thread.start()
         with suppress(queue.Full):  # nobody asks for so many: as one that does not answer
-            self._jobs.put_nowait(_Job(id, address, n_bytes, tell))
+            self._jobs.put_nowait(_Job(id, address, n_bytes, is_brief, tell))
 
     def _main(self) -> None:
         while not self._stopping.is_set():
             with suppress(queue.Empty):
                 job = self._jobs.get(timeout=KNOCK_S)
-                job.tell(self.measure(job.id, job.address, job.n_bytes))
+                job.tell(self.measure(job.id, job.address, job.n_bytes, job.is_brief))
 
-    def measure(self, id: bytes, address: str, n_bytes: int) -> LinkFigures | None:
+    def measure(self, id: bytes, address: str, n_bytes: int, is_brief: bool = False) -> LinkFigures | None:
         """The way to the node at an address, which has to answer this probe, for activations of so many bytes; None:
-        it does not, or frames are lost on the way."""
+        it does not, or frames are lost on the way. `is_brief`: without the rate."""
         inbox: queue.SimpleQueue[int] = queue.SimpleQueue()
         with self._lock:
             self._awaited[id] = inbox
         try:
             with closing(self._dial(address)) as link:
-                return _Pinger(id, link, inbox, self._stopping).figures(min(n_bytes, MAX_PING_BYTES // 4))
+                pinger = _Pinger(id, link, inbox, self._stopping)
+                return pinger.figures(min(n_bytes, MAX_PING_BYTES // 4), is_brief)
         except PrimaError as error:
             log.info("the link to %s is not known: %s", address, error)
             return None
@@ -180,18 +184,22 @@ class _Pinger:
         self._id, self._link, self._inbox, self._stopping = id, link, inbox, stopping
         self._number = 0
 
-    def figures(self, n_bytes: int) -> LinkFigures:
+    def figures(self, n_bytes: int, is_brief: bool) -> LinkFigures:
         self._knock()
         until_s = time.perf_counter() + MEASURE_S
         short_s = self._trip_s(0, RUNS, until_s)
         token_s = self._trip_s(n_bytes, RUNS, until_s)
+        there_s = token_s - short_s / 2
+        bytes_s = 0.0 if is_brief else self._bytes_s(n_bytes, short_s, token_s, until_s)
+        self._end()
+        return LinkFigures(max(0.0, there_s - (n_bytes / bytes_s if bytes_s else 0.0)), bytes_s)
+
+    def _bytes_s(self, n_bytes: int, short_s: float, token_s: float, until_s: float) -> float:
         try:
             large_s = self._trip_s(MAX_PING_BYTES, LARGE_RUNS, until_s)
-            bytes_s = (MAX_PING_BYTES - n_bytes) / max(large_s - token_s, _LEAST_S)
         except LinkTimeout:  # a slow one: what the small ones say of it
-            bytes_s = n_bytes / max(token_s - short_s, _LEAST_S)
-        self._end()
-        return LinkFigures(max(0.0, token_s - short_s / 2 - n_bytes / bytes_s), bytes_s)
+            return n_bytes / max(token_s - short_s, _LEAST_S)
+        return (MAX_PING_BYTES - n_bytes) / max(large_s - token_s, _LEAST_S)
 
     def _end(self) -> None:
         with suppress(LinkError):  # else they end it by themselves
@@ -208,10 +216,16 @@ class _Pinger:
 
     def _trip_s(self, n_bytes: int, n_runs: int, until_s: float) -> float:
         """There, and the short way back."""
-        times = [self._trip(n_bytes, LOST_AFTER_S)]
+        times = [self._sure_trip(n_bytes)]
         while len(times) < n_runs and time.perf_counter() < until_s and not self._stopping.is_set():
-            times.append(self._trip(n_bytes, LOST_AFTER_S))
+            times.append(self._sure_trip(n_bytes))
         return median(times)
+
+    def _sure_trip(self, n_bytes: int) -> float:
+        """One echo may be lost: nobody waits to send it."""
+        with suppress(LinkTimeout):
+            return self._trip(n_bytes, LOST_AFTER_S)
+        return self._trip(n_bytes, LOST_AFTER_S)
 
     def _trip(self, n_bytes: int, timeout_s: float) -> float:
         self._number += 1

@@ -100,7 +100,7 @@ def open_serving(name: str, assignment: Assignment, means: Means, tell: Tell, ex
     loading = LoadingStore(store, model.spec, tuple(slices.values()), tell, means.system)
     shards = _load_shards(means.backend, model, slices, loading, exits)
     store.start()
-    governor = Governor(store, means.system, store.pinned_bytes)
+    governor = Governor(store, means.system, store.pinned_bytes if _is_of_host(plan, name, devices) else 0)
     governor.start()
     exits.callback(governor.close)
     links: dict[str, SendLink] = {}
@@ -125,6 +125,12 @@ def _limits(assignment: Assignment, model: Model) -> wire.FrameLimits:
     plan, spec = assignment.plan, model.spec
     vocab_size = spec.vocab_size if plan.output_node != plan.head else 0
     return wire.FrameLimits(assignment.epoch, spec.d_model, len(plan.visits), plan.kv_tokens, vocab_size=vocab_size)
+
+
+def _is_of_host(plan: Plan, node: str, devices: Sequence[Device]) -> bool:
+    """Whether the host gains memory when less is pinned: a device with its own keeps it there."""
+    own = {device.id for device in devices if not device.shares_host}
+    return not any(need.device in own and need.streamed_bytes for need in plan.residency if need.node == node)
 
 
 def _load_shards(
@@ -158,10 +164,11 @@ def slices_of(plan: Plan, node: str, first_device: str) -> dict[str, Slice]:
 
 
 def holding_of(plan: Plan, node: str, model: Model, devices: Sequence[Device]) -> Holding:
-    """What the host's memory holds or passes on: all but what devices with memory of their own keep there."""
+    """What the host's memory holds or passes on: all but what devices with memory of their own keep there, and, where
+    weights are streamed, other devices that copy: of theirs the plan streams nothing."""
     needs = [need for need in plan.residency if need.node == node]
     streaming = {need.device for need in needs if need.streamed_bytes}
-    of_host = {device.id for device in devices if device.shares_host} | streaming
+    of_host = streaming | {device.id for device in devices if device.shares_host and not (device.copies and streaming)}
     first_device = devices[0].id
     visits = [
         part.layers

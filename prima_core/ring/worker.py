@@ -52,6 +52,7 @@ class _Unload:
 @dataclass(frozen=True, slots=True)
 class _Measure:
     model: Model
+    memory_bytes: int
     stop: Callable[[], bool]
     is_brief: bool
     result: Future[dict[str, DeviceRates]]
@@ -116,12 +117,14 @@ class Worker:
         self._ordered = None
         self._put(_Unload())
 
-    def measure(self, model: Model, stop: Callable[[], bool], is_brief: bool = False) -> Future[dict[str, DeviceRates]]:
-        """How fast each device computes this model's layers, as far as that can be found out; nothing may be loaded
-        meanwhile. `is_brief`: only a token at a time. `stop`, asked again and again, ends it early; so does the end of
-        the thread. The model has to stay open until the result is there."""
+    def measure(
+        self, model: Model, memory_bytes: int, stop: Callable[[], bool], is_brief: bool = False
+    ) -> Future[dict[str, DeviceRates]]:
+        """How fast each device computes this model's layers, as far as that can be found out with so much of the host's
+        memory; nothing may be loaded meanwhile. `is_brief`: only a token at a time. `stop`, asked again and again, ends
+        it early; so does the end of the thread. The model has to stay open until the result is there."""
         result: Future[dict[str, DeviceRates]] = Future()
-        self._put(_Measure(model, lambda: stop() or self._stopping.is_set(), is_brief, result))
+        self._put(_Measure(model, memory_bytes, lambda: stop() or self._stopping.is_set(), is_brief, result))
         return result
 
     def launch(self, epoch: Epoch, planned: PlannedStep) -> None:
@@ -243,7 +246,7 @@ class Worker:
             return
         for device in devices:
             try:
-                bench = Bench(backend, device, measure.model, self._system, measure.stop)
+                bench = Bench(backend, device, measure.model, measure.memory_bytes, self._system, measure.stop)
                 yield device.id, decode_rate(bench) if measure.is_brief else device_rates(bench, len(devices))
             except Exception as error:  # noqa: BLE001 - the border to a backend: plans can be made without
                 log.info("how fast %s computes is not known: %s", device.id, error)

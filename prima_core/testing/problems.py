@@ -6,6 +6,7 @@ import random
 
 import msgspec
 
+from prima_core.interfaces import Goal
 from prima_core.plan.problem import DeviceFacts, LinkFacts, ModelFacts, NodeFacts, Problem
 
 MB = 1_000_000
@@ -45,7 +46,7 @@ def is_ample(index: int) -> bool:
 
 
 def _measured(chance: random.Random, problem: Problem) -> Problem:
-    """With streaming wanted or not, some rounds asked for, and rates known or not."""
+    """With streaming wanted or not, some rounds asked for, and rates known or not; then also with a goal."""
     streaming, rounds = chance.random() < 0.5, chance.choice((0, 0, 0, 1, 3))
     if chance.random() < 0.5:
         return msgspec.structs.replace(problem, streaming=streaming, rounds=rounds)
@@ -63,7 +64,17 @@ def _measured(chance: random.Random, problem: Problem) -> Problem:
         for node in problem.nodes
     )
     links = (LinkFacts(latency_s=chance.choice((0.0, 0.001, 0.01)), bytes_s=1e8),)
-    return msgspec.structs.replace(problem, nodes=nodes, links=links, streaming=streaming, rounds=rounds)
+    goal = chance.choice((Goal.LATENCY, Goal.LATENCY, Goal.THROUGHPUT, Goal.TTFT))
+    return msgspec.structs.replace(
+        problem,
+        nodes=nodes,
+        links=links,
+        streaming=streaming,
+        rounds=rounds,
+        goal=goal,
+        width=chance.choice((2, 8)) if goal is Goal.THROUGHPUT else 1,
+        n_past=chance.choice((0, 1000)),
+    )
 
 
 def _model(chance: random.Random, n_layers: int) -> ModelFacts:

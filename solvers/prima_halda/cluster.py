@@ -10,7 +10,6 @@ from prima_core.interfaces import Goal
 from prima_core.plan.costs import attention_s, compute_s, end_sizes, output_bytes, routed_share, touched_types
 from prima_core.plan.pipeline import CPU_CHUNK
 from prima_core.plan.problem import OUTPUT, DeviceFacts, NodeFacts, Problem
-from prima_core.plan.stream import streaming_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +39,14 @@ class Place:
     table_bytes: int
     sizes: tuple[int, ...]
     ends_s: tuple[float, ...]
+    device: DeviceFacts
 
     def compute_s(self, start: int, stop: int) -> float:
         return self.ends_s[stop] - self.ends_s[start]
+
+    def copy_s(self, n_bytes: float) -> float:
+        """Of weights that are streamed, to a device that copies."""
+        return n_bytes / self.device.copy_bytes_s if self.device.copies and self.device.copy_bytes_s else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,12 @@ def unknown_rate(problem: Problem) -> str:
     return ""
 
 
+def unknown_disk(problem: Problem) -> str:
+    """Why no node may read weights that do not fit, where that is wanted."""
+    unknown = [node.name for node in problem.nodes if not node.disk_bytes_s]
+    return f"disk_bytes_s of {', '.join(unknown)} is not known" if unknown and problem.streaming else ""
+
+
 def _place(problem: Problem, step: Step, device: DeviceFacts, member: int, number: int) -> Place:
     model, name = problem.model, problem.nodes[member].name
     past_s = attention_s(device, problem, step.width, step.rows, step.n_past)
@@ -162,11 +172,12 @@ def _place(problem: Problem, step: Step, device: DeviceFacts, member: int, numbe
         table_bytes=min(fixed, problem.table_bytes(name)),
         sizes=tuple(problem.weight_bytes(device)),
         ends_s=tuple(accumulate(layers_s, initial=0.0)),
+        device=device,
     )
 
 
 def _member(problem: Problem, node: NodeFacts, index: int, places: Sequence[Place]) -> Member:
-    device = streaming_device(node) if problem.streaming and node.disk_bytes_s else None
+    device = node.streaming_device if problem.streaming and node.disk_bytes_s else None
     return Member(
         index=index,
         name=node.name,

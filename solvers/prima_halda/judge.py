@@ -159,11 +159,12 @@ class Judge:
 def _possible(loads: Mapping[int, Load], buffers: Mapping[int, int]) -> dict[int, int]:
     """As wanted, as far as they can be; the smallest where nothing is wanted."""
     return {
-        index: min(max(buffers.get(index, 0), load.smallest), load.overload.room_bytes) for index, load in loads.items()
+        index: max(min(buffers.get(index, 0), load.overload.most_buffer), load.smallest)
+        for index, load in loads.items()
     }
 
 
 def _bound_s(readers: Sequence[Reader], busy_s: float) -> float:
     """No buffers do better: all that a buffer can hide is hidden, or the least is read."""
     stalls = sum(reader.stall_s(reader.most_bytes) for reader in readers)
-    return max(busy_s + stalls, *((reader.over_bytes + reader.least_bytes) / reader.bytes_s for reader in readers))
+    return max(busy_s + stalls, *(reader.read_s(reader.least_bytes) for reader in readers))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from prima_core.plan.slots import slots_of
 from prima_core.plan.stream import LEAST_BUFFER_BYTES, Overload, gather_bytes
 from prima_halda.cluster import Cluster, Member
 
@@ -29,7 +30,7 @@ class Load:
 
     def streamed(self, buffer_bytes: float) -> float:
         """Without the table."""
-        return self.overload.over_bytes + buffer_bytes
+        return self.overload.over_bytes + (0 if self.overload.is_beside else buffer_bytes)
 
 
 @dataclass(slots=True)
@@ -82,7 +83,7 @@ class Memory:
             return 0
         overload = self._overload(member, layers, gather_bytes(self.cluster.problem, [member.name]))
         if overload.over_bytes:
-            lack += max(0, self._smallest(overload) - overload.room_bytes)
+            lack += _lack_of(overload, self._smallest(overload))
         return lack
 
     def _by_member(self, way: Way) -> dict[int, Layers]:
@@ -133,7 +134,7 @@ class Memory:
         if overload.room_bytes < 0:
             return None
         smallest = self._smallest(overload) if overload.over_bytes else 0
-        return Load(overload, smallest, layers) if smallest <= overload.room_bytes else None
+        return None if _lack_of(overload, smallest) else Load(overload, smallest, layers)
 
     def _overload(self, member: Member, layers: Layers, gather: int) -> Overload:
         """`room_bytes` is negative where not even KV fits."""
@@ -145,6 +146,8 @@ class Memory:
             for other, held in zip(member.places, layers, strict=True)
             if other.shares_host and other is not place
         )
+        host = member.memory_bytes - taken - gather
+        room = min(place.memory_bytes - gather, host) if place.shares_host else place.memory_bytes
         model, table = cluster.problem.model, place.table_bytes
         experts = [model.expert_bytes[layer] for layer in own] if model.expert_bytes else []
         return Overload(
@@ -155,10 +158,12 @@ class Memory:
             n_visits=1,
             table_bytes=table,
             output_bytes=place.fixed_bytes - table,
-            room_bytes=min(place.memory_bytes, member.memory_bytes - taken) - cluster.kv_bytes * len(own) - gather,
+            room_bytes=room - cluster.kv_bytes * len(own),
             largest_tensor_bytes=model.largest_tensor_bytes or max((place.sizes[layer] for layer in own), default=0),
             routed_bytes=max(experts, default=0) * model.n_experts_used // max(1, model.n_experts),
             reads_alone=self.cluster.reads_alone(member),
+            slots=slots_of(model, place.device, ()) if place.device.copies else None,
+            host_room_bytes=None if place.shares_host else max(0, host),
         )
 
     def _streaming_layers(self, member: Member, layers: Layers) -> tuple[int, ...]:
@@ -177,3 +182,12 @@ class Memory:
                 LEAST_BUFFER_BYTES, share + overload.routed_bytes + largest * (5 if overload.reads_alone else 3) // 2
             )
         return size
+
+
+def _lack_of(overload: Overload, smallest: int) -> int:
+    """Bytes that the memory of a device, or the host's for the buffer, lacks."""
+    if not overload.is_beside:
+        slot_bytes = overload.passing(overload.over_bytes).slot_bytes
+        return max(0, smallest + slot_bytes - overload.room_bytes)
+    weights = sum(overload.layer_bytes) + overload.output_bytes
+    return max(0, overload.over_bytes - weights) + max(0, smallest - (overload.host_room_bytes or 0))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from prima_core.plan.slots import most_slots
 from prima_core.plan.stream import GATHER_BYTES, GATHER_SHARE, LEAST_BUFFER_BYTES
 from prima_halda.cluster import Cluster, Member, Place
 
@@ -56,7 +57,7 @@ class Options:
 
     `streams`: whether weights may be read at all. `without`: nodes that get nothing. `n_steps` follow each other in a
     pass, so no node may take more than its part of the time. `n_chunks` of a prompt (0: it is not about one): then a
-    node reads while it computes a chunk, and takes at most `slowest_s` for each.
+    node reads while it computes a chunk, or `n_together` at once, and takes at most `slowest_s` for each.
     """
 
     visits: tuple[int, ...] = VISITS
@@ -65,6 +66,7 @@ class Options:
     without: frozenset[int] = frozenset()
     n_steps: int = 1
     n_chunks: int = 0
+    n_together: int = 1
     slowest_s: float = np.inf
 
 
@@ -79,6 +81,7 @@ class _Tables:
     room: Floats
     least: Floats
     possible: NDArray[np.bool_]
+    beside: NDArray[np.bool_]
     rates: Floats
     hops: Floats
     free_hops: Floats
@@ -117,16 +120,24 @@ class Relaxation:
         free = self._capped(options, np.inf)
         if free is None:
             return []
-        found, caps = [free], np.geomspace(free.time_s / len(self.cluster.members), free.time_s, _CAPS)
-        n_more, below_s = options.n_chunks - 1, 0.0
-        for cap in caps if n_more else ():
+        n_more, found = options.n_chunks - 1, list[Relaxed]()
+        below_s, first = self._least_cap(options, free.time_s)
+        for cap in np.geomspace(first, max(first, free.time_s), _CAPS) if n_more else ():
             capped = self._capped(options, float(cap))
             if capped is not None:
                 bound_s = capped.time_s + n_more * below_s
                 found.append(Relaxed(capped.time_s + n_more * float(cap), bound_s, capped.shares))
             below_s = float(cap)
-        last = Relaxed(free.time_s * options.n_chunks, free.time_s + n_more * below_s, free.shares)
-        return [*found[1:], last]
+        return [*found, Relaxed(free.time_s * options.n_chunks, free.time_s + n_more * below_s, free.shares)]
+
+    def _least_cap(self, options: Options, high: float) -> tuple[float, float]:
+        """Times of the slowest node: one with which there is nothing, and a little more, with which there is."""
+        low = 0.0
+        for _ in range(_CAPS):
+            middle = (low + high) / 2
+            can_be = np.isfinite(self.sum_s(replace(options, slowest_s=middle), np.inf))
+            low, high = (low, middle) if can_be else (middle, high)
+        return low, high
 
     def _capped(self, options: Options, slowest_s: float) -> Relaxed | None:
         asked = replace(options, slowest_s=slowest_s)
@@ -176,9 +187,11 @@ class Relaxation:
         streams = over > 0
         n_layers = np.arange(t.over.shape[-1])[None, None, None, :]
         with np.errstate(invalid="ignore", divide="ignore"):
-            most = np.minimum(t.room[:, :, None, :], time_s * rates - over)
-            buffers = np.clip(np.where(v > 1, over / np.maximum(v - 1, 1), 0.0), least, np.maximum(least, most))
-            exposed_s = np.maximum(0.0, over - (v - 1) * buffers) / rates
+            beside = t.beside[:, None, None, None]
+            n_hidden, read = np.where(beside, v, v - 1), time_s * rates - over
+            most = np.minimum(t.room[:, :, None, :], np.where(beside & (read >= 0), np.inf, read))
+            buffers = np.clip(np.where(n_hidden, over / np.maximum(n_hidden, 1), 0.0), least, np.maximum(least, most))
+            exposed_s = np.maximum(0.0, over - n_hidden * buffers) / rates
             stall_s = np.maximum(0.0, exposed_s - t.compute_s[:, :, None, :])
         hop_s = t.hops[:, None, None, None] * v - t.free_hops[:, None, None, None]
         cost = t.compute_s[:, :, None, :] + hop_s + np.where(streams, stall_s + t.demanded_s[:, :, None, :], 0.0)
@@ -189,12 +202,15 @@ class Relaxation:
         return _with_nothing(cost, options)
 
     def _prompt_costs(self, options: Options) -> Floats:
-        """Every node is visited once. The first chunk waits for reading that its computing does not hide."""
+        """Every node is visited once. The first chunk waits for reading that its computing does not hide; if not in one
+        round, other nodes' computing may."""
         t = self._tables
-        reading_s = np.where(t.over > 0, (t.over + t.least) / t.rates[:, None, None] * (not self.hopeful), 0.0)
-        took_s = np.maximum(t.compute_s, reading_s) + np.where(t.over > 0, t.demanded_s, 0.0)
+        reading_s = np.where(t.over > 0, (t.over + t.least) / t.rates[:, None, None], 0.0)
+        first_s = t.compute_s if self.hopeful else np.maximum(t.compute_s, reading_s)
+        took_s = first_s + np.where(t.over > 0, t.demanded_s, 0.0)
+        further_s = np.maximum(t.compute_s + t.ends_s, reading_s / options.n_together)
         hop_s = (t.hops - t.free_hops)[:, None, None]
-        possible = t.possible & (options.streams | (t.over == 0)) & (took_s + t.ends_s <= options.slowest_s)
+        possible = t.possible & (options.streams | (t.over == 0)) & (further_s <= options.slowest_s)
         return _with_nothing(np.where(possible, took_s + hop_s, np.inf)[:, :, None, :], options)
 
 
@@ -246,6 +262,7 @@ def _tables(cluster: Cluster, by_largest: bool, hopeful: bool) -> _Tables:
         room=stacked("room"),
         least=stacked("least"),
         possible=stacked("possible").astype(bool),
+        beside=np.array([bool(member.streaming and not member.streaming.shares_host) for member in cluster.members]),
         rates=np.array([member.disk_bytes_s or np.inf for member in cluster.members]),
         hops=np.array(into),
         ends_s=np.array([[[cluster.output_s if m.index == cluster.output.member else 0.0]] for m in cluster.members]),
@@ -328,7 +345,8 @@ def _with_costs(
         return _Way(counts, compute_s, nothing, nothing, nothing, nothing, possible & (host <= member.memory_bytes))
     total, own = totals[member.places.index(streaming)], counts[member.places.index(streaming)]
     fits = (host <= member.memory_bytes) & (total <= streaming.memory_bytes)
-    return _streaming_way(cluster, member, counts, compute_s, possible, by_largest, hopeful, host - total, own, fits)
+    taken = host - total if streaming.shares_host else host
+    return _streaming_way(cluster, member, counts, compute_s, possible, by_largest, hopeful, taken, own, fits)
 
 
 def _streaming_way(
@@ -348,10 +366,14 @@ def _streaming_way(
     size = _size(streaming, by_largest)
     table = streaming.table_bytes
     gather = min(GATHER_BYTES, member.memory_bytes // GATHER_SHARE)
-    room = np.minimum(streaming.memory_bytes, member.memory_bytes - taken) - own * cluster.kv_bytes
-    weights = own * size + streaming.fixed_bytes - table
-    over = np.where(fits | (weights <= room), 0.0, np.maximum(0.0, weights - room + gather))
-    room = room - gather
+    host, room = member.memory_bytes - taken, np.full_like(taken, float(streaming.memory_bytes))
+    in_host = np.minimum(room, host) if streaming.shares_host else room
+    room = in_host - own * cluster.kv_bytes
+    weights, lost = own * size + streaming.fixed_bytes - table, float(gather) if streaming.shares_host else 0.0
+    if streaming.device.copies:
+        lost += 0.0 if hopeful else most_slots(cluster.problem, streaming.device)
+    over = np.where(fits | (weights <= room), 0.0, np.maximum(0.0, weights - room + lost))
+    room = room - lost if streaming.shares_host else host - gather  # of the buffer
     experts = own * (sum(model.expert_bytes) / cluster.n_layers) if model.expert_bytes else np.zeros_like(over)
     demanded = np.minimum(over, experts)
     routed = (sum(model.expert_bytes) / cluster.n_layers) * cluster.routed if model.expert_bytes else 0.0
@@ -365,7 +387,7 @@ def _streaming_way(
         demanded_s=demanded * cluster.routed / member.disk_bytes_s,
         room=np.maximum(room, 0.0),
         least=least,
-        possible=possible & ((over == 0) | (least <= room)),
+        possible=possible & ((over == 0) | ((least <= room) & (over <= weights))),
     )
 
 

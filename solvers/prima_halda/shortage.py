@@ -9,10 +9,13 @@ import msgspec
 from prima_core.errors import PlanError
 from prima_core.interfaces import KvType
 from prima_core.plan.check import complete
+from prima_core.plan.forecast import Forecast
 from prima_core.plan.problem import NodeFacts, Problem
 from prima_core.plan.proportional import proportional
 
-_MOST_BYTES = 1 << 50
+_MOST_BYTES = 1 << 40
+"""More memory than that is no cure."""
+_MOST_S = 3600.0
 _NEAR = 1.01
 """A cure is the smallest but for so much."""
 
@@ -23,6 +26,24 @@ def explained(problem: Problem, error: PlanError) -> PlanError:
     bare = _without_rates(problem)
     cures = [cure for find in (_memory, _streaming, _kv_type, _context) if (cure := find(bare))]
     return PlanError(error.message, hint="; or ".join(cures) if cures else error.hint)
+
+
+def check_layers(problem: Problem) -> None:
+    """Raises PlanError for a model without layers."""
+    if not problem.model.n_layers:
+        raise PlanError(f"{problem.model.name} has no layers", hint="layer_bytes is to have a size for each of them")
+
+
+def check_use(forecast: Forecast) -> None:
+    """Raises PlanError where the best plan that was found is foretold to take longer than anybody waits for a token."""
+    if forecast.token_s <= _MOST_S:
+        return
+    raise PlanError(
+        f"no plan is of any use: the best takes {forecast.token_s / 3600:,.1f} hours per token, most of it"
+        f" {forecast.limit}",
+        hint=f"that would have to be {forecast.token_s:,.0f} times faster for a token in a second: see that its rate is"
+        " what the problem says",
+    )
 
 
 def _without_rates(problem: Problem) -> Problem:
@@ -97,12 +118,13 @@ def _kv_type(problem: Problem) -> str:
 
 
 def _context(problem: Problem) -> str:
-    def helps(fewer: int) -> bool:
-        n_tokens = problem.kv_tokens - fewer
-        return n_tokens < 1 or _can_be(msgspec.structs.replace(problem, kv_tokens=n_tokens))
+    def can_be(n_tokens: int) -> bool:
+        return _can_be(msgspec.structs.replace(problem, kv_tokens=n_tokens))
 
-    if problem.kv_tokens <= 1 or not _can_be(msgspec.structs.replace(problem, kv_tokens=1)):
+    if problem.kv_tokens <= 1 or not can_be(1):
         return ""
-    fewer = _least(helps, max(1, problem.kv_tokens // 64)) or problem.kv_tokens
-    left = max(1, problem.kv_tokens - fewer)
-    return f"keep {left} positions of KV instead of {problem.kv_tokens} (-c, --parallel)"
+    low, high = 1, problem.kv_tokens
+    while high > _NEAR * low + 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if can_be(middle) else (low, middle)
+    return f"keep {low} positions of KV instead of {problem.kv_tokens} (-c, --parallel)"

@@ -18,21 +18,22 @@ from prima_core.plan.plan import Certificate, Plan, Residency, Split, Visit
 from prima_core.plan.predict import goal_s, predict
 from prima_core.plan.problem import Problem
 from prima_core.plan.proportional import proportional
+from prima_core.plan.slots import slots_of
 from prima_core.plan.stream import gather_bytes
-from prima_halda.cluster import Cluster, unknown_rate
+from prima_halda.cluster import Cluster, unknown_disk, unknown_rate
 from prima_halda.improve import Budget, improved, kicked, repaired, shaken, with_better_buffers
 from prima_halda.judge import Judge, Trial
 from prima_halda.memory import Load, Memory, Way
 from prima_halda.outputs import with_best_output
 from prima_halda.packing import packed, packings
 from prima_halda.ring import EXACT_UP_TO
-from prima_halda.shortage import explained
+from prima_halda.shortage import check_layers, check_use, explained
 from prima_halda.starts import bound_s, differs, starts
 from prima_halda.timing import turns_of
 from prima_halda.visits import WORTH, with_fewer_visits
 
-_STEPS = 24_000
-"""Simulated layers: about half a second."""
+_STEPS = 13_000
+"""Simulated layers: about a third of a second."""
 _AS_GOOD = 1.0005
 """So near its bound no plan is searched for a better one."""
 _TRIED_OUT = 4096
@@ -48,6 +49,7 @@ _KICK_STEPS = 40_000
 def solve(problem: Problem) -> Plan:
     """Raises PlanError when no plan was found, with what is lacking. Where rates are not known the plan is that of
     `even`, and its certificate says why."""
+    check_layers(problem)
     return with_best_output(problem, _solved(problem), _solved)
 
 
@@ -62,9 +64,8 @@ def _solved(problem: Problem) -> Plan:
     trials = _judged(judge, _all_starts(judge, starts(judge)))
     if not trials:
         plan = _shared_out(problem)  # what it finds, though the judge did not
-        return msgspec.structs.replace(
-            plan, solver="halda", certificate=Certificate(about="as `even`: the search found none")
-        )
+        why = unknown_disk(problem) or "the search found none"
+        return msgspec.structs.replace(plan, solver="halda", certificate=Certificate(about=f"as `even`: {why}"))
     least_s = bound_s(judge)
     if differs(cluster) or trials[0].time_s > _AS_GOOD * least_s:
         trials = sorted([*_searched(judge, trials), *trials], key=lambda trial: trial.time_s)
@@ -73,6 +74,7 @@ def _solved(problem: Problem) -> Plan:
         budget = Budget(judge, judge.n_steps + _STEPS // 4)
         thin = with_fewer_visits(judge, trials, trials[0], budget)
         plan = _worth_it(cluster, plan, thin)
+    check_use(predict(complete(plan, problem), problem))
     return _certified(cluster, plan, least_s)
 
 
@@ -193,9 +195,14 @@ def plan_with_buffers(cluster: Cluster, trial: Trial) -> Plan:
 
 
 def _residency(cluster: Cluster, load: Load, buffer_bytes: int) -> Residency:
-    tensors = cluster.problem.model.tensor_bytes
-    exact = replace(load.overload, tensor_bytes=tuple(tensors[layer] for layer in load.layers) if tensors else ())
-    size = min(max(buffer_bytes, exact.fluent_buffer), exact.room_bytes)
+    model = cluster.problem.model
+    tensors, streaming = model.tensor_bytes, cluster.problem.node(load.overload.node).streaming_device
+    exact = replace(
+        load.overload,
+        tensor_bytes=tuple(tensors[layer] for layer in load.layers) if tensors else (),
+        slots=slots_of(model, streaming, load.layers) if streaming is not None and streaming.copies else None,
+    )
+    size = max(min(buffer_bytes, exact.most_buffer), exact.fluent_buffer)
     return Residency(
         node=exact.node,
         device=exact.device,

@@ -15,6 +15,7 @@ from prima_core.plan.plan import Plan
 from prima_core.plan.proportional import ROUNDS, proportional
 from prima_core.plan.stream import gather_bytes
 from prima_halda.cluster import Cluster
+from prima_halda.contiguous import contiguous
 from prima_halda.judge import Judge
 from prima_halda.layout import laid_out
 from prima_halda.memory import Way
@@ -22,6 +23,7 @@ from prima_halda.relax import VISITS, Options, Relaxation, Relaxed, Share
 from prima_halda.ring import shortest_ring
 
 _SPREADS = (1, 2, 4, 8, 16)
+_ORDERS = 2
 _LEFT_OUT = 3
 """Nodes with the fewest layers that are each left out once."""
 
@@ -36,7 +38,19 @@ def starts(judge: Judge) -> list[Way]:
             ways += _ways(cluster, found.shares, ring(others), cluster.problem.rounds)
         if not differs(cluster):
             break
+    if not cluster.problem.rounds:
+        ways += _in_one_round(cluster, ways)
     return list(dict.fromkeys([*ways, *_of_other_solvers(cluster)]))
+
+
+def _in_one_round(cluster: Cluster, ways: Sequence[Way]) -> Iterator[Way]:
+    """Nodes in the order in which the others visit them first, and all that they leave out, both ways round."""
+    visited = (tuple(dict.fromkeys(cluster.places[number].member for number in way)) for way in ways[:_ORDERS])
+    for first in dict.fromkeys(visited):
+        rest = [member.index for member in cluster.members if member.index not in first]
+        for order in ((*first, *rest), (*rest, *reversed(first))):
+            if (way := contiguous(cluster, order)) is not None:
+                yield way
 
 
 def bound_s(judge: Judge) -> float:
@@ -56,8 +70,7 @@ def _hopeful_bounds(judge: Judge) -> Iterator[float]:
     if cluster.problem.goal is Goal.TTFT:
         for chunk in _chunks(cluster):
             hopeful = Relaxation(judge.timing(cluster.step.of(chunk, 1)).cluster, hopeful=True)
-            found = hopeful.prompts(Options((1,), n_chunks=-(-cluster.problem.n_prompt // chunk)))
-            yield from (one.bound_s for one in found)
+            yield from (one.bound_s for one in hopeful.prompts(_of_prompt(cluster, chunk)))
         return
     best = Relaxation(cluster, hopeful=True).solve(Options(tuple(range(1, 33))))
     if best is not None:
@@ -77,12 +90,12 @@ def _relaxed(judge: Judge, by_largest: bool) -> Iterator[Relaxed]:
     if cluster.problem.goal is Goal.TTFT and not cluster.problem.rounds:
         for chunk in _chunks(cluster):
             relaxation = Relaxation(judge.timing(cluster.step.of(chunk, 1)).cluster, by_largest=by_largest)
-            yield from relaxation.prompts(Options((1,), n_chunks=-(-cluster.problem.n_prompt // chunk)))
+            yield from relaxation.prompts(_of_prompt(cluster, chunk))
         return
     relaxation = Relaxation(cluster, by_largest=by_largest)
     found = [best for options in _options(cluster) if (best := relaxation.solve(options)) is not None]
     yield from found
-    if found and not cluster.problem.rounds:
+    if found and not cluster.problem.rounds and not by_largest:
         best = min(found, key=lambda one: one.time_s)
         for without in _least_used(cluster, best):
             if (left := relaxation.solve(Options(without=without))) is not None:
@@ -129,15 +142,25 @@ def _steps(cluster: Cluster) -> list[tuple[int, int]]:
     return list(fewest.items())
 
 
+def _of_prompt(cluster: Cluster, chunk: int) -> Options:
+    n_chunks, n_together = -(-cluster.problem.n_prompt // chunk), max(1, _gathered(cluster) // chunk)
+    return Options((1,), n_chunks=n_chunks, n_together=min(n_together, n_chunks))
+
+
+def _gathered(cluster: Cluster) -> int:
+    problem = cluster.problem
+    n_bytes = gather_bytes(problem, [node.name for node in problem.nodes])
+    return gathered_tokens(n_bytes, problem.model.row_bytes)
+
+
 def _chunks(cluster: Cluster) -> list[int]:
     """Of a prompt, that plans may have."""
     problem = cluster.problem
-    gathered = gathered_tokens(gather_bytes(problem, [node.name for node in problem.nodes]), problem.model.row_bytes)
     usual = {
         usual_chunk(on_gpu, is_alone, n)
         for on_gpu in {not is_cpu(place.id) for place in cluster.places}
         for is_alone in (False, True)
-        for n in (0, gathered)
+        for n in (0, _gathered(cluster))
     }
     return sorted({min(problem.chunk or chunk, problem.n_prompt) for chunk in usual})
 

@@ -52,8 +52,9 @@ class Timing:
                 compute_s=computing.get(index, 0.0),
                 bytes_s=member.disk_bytes_s,
                 least_bytes=load.smallest,
-                most_bytes=load.overload.room_bytes,
+                most_bytes=load.overload.most_buffer,
                 disk=member.disk,
+                beside=load.overload.is_beside,
             )
         return readers
 
@@ -70,7 +71,7 @@ class Timing:
         return hops_s + self.cluster.to_output_s[stops[-1]] + self.cluster.back_s
 
     def demanded_s(self, load: Load, index: int) -> float:
-        return load.overload.experts_over_bytes * self.cluster.routed / self.cluster.members[index].disk_bytes_s
+        return load.overload.experts_over_bytes * self._routed(load) / self.cluster.members[index].disk_bytes_s
 
     def about_s(self, visits: Sequence[Turn], loads: Mapping[int, Load], buffers: Mapping[int, int]) -> float:
         """A simulation in which a visit is one thing: it ends when all is computed, and its last layer was read in
@@ -111,7 +112,7 @@ class Timing:
             return index, compute_s, 0.0, 0.0
         number, _, stop = streaming[-1]
         n_bytes = load.streamed(buffer_bytes) * n_layers / load.n_layers
-        return index, compute_s, places[number].compute_s(stop - 1, stop), n_bytes
+        return index, compute_s + places[number].copy_s(n_bytes), places[number].compute_s(stop - 1, stop), n_bytes
 
     def pass_cost(self, visits: Sequence[Turn], loads: Mapping[int, Load], buffers: Mapping[int, int]) -> PassCost:
         cluster = self.cluster
@@ -157,16 +158,20 @@ class Timing:
         overload, experts = load.overload, self.cluster.problem.model.expert_bytes
         streamed = load.streamed(buffer_bytes)
         dense = min(max(0.0, streamed - overload.expert_bytes), sum(overload.layer_bytes) - overload.expert_bytes)
-        routed = self.cluster.routed * min(streamed, overload.expert_bytes) / max(1, overload.expert_bytes)
+        own, routed = dense / max(1, load.n_layers), self._routed(load) * min(streamed, overload.expert_bytes)
         for layer in range(start, stop):
-            demanded = routed * experts[layer] if experts else 0.0
-            yield LayerCost(place.compute_s(layer, layer + 1), dense / max(1, load.n_layers), demanded)
+            demanded = routed * experts[layer] / max(1, overload.expert_bytes) if experts else 0.0
+            yield LayerCost(place.compute_s(layer, layer + 1) + place.copy_s(own + demanded), own, demanded)
+
+    def _routed(self, load: Load) -> float:
+        """Where weights are copied to a device nobody asks which experts are chosen."""
+        return self.cluster.routed if load.overload.slots is None else 1.0
 
     def _output(self, load: Load | None, buffer_bytes: int) -> Iterator[LayerCost]:
         compute_s = self.cluster.output_s
         streamed = 0.0
         if load is not None and load.overload.device == self.cluster.output.id:
             streamed = max(0.0, load.streamed(buffer_bytes) - sum(load.overload.layer_bytes))
-        n_blocks = int(4 * streamed // buffer_bytes) + 1 if buffer_bytes else 1
-        for _ in range(n_blocks if streamed else 1):
-            yield LayerCost(compute_s / n_blocks if streamed else compute_s, streamed / n_blocks)
+        n_blocks = int(4 * streamed // buffer_bytes) + 1 if streamed and buffer_bytes else 1
+        for _ in range(n_blocks):
+            yield LayerCost((compute_s + self.cluster.output.copy_s(streamed)) / n_blocks, streamed / n_blocks)

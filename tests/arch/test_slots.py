@@ -15,6 +15,7 @@ from prima_core.arch.blocks import CopiedBlocks
 from prima_core.arch.shard import OpsShard
 from prima_core.arch.slots import SlotOps, pieces
 from prima_core.interfaces import ExpertGroup, Layers, Slice, Weight
+from prima_core.memory.residency import PIECE_BYTES
 from prima_core.model.names import OUTPUT, TOKEN_EMBD
 from prima_core.model.quant import GGUFType
 from prima_core.testing.driving import FloatArray, logits_of_all, opened, step_of
@@ -270,7 +271,7 @@ def test_a_stack_of_experts_is_complete_on_a_device() -> None:
 
 
 def test_a_matrix_is_cut_into_pieces_of_whole_rows() -> None:
-    rows = slots.PIECE_BYTES // 8 // 4
+    rows = PIECE_BYTES // 8 // 4
     matrix = Weight("output.weight", GGUFType.F32, (2 * rows + 1, 8), np.zeros((2 * rows + 1) * 32, np.uint8))
     assert [piece.shape for piece in pieces(matrix)] == [(rows, 8), (rows, 8), (1, 8)]
     wide = Weight("output.weight", GGUFType.F32, (2, 3 * rows * 8), np.zeros(2 * 3 * rows * 32, np.uint8))

@@ -34,7 +34,7 @@ def test_a_plan_is_shown_as_a_table(prima: Prima, tiny: Path) -> None:
     assert shown.code == 0
     assert "[0, 3)" in shown.out
     assert "[3, 6)" in shown.out
-    assert "solver even" in shown.out
+    assert "solver halda" in shown.out
 
 
 def test_a_plan_shows_the_devices_of_a_node(prima: Prima, site: Site, tiny: Path) -> None:

@@ -59,6 +59,7 @@ class FakeSystem:
     open_files: int = 0
     resident: float | None = 1.0
     is_disk_broken: bool = False
+    is_full: bool = False
 
     def begin_read(self, path: Path, offset: int, n_bytes: int) -> None:
         self.reads.append((offset, n_bytes))
@@ -80,6 +81,10 @@ class FakeSystem:
     def buffer(self, n_bytes: int, *, is_filled: bool = False) -> memoryview:
         self.buffers.append(n_bytes)
         return memoryview(mmap.mmap(-1, n_bytes))[:n_bytes]
+
+    def claim(self, part: memoryview) -> None:
+        if self.is_full:
+            raise MemoryError(f"no {len(part)} bytes")
 
     def release(self, part: memoryview) -> None:
         """Who computes with what was given back is found out: as the scale of a block it is NaN."""

@@ -1,6 +1,7 @@
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prima_core.errors import ModelError
+from prima_core.errors import DeviceMemoryError, ModelError
 from prima_core.interfaces import ExpertGroup, Weight
 from prima_core.memory import readers
 from prima_core.memory.experts import Experts
@@ -302,6 +303,37 @@ def test_close_leaves_a_disk_that_hangs_behind(
         is_open.set()
         for thread in (*threads, asking):
             thread.join()
+
+
+def test_the_slots_of_a_disk_that_hangs_are_used_again_once_it_has_answered(
+    file: GGUFFile, system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "STALLED_AFTER_S", 0.01)
+    is_open = threading.Event()
+    system.fault = lambda offset: None if is_open.wait(30) else pytest.fail("nobody opened it")
+    with opened(file, system, one(file, 2)) as experts:
+        with pytest.raises(ModelError, match="the disk gave nothing"):
+            require(experts, 0, [3, 5])
+        monkeypatch.setattr(readers, "STALLED_AFTER_S", 30.0)
+        is_open.set()
+        deadline = time.monotonic() + 30
+        before = -1
+        while (hits := experts.stats().hits) != before + 2:  # both stay
+            before = hits
+            for group in groups(experts, 0, [7, 9]):
+                assert is_right(file, experts, 0, group)
+            assert time.monotonic() < deadline, "slots are missing"
+
+
+def test_an_expert_that_finds_no_memory_comes_when_there_is_some(file: GGUFFile, system: FakeSystem) -> None:
+    with opened(file, system, one(file, 2)) as experts:
+        system.is_full = True
+        with pytest.raises(DeviceMemoryError, match="no memory for an expert"):
+            require(experts, 0, [3, 5])
+        system.is_full = False
+        for group in groups(experts, 0, [3, 5]):
+            assert is_right(file, experts, 0, group)
+        assert experts.n_bytes <= one(file, 2)
 
 
 def test_where_there_is_no_room_for_them_nothing_is_left_open(file: GGUFFile) -> None:

@@ -106,9 +106,12 @@ def test_the_slot_of_a_failed_read_is_used_again_but_not_of_one_that_may_still_c
     assert len(table.hold(0, some(5))) == 0
     table.admit(0, some(6))
     assert table.slots(0, some(6)) == slot
-    table.lose(0, some(6))
+    lost = table.lose(0, some(6))
+    assert lost == [slot]
     table.admit(0, some(7))
     assert table.slots(0, some(7)) != slot
+    table.regain(lost)
+    assert table.n_with_memory == 1
 
 
 def test_a_smaller_capacity_gives_memory_back_at_once() -> None:

@@ -40,13 +40,13 @@ def test_what_is_given_up_is_dropped_at_once_and_read_from_the_next_round_on() -
         one_pass(store)
         store.resize(ALL // 2)
         stats = store.stats()
-        assert ALL // 2 - 65_536 < stats.pinned_bytes <= ALL // 2
         assert sum(n_bytes for _, n_bytes in system.dropped) == stats.streamed_bytes
         assert n_readers() == 0  # nobody computes
         for _ in range(3):
             one_pass(store)
         assert n_readers() == 4
         assert store.stats().missed_bytes == 0
+        assert ALL // 2 - 81_920 < stats.pinned_bytes + store.stats().buffer_bytes <= ALL // 2
         assert sum(streamed_of(store)) == stats.streamed_bytes
         assert max(streamed_of(store)) - min(streamed_of(store)) <= 2 * 81_920
 
@@ -128,20 +128,42 @@ def test_what_is_taken_back_while_it_waits_in_the_buffer_is_given_from_the_map()
         store.release(1)
 
 
-def test_a_share_that_outgrows_the_buffer_gets_a_larger_one_once() -> None:
+def test_a_buffer_that_suffices_is_kept_and_one_that_does_not_grows_at_the_cost_of_what_stays() -> None:
     system = FakeSystem()
-    with streaming(ALL // 4, 250_000, system) as store:
+    with streaming(ALL // 6, 250_000, system) as store:
         one_pass(store)
-        assert store.stats().buffer_bytes == 250_000
-        for pinned in (ALL // 2, ALL // 4, 0):
+        for pinned in (2_400_000, 1_500_000, 1_000_000, 200_000):
+            before = store.stats()
             store.resize(pinned)
-            one_pass(store)  # what was read ahead does not have it yet
-            missed_bytes = store.stats().missed_bytes
+            one_pass(store)
+            stats = store.stats()
+            grown_bytes = stats.buffer_bytes - before.buffer_bytes
+            assert pinned - 81_920 < stats.pinned_bytes + grown_bytes <= pinned
+            assert system.buffers[-1] == stats.buffer_bytes
+            missed_bytes = stats.missed_bytes
             one_pass(store)
             assert store.stats().missed_bytes == missed_bytes
-        stats = store.stats()
-        assert system.buffers == [250_000, stats.buffer_bytes]
-        assert LAYER_BYTES + 81_920 <= stats.buffer_bytes < LAYER_BYTES + 81_920 + 16 * 512
+        assert system.buffers[0] == 250_000 < system.buffers[1]
+        assert LAYER_BYTES + 81_920 <= stats.buffer_bytes < LAYER_BYTES + 81_920 + 16 * 4096
+
+
+def test_a_buffer_is_as_planned_again_once_that_suffices() -> None:
+    system = FakeSystem()
+    with streaming(ALL // 6, 250_000, system) as store:
+        planned = store.pinned_bytes
+        for pinned in (0, planned):
+            store.resize(pinned)
+            one_pass(store)
+        assert store.pinned_bytes == planned
+        assert (system.buffers[0], *system.buffers[2:]) == (250_000, 250_000)
+
+
+def test_what_a_buffer_has_grown_by_is_not_counted_again_though_nobody_computes() -> None:
+    with streaming(0, 0) as store:
+        for pinned in (ALL // 2, ALL // 2, ALL // 2):
+            store.resize(pinned)
+        one_pass(store)
+        assert store.pinned_bytes > ALL // 2 - 81_920
 
 
 def test_the_output_and_the_table_are_given_up_and_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:

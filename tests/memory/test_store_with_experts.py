@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from prima_core.arch.families import open_model
 from prima_core.interfaces import Layers, Weight
+from prima_core.memory.experts import Experts
 from prima_core.memory.residency import Holding, holding
 from prima_core.memory.store import StreamingStore
 from prima_core.memory.system import host
@@ -130,6 +132,29 @@ def test_a_layer_in_use_is_right_while_the_store_is_made_smaller(model: Model, h
             np.testing.assert_array_equal(weight.data, expected[name].data)
         store.release(0)
         use(store, model, 0, [3])
+
+
+def test_a_store_resized_while_experts_are_told_their_room_has_them_keep_to_the_last_size(
+    model: Model, held: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resize(experts: Experts, budget_bytes: int) -> None:
+        budgets.append(budget_bytes)
+        if len(budgets) == 2:  # the first is that of its making
+            meanwhile.start()
+            meanwhile.join(0.2)  # it has to wait for this, or would be undone by it
+        tell(experts, budget_bytes)
+
+    budgets: list[int] = []
+    tell = Experts.resize
+    monkeypatch.setattr(Experts, "resize", resize)
+    with streaming(0, 0, model=model, visits=VISITS, system=FakeSystem()) as store:
+        meanwhile = threading.Thread(target=lambda: store.resize(held.total_bytes - held.expert_bytes))
+        store.resize(held.total_bytes - held.expert_bytes // 2)
+        use(store, model, 0, [1])
+        meanwhile.join()
+        use(store, model, 0, list(range(N_EXPERTS)))
+        assert store._experts is not None
+        assert store._experts.n_bytes <= max(budgets[-1], store._experts.group_bytes)
 
 
 def test_experts_leave_the_page_cache_alone_and_those_that_went_take_no_memory(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from prima_core.memory.slots import Slots
 from prima_core.memory.system import Memory
 from prima_core.memory.windows import (
     ERROR_HANDLE_EOF,
@@ -26,6 +27,7 @@ from prima_core.memory.windows import (
 )
 
 SIZE = (1 << 20) + 1234
+COMMIT, RESERVE, DECOMMIT, RELEASE = 0x1000, 0x2000, 0x4000, 0x8000
 
 
 class Call:
@@ -55,10 +57,11 @@ class Kernel32:
         self._results: dict[int, tuple[int, int]] = {}
         self.open_handles = 0
         self.fails_with = 0
+        self.is_full = False
         for name in ("CreateFileW", "CreateEventW", "ReadFile", "GetOverlappedResult", "CloseHandle"):
             setattr(self, name, Call(getattr(self, f"_{name}")))
         self.VirtualAlloc, self.VirtualFree = Call(self._alloc), Call(lambda address, n_bytes, how: 1)
-        self.DiscardVirtualMemory, self.VirtualUnlock = Call(lambda begin, n_bytes: 0), Call(lambda begin, n_bytes: 0)
+        self.VirtualUnlock = Call(lambda begin, n_bytes: 0)
         self.PrefetchVirtualMemory = Call(lambda process, n_ranges, ranges, flags: 0)
         self.GetCurrentProcess = Call(lambda: INVALID_HANDLE)  # the same number
 
@@ -102,11 +105,13 @@ class Kernel32:
         self.open_handles -= 1
         return 1
 
-    def _alloc(self, _: None, n_bytes: int, how: int, protection: int) -> int | None:
-        assert (how, protection) == (0x3000, 4)
-        if n_bytes > 1 << 40:
+    def _alloc(self, at: int | None, n_bytes: int, how: int, protection: int) -> int | None:
+        assert (at is None, how, protection) in ((True, RESERVE, 4), (True, RESERVE | COMMIT, 4), (False, COMMIT, 4))
+        if n_bytes > 1 << 40 or self.is_full:
             self.error = 8
             return None
+        if at is not None:
+            return at
         memory = mmap.mmap(-1, n_bytes)
         address = int(np.frombuffer(memory, np.uint8).ctypes.data)
         self._memory[address] = memory
@@ -180,12 +185,33 @@ def test_a_buffer_is_freed_with_its_last_view(file: Path) -> None:
     gc.collect()
     assert kernel32.VirtualFree.calls == []
     system.release(part[100 : 3 * mmap.PAGESIZE])
-    assert kernel32.DiscardVirtualMemory.calls == [(address + 4096 + mmap.PAGESIZE, 2 * mmap.PAGESIZE)]
+    assert kernel32.VirtualFree.calls == [(address + 4096 + mmap.PAGESIZE, 2 * mmap.PAGESIZE, DECOMMIT)]
     system.release(part[:10])
-    assert len(kernel32.DiscardVirtualMemory.calls) == 1
+    assert len(kernel32.VirtualFree.calls) == 1
     del part
     gc.collect()
-    assert kernel32.VirtualFree.calls == [(address, 0, 0x8000)]
+    assert kernel32.VirtualFree.calls[1:] == [(address, 0, RELEASE)]
+
+
+def test_memory_for_experts_is_taken_slot_by_slot(file: Path) -> None:
+    kernel32, page = Kernel32(file), mmap.PAGESIZE
+    slots = Slots([3 * page // 2], 4, system_of(kernel32))
+    [(_, n_bytes, how, _)] = kernel32.VirtualAlloc.calls
+    assert (n_bytes, how) == (6 * page, RESERVE)
+    begin = int(slots.data[0].ctypes.data)
+    slots.claim(1)
+    assert kernel32.VirtualAlloc.calls[1:] == [(begin + page, 2 * page, COMMIT, 4)]
+    slots.release(1)
+    assert kernel32.VirtualFree.calls == [(begin + 2 * page, page, DECOMMIT)]
+    kernel32.is_full = True
+    with pytest.raises(MemoryError, match="error 8"):
+        slots.claim(2)
+
+
+def test_a_buffer_that_is_filled_has_its_memory_at_once(file: Path) -> None:
+    kernel32 = Kernel32(file)
+    system_of(kernel32).buffer(4096, is_filled=True)
+    assert [how for _, _, how, _ in kernel32.VirtualAlloc.calls] == [RESERVE | COMMIT]
 
 
 def test_no_room_for_a_buffer_is_an_error(file: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prima_core.arch.fits import check_fits
-from prima_core.interfaces import BackendOptions, Device, Layers, Shard, Slice, Store, Weight
+from prima_core.interfaces import Backend, BackendOptions, Device, Layers, Shard, Slice, Store, Weight
 from prima_core.model.spec import ModelSpec
 from prima_numpy.backend import NumpyBackend
 from tests.site import Site
@@ -34,7 +34,7 @@ def add_fake_gpu(site: Site, **arguments: object) -> None:
 @dataclass
 class FakeGpu:
     """`sizes`: memory of each device, by its id. `free`: what is found of it when something is to be loaded; a device
-    that `notices` says so from then on."""
+    that `notices` says so from then on. One that `copies` weights computes with torch."""
 
     options: BackendOptions
     sizes: dict[str, int]
@@ -42,13 +42,20 @@ class FakeGpu:
     notices: bool = True
     shares_host: bool = False
     growth: Mapping[str, float] = field(default_factory=dict)
+    copies: bool = False
     loaded: list[tuple[str, tuple[Layers, ...]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._cpu = NumpyBackend(self.options)
+        self._cpu: Backend = NumpyBackend(self.options)
+        if self.copies:
+            from prima_torch.backend import TorchBackend  # takes a second
+
+            self._cpu = TorchBackend(BackendOptions(self.options.threads))
 
     def devices(self) -> Sequence[Device]:
-        return [Device(id_, size, "fake", self.shares_host, self.growth) for id_, size in self.sizes.items()]
+        return [
+            Device(id_, size, "fake", self.shares_host, self.growth, self.copies) for id_, size in self.sizes.items()
+        ]
 
     def describe(self) -> Mapping[str, str]:
         return {"driver": "none"}
@@ -59,7 +66,7 @@ class FakeGpu:
             self.sizes[device] = free
         check_fits(device, free, model, part, store, self._size)
         self.loaded.append((device, part.layers))
-        return self._cpu.load(model, "numpy:cpu", part, store)
+        return self._cpu.load(model, "torch:cpu" if self.copies else "numpy:cpu", part, store)
 
     def close(self) -> None:
         self._cpu.close()

@@ -88,8 +88,8 @@ def test_a_plan_carries_a_forecast_where_the_nodes_rates_are_known() -> None:
     rated = (msgspec.structs.replace(CPU[0], decode_bytes_s=1e3, prefill_bytes_s=1e5),)
     forecast = planning()((Member("head", 10_000, rated, ""), Member("b", 10_000, rated, ""))).forecast
     assert forecast is not None
-    hops_s = 2 * UNKNOWN_LINK.latency_s
-    assert forecast.token_s == pytest.approx(0.45 + hops_s)  # 400 bytes of layers, 50 of the output
+    hops_s = 2 * UNKNOWN_LINK.latency_s  # and 400 bytes of layers, 50 of the output, 200 of 50 positions of KV
+    assert forecast.token_s == pytest.approx(0.65 + hops_s)
     assert planning()((Member("head", 10_000, rated, ""), B)).forecast is None
     stale = msgspec.structs.replace(PLAN, forecast=forecast)
     assert planning(fixed=stale)((HEAD, B)).forecast is None

@@ -10,6 +10,7 @@ from prima_core.node.drift import DriftWatch
 from prima_core.node.driver import Member, State, Status
 from prima_core.plan.forecast import Forecast, NodeForecast
 from prima_core.plan.plan import Plan, Visit
+from prima_core.plan.problem import LinkFacts
 from prima_core.ring.times import NodeTimes
 
 TOKEN_S = 0.1
@@ -110,7 +111,39 @@ def test_a_node_that_was_lost_is_forgotten() -> None:
     assert len(seen.told) == 2, "it may be another machine by now"
 
 
-# ---------------------------------------------------------------- disks and answers
+# ---------------------------------------------------------------- links, disks and answers
+
+LINK = LinkFacts("a", "b", 0.003, 4e7)
+
+
+def test_a_link_that_is_off_twice_is_named_once() -> None:
+    told: list[str] = []
+    watch = DriftWatch(told.append)
+    assert watch.see_link(LINK, 0.004, 0.008), "to be looked at once more"
+    assert (watch.off("a"), told) == ((), [])
+    assert not watch.see_link(LINK, 0.004, 0.008)
+    assert watch.off("a") == ("sends a token to b in 8.0 ms; 4.0 ms were measured when they met",)
+    assert not watch.see_link(LINK, 0.004, 0.009)
+    assert told == ["node a sends a token to b in 8.0 ms; 4.0 ms were measured when they met"]
+    watch.lost("b")
+    assert watch.off("a") == ()
+
+
+@pytest.mark.parametrize(("before_s", "now_s"), [(0.004, 0.0049), (0.0001, 0.0009), (0.02, 0.016)])
+def test_links_may_vary(before_s: float, now_s: float) -> None:
+    watch = DriftWatch(lambda line: None)
+    for _ in range(3):
+        assert not watch.see_link(LINK, before_s, now_s)
+    assert watch.off("a") == ()
+
+
+def test_a_link_that_has_mended_is_no_longer_off() -> None:
+    watch = DriftWatch(lambda line: None)
+    for now_s in (0.02, 0.02):
+        watch.see_link(LINK, 0.004, now_s)
+    assert len(watch.off("a")) == 1
+    assert not watch.see_link(LINK, 0.004, 0.004)
+    assert watch.off("a") == ()
 
 
 def disk(*reads: tuple[float, float], name: str = "b") -> tuple[tuple[str, ...], list[str]]:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from prima_core.errors import LinkBroken
 from prima_core.model.weights import Model
 from prima_core.node import links
-from prima_core.node.links import End, LinkFinder
+from prima_core.node.links import End, LinkFinder, Watch
 from prima_core.plan.problem import LinkFacts
 from prima_core.ring import control
 from prima_core.ring.probes import LinkFigures
@@ -25,7 +26,10 @@ class Nodes:
     """A head, and workers that measure a millisecond to every node that answers; `silent` ones say nothing."""
 
     def __init__(self) -> None:
-        self.finder = LinkFinder(HEAD, self, self.send, 100, self.tell)
+        self.finder = LinkFinder(HEAD, self, self.send, 100, self.tell, Watch(lambda: self.is_idle, self.look))
+        self.is_idle = True
+        self.is_doubtful = False
+        self.looked: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self.echoing: dict[bytes, str] = {}
         self.probed: list[tuple[str, str]] = []
         self.silent: set[str] = set()
@@ -35,10 +39,15 @@ class Nodes:
     def tell(self, line: str) -> None:
         self.told.append(line)
 
+    def look(self, link: LinkFacts, before_s: float, now_s: float) -> bool:
+        assert (before_s, now_s) == (0.001 + 100 / 1e8, 0.001)
+        self.looked.put((link.source, link.target))
+        return self.is_doubtful
+
     def answer(self, id: bytes, address: str) -> None:
         self.echoing[id] = HEAD.name
 
-    def measure(self, id: bytes, address: str, n_bytes: int) -> LinkFigures | None:
+    def measure(self, id: bytes, address: str, n_bytes: int, is_brief: bool) -> LinkFigures | None:
         target = address.removeprefix("inproc://")
         self.probed.append((HEAD.name, target))
         assert self.echoing.pop(id) == target
@@ -89,13 +98,25 @@ def test_a_node_that_does_not_answer_joins_all_the_same(nodes: Nodes, monkeypatc
     nodes.silent.add("b")
     nodes.join("b")
     assert nodes.next() == ("b", ())
-    assert nodes.told == [
-        "the link from head to b could not be measured",
-        "the link from b to head could not be measured",
-    ]
+    assert nodes.told == ["the links between b and head could not all be measured"]
     nodes.join("c")
     _, found = nodes.next()
     assert {(link.source, link.target) for link in found} == both("head", "c")
+
+
+def test_an_address_that_can_never_work_hinders_nobody_else(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(id: bytes, address: str) -> None:
+        nodes.echoing[id] = HEAD.name
+        if address == "nonsense":
+            raise LinkBroken(f"{address} is no address")
+
+    monkeypatch.setattr(nodes, "answer", answer)
+    monkeypatch.setattr(nodes, "measure", lambda id, address, n_bytes, is_brief: None)
+    nodes.finder.joined(End("b", "nonsense"), lambda found: nodes.ready.put(("b", found)))
+    assert nodes.next() == ("b", ())
+    nodes.finder.lost("b")
+    nodes.join("c")
+    assert [link.source for link in nodes.next()[1]] == ["c"]
 
 
 def test_a_join_takes_so_long_and_no_longer(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +150,31 @@ def test_the_end_does_not_wait_for_an_answer(nodes: Nodes) -> None:
     until("b is asked", lambda: ("b", "head") in nodes.probed)
     nodes.finder.close()
     assert nodes.ready.empty()
+
+
+def test_links_are_looked_at_again_in_turn(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes.join("b")
+    nodes.next()
+    nodes.finder.joined(End("c", "inproc://c"), lambda found: monkeypatch.setattr(links, "AGAIN_S", 0.01))
+    seen = [nodes.looked.get(timeout=DEADLINE_S) for _ in range(7)]
+    assert set(seen[:6]) == both("head", "b") | both("head", "c") | both("b", "c")
+    assert seen[6] == seen[0]
+    nodes.is_doubtful = True
+    while nodes.looked.get(timeout=DEADLINE_S) != nodes.looked.get(timeout=DEADLINE_S):
+        pass
+    nodes.is_doubtful = False
+    nodes.finder.lost("c")
+    until("only b is left", lambda: len(nodes.finder._known) == 2)
+
+
+def test_while_requests_run_links_are_left_alone(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes.is_idle = False
+    nodes.finder.joined(End("b", "inproc://b"), lambda found: monkeypatch.setattr(links, "AGAIN_S", 0.001))
+    nodes.join("c")
+    nodes.next()
+    nodes.join("d")
+    nodes.next()
+    assert nodes.looked.empty()
 
 
 def test_what_nobody_asked_for_is_dropped(nodes: Nodes) -> None:

@@ -93,6 +93,7 @@ class Machine:
     decode_bytes_s: float = 9e9
     n_measured: int = 0
     n_checked: int = 0
+    busy_for: int = 0
     asked: list[int] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     answers: bool = True
@@ -101,12 +102,16 @@ class Machine:
     def node(self) -> Node:
         return cast("Node", SimpleNamespace(devices=(CPU,), worker=self))
 
-    def measure(self, model: Model, stop: Callable[[], bool], is_brief: bool = False) -> Future[dict[str, DeviceRates]]:
+    def measure(
+        self, model: Model, memory_bytes: int, stop: Callable[[], bool], is_brief: bool = False
+    ) -> Future[dict[str, DeviceRates]]:
         self.n_measured += not is_brief
         self.n_checked += is_brief
         result: Future[dict[str, DeviceRates]] = Future()
+        share = 0.5 if self.busy_for else 1.0
+        self.busy_for = max(0, self.busy_for - 1)
         if self.answers:
-            result.set_result({"numpy:cpu": DeviceRates(self.decode_bytes_s, 0.0 if is_brief else 80e9)})
+            result.set_result({"numpy:cpu": DeviceRates(share * self.decode_bytes_s, 0.0 if is_brief else 80e9)})
         return result
 
     def disk_rate(self, paths: list[Path], memory_bytes: int, system: object) -> float:
@@ -163,6 +168,13 @@ def test_a_device_that_has_changed_is_measured_anew(
     assert ("numpy:cpu computes" in " ".join(machine.told)) == (n_measured == 2)
 
 
+def test_a_device_that_was_busy_for_a_moment_is_not_measured_anew(machine: Machine, llama: Model) -> None:
+    machine.measurer().profile(machine.node, llama, 200)
+    machine.busy_for = 1
+    machine.measurer().profile(machine.node, llama, 200)
+    assert (machine.n_measured, machine.n_checked) == (1, 2)
+
+
 def test_a_device_that_cannot_be_looked_at_again_is_as_it_was(machine: Machine, llama: Model) -> None:
     first = machine.measurer().profile(machine.node, llama, 200)
     machine.decode_bytes_s = 0
@@ -183,7 +195,7 @@ def test_a_backend_that_hangs_is_not_waited_for(
 
 def test_who_wants_it_afresh_gets_it(machine: Machine, llama: Model) -> None:
     for _ in "ab":
-        machine.measurer().measure(machine.node, llama)
+        machine.measurer().measure(machine.node, llama, 50)
     assert machine.n_measured == 2
 
 

@@ -12,6 +12,7 @@ from prima_core.model.quant import BLOCKS, GGUFType
 from prima_mlx import matrices, quant
 from prima_mlx.matrices import FloatMatrix, Matrix, PackedMatrix, upload
 from prima_mlx.quant import PACKINGS, device_bytes, growth
+from prima_mlx.repack import REPACK
 from tests.prima_numpy.blocks import FLOAT_TYPES, QUANTISED, random_rows, random_stack, random_weight
 
 FloatArray = NDArray[np.float32]
@@ -48,6 +49,29 @@ def test_a_matrix_that_is_uploaded_in_pieces_is_the_same(type: GGUFType, monkeyp
     monkeypatch.setattr(quant, "PIECE_WEIGHTS", 2 * 256)
     weight = random_weight(type, rows=7, cols=256)
     np.testing.assert_array_equal(on_device(upload(weight), 7), in_file(weight))
+
+
+@pytest.mark.parametrize("type", REPACK)
+def test_the_short_way_gives_the_bits_of_the_long_one_for_any_blocks(
+    type: GGUFType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = np.random.default_rng(9).integers(
+        0, 256, 40 * 512 // BLOCKS[type].n_weights * BLOCKS[type].n_bytes, np.uint8
+    )
+    weight = Weight("w", type, (40, 512), data)
+    [(_, _, short)] = quant.pieces(weight)
+    monkeypatch.setattr(quant, "REPACK", {})
+    [(_, _, long)] = quant.pieces(weight)
+    for one, other in zip(short.arrays, long.arrays, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_where_the_host_cannot_write_to_the_device_pieces_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrices, "is_host_memory", lambda: False)
+    monkeypatch.setattr(quant, "COPIED_WEIGHTS", 2 * 512)
+    for type in (GGUFType.Q4_K, GGUFType.MXFP4, GGUFType.F16, GGUFType.Q3_K):
+        weight = random_weight(type, rows=7, cols=512)
+        np.testing.assert_array_equal(on_device(upload(weight), 7), in_file(weight))
 
 
 def test_every_finite_unit_of_mxfp4_is_held() -> None:

@@ -79,7 +79,7 @@ def test_wrong_activations_are_refused_by_every_product(engine: _kernels.Engine,
     calls: Calls = (
         lambda: engine.linear((one,), x, (out,), None, 0),
         lambda: engine.added_linear(one, x, out.copy(), out),
-        lambda: engine.gated_linear(one, one, False, x, None, 0, out, out.copy()),
+        lambda: engine.gated_linear(one, one, False, x, None, 0, out),
     )
     for call in calls:
         with pytest.raises(ValueError, match="x"):
@@ -92,8 +92,7 @@ def test_results_and_sums_of_other_shapes_are_refused_by_every_product(engine: _
     calls: Calls = (
         lambda: engine.linear((one,), x, (bad,), None, 0),
         lambda: engine.added_linear(one, x, good, bad),
-        lambda: engine.gated_linear(one, one, False, x, None, 0, bad, good),
-        lambda: engine.gated_linear(one, one, False, x, None, 0, good, bad),
+        lambda: engine.gated_linear(one, one, False, x, None, 0, bad),
     )
     for call in calls:
         with pytest.raises(ValueError, match="out"):
@@ -107,14 +106,12 @@ def test_a_gain_of_another_length_is_refused(engine: _kernels.Engine) -> None:
     with pytest.raises(ValueError, match="gain"):
         engine.linear((one,), x, (out,), zeros(255), 0)
     with pytest.raises(ValueError, match="gain"):
-        engine.gated_linear(one, one, False, x, zeros(1, 256), 0, out, out.copy())
+        engine.gated_linear(one, one, False, x, zeros(1, 256), 0, out)
 
 
 def test_a_gate_and_its_up_must_have_as_many_rows(engine: _kernels.Engine) -> None:
     with pytest.raises(ValueError, match="rows"):
-        engine.gated_linear(
-            matrix(), matrix(n_bytes=144, rows=1), False, zeros(1, 256), None, 0, zeros(1, 2), zeros(1, 1)
-        )
+        engine.gated_linear(matrix(), matrix(n_bytes=144, rows=1), False, zeros(1, 256), None, 0, zeros(1, 2))
 
 
 def test_every_matrix_needs_a_place_for_its_result(engine: _kernels.Engine) -> None:
@@ -375,3 +372,13 @@ def test_an_interpreter_may_end_while_kernels_are_at_work() -> None:
         [sys.executable, "-c", WORKS_AT_EXIT], env=places, capture_output=True, text=True, timeout=30, check=False
     )
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("variant", Kernels.variants())
+def test_variants_with_panels_of_bytes_say_how_fast_registers_are(variant: str) -> None:
+    assert Kernels(2, variant).multiply(1 << 20) is (variant.startswith("avx"))
+
+
+def test_a_negative_number_of_products_is_refused(engine: _kernels.Engine) -> None:
+    with pytest.raises(ValueError, match="n_products"):
+        engine.multiply(-1)

@@ -156,6 +156,34 @@ def test_a_step_without_memory_for_it_changes_nothing(capacity: int) -> None:
     assert seen(fill(kv, Chunk(1, 0, 1), 3, open_(1))) == [3]
 
 
+def test_a_fork_without_memory_for_its_copy_is_an_error_of_ours_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kv = cache(layers=(Layers(0, 1), Layers(1, 3)))
+    for layers in (Layers(0, 1), Layers(1, 3)):
+        fill(kv, Chunk(0, 0, 6), 1, open_(0), layers=layers)
+    copied = []
+
+    def copy(pages: torch.Tensor, rows: torch.Tensor) -> None:
+        copied.append(True)
+        if len(copied) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(kv_module, "_copy", copy)
+    with pytest.raises(DeviceMemoryError, match="a copy of KV on cpu"):
+        kv.begin(ALL, Step((), (fork(1, 0, 6),)))
+    assert seen(fill(kv, Chunk(1, 0, 1), 3, open_(1))) == [3], "there is no sequence 1 yet"
+    assert seen(fill(kv, Chunk(0, 6, 1), 2)) == [1] * 6 + [2]
+
+
+def test_a_long_fork_is_copied_some_pages_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_module, "COPIED_PAGES", 2)
+    kv = cache()
+    fill(kv, Chunk(0, 0, 5 * PAGE - 3), 1, open_(0, 6 * PAGE))
+    at = fill(kv, Chunk(1, 5 * PAGE - 3, 1), 2, fork(1, 0, 5 * PAGE - 3, 6 * PAGE))
+    assert seen(at) == [1] * (5 * PAGE - 3) + [2]
+
+
 def test_a_cache_on_a_full_device_grows_by_no_more_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quarter more would not fit."""
     kv = cache(kv_tokens=100 * PAGE)

@@ -30,6 +30,7 @@ class End:
         self.received: list[bytes] = []
         self.probes = Probes(self._dial)
         self._transport = transport
+        self._to_itself = transport.dial(self.address, NOBODY, LIMITS)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._main)
         self._thread.start()
@@ -57,16 +58,17 @@ class End:
         self.probes.close()
         self._stopping.set()
         self._thread.join()
+        self._to_itself.close()
         self.link.close()
 
     def send(self, data: bytes) -> None:
-        link = self._transport.dial(self.address, NOBODY, LIMITS)
-        link.send([data], DEADLINE_S)
-        link.close()
+        self._to_itself.send([data], DEADLINE_S)
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[End, End]]:
+def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[End, End]]:
+    for name in ("ANSWER_S", "CONNECT_S", "LOST_AFTER_S"):
+        monkeypatch.setattr(probes, name, 2 * DEADLINE_S)
     transport = InprocTransport()
     with ExitStack() as exits:
         yield End(transport, exits), End(transport, exits)
@@ -116,10 +118,14 @@ def test_so_many_pings_are_answered_and_no_more(ends: tuple[End, End]) -> None:
     a, b = ends
     b.probes.answer(ID, a.address)
     ping = struct.pack("<4sBB2x16sI12x", b"PRMP", 1, 1, ID, 7)
-    for _ in range(probes.MAX_PINGS + 20):
+    for number in range(probes.MAX_PINGS):
         b.send(ping)
-    until("all have come", lambda: len(b.received) == probes.MAX_PINGS + 20)
-    until("the echoes", lambda: len(a.received) == probes.MAX_PINGS)
+        until("the echo", lambda number=number: len(a.received) == number + 1)  # type: ignore[misc]
+    b.probes.answer(OTHER, a.address)
+    for id in (ID, ID, OTHER):
+        b.send(struct.pack("<4sBB2x16sI12x", b"PRMP", 1, 1, id, 7))
+    until("the other probe's", lambda: a.received[-1][8:24] == OTHER)
+    assert len(a.received) == probes.MAX_PINGS + 1
 
 
 def test_so_many_probes_are_answered_at_a_time(ends: tuple[End, End]) -> None:
@@ -180,7 +186,7 @@ class Wire:
     def __init__(self, one_way_s: float, bytes_s: float, loses: int = 1 << 62) -> None:
         self.now, self.one_way_s, self.bytes_s, self.loses = 0.0, one_way_s, bytes_s, loses
         self.inbox: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self.peer, self.sizes = "inproc://b", list[int]()
+        self.peer, self.sizes, self.skips = "inproc://b", list[int](), set[int]()
 
     def perf_counter(self) -> float:
         return self.now
@@ -189,15 +195,15 @@ class Wire:
         size = sum(map(len, parts))
         kind, number = parts[0][5], struct.unpack_from("<I", parts[0], 24)[0]
         self.sizes.append(size)
-        if kind == 1 and size < self.loses:
+        if kind == 1 and size < self.loses and number not in self.skips:
             self.now += 2 * self.one_way_s + size / self.bytes_s
             self.inbox.put(number)
 
     def close(self) -> None:
         pass
 
-    def figures(self, n_bytes: int) -> LinkFigures:
-        return probes._Pinger(ID, self, self.inbox, threading.Event()).figures(n_bytes)  # type: ignore[arg-type]
+    def figures(self, n_bytes: int, is_brief: bool = False) -> LinkFigures:
+        return probes._Pinger(ID, self, self.inbox, threading.Event()).figures(n_bytes, is_brief)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("one_way_s", "bytes_s"), [(0.003, 4e7), (0.0001, 1.1e8), (0.02, 2e6)])
@@ -213,8 +219,28 @@ def test_latency_and_rate_are_those_of_the_wire(
     assert max(wire.sizes) == MAX_PING_BYTES + 40
 
 
+def test_one_lost_echo_is_no_lost_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(0.003, 4e7)
+    monkeypatch.setattr(probes, "time", wire)
+    monkeypatch.setattr(probes, "LOST_AFTER_S", 0.01)
+    wire.skips = {5, 12}
+    assert wire.figures(16_384).bytes_s == pytest.approx(4e7, rel=0.01)
+    wire.skips = {5, 6}
+    with pytest.raises(LinkTimeout):
+        wire.figures(16_384)
+
+
 def test_a_wire_that_loses_what_is_large_is_known_by_what_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     wire = Wire(0.01, 1e5, loses=MAX_PING_BYTES)
     monkeypatch.setattr(probes, "time", wire)
     monkeypatch.setattr(probes, "LOST_AFTER_S", 0.01)
     assert wire.figures(16_384).bytes_s == pytest.approx(1e5, rel=0.01)
+
+
+def test_in_brief_nothing_large_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(0.003, 1e7)
+    monkeypatch.setattr(probes, "time", wire)
+    found = wire.figures(16_384, is_brief=True)
+    assert found.latency_s == pytest.approx(0.003 + 16_384 / 1e7, rel=0.01)
+    assert found.bytes_s == 0
+    assert max(wire.sizes) == 16_384 + 40

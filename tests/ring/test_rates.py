@@ -76,7 +76,7 @@ class Timed:
 def device_rates(
     backend: Backend, device: Device, model: Model, system: System, stop: Callable[[], bool]
 ) -> DeviceRates:
-    return rates.device_rates(Bench(backend, device, model, system, stop))
+    return rates.device_rates(Bench(backend, device, model, 1 << 60, system, stop))
 
 
 @pytest.fixture
@@ -147,9 +147,32 @@ def test_types_that_differ_are_told_apart(tmp_path: Path, clock: Clock) -> None:
         assert dict(found.rates["Q6_K"])[width] == pytest.approx(0.5e9, rel=0.05)
 
 
+def test_no_more_of_the_hosts_memory_is_taken_than_the_node_may_use(model: Model, clock: Clock) -> None:
+    backend, large = Timed(clock), Device("fake:cpu", 1 << 60)
+    layer = sizes_of(model)[0]
+    rates.device_rates(Bench(cast("Backend", backend), large, model, 3 * layer, host(), lambda: False))
+    assert sum(backend.held.values()) == layer
+    own = Device("fake:gpu", 1 << 60, shares_host=False)
+    rates.device_rates(Bench(cast("Backend", backend), own, model, 3 * layer, host(), lambda: False))
+    assert len(backend.held) == 6
+
+
+def test_a_program_that_was_at_work_for_a_moment_does_not_count(model: Model, clock: Clock) -> None:
+    backend = Timed(clock)
+    run = backend.run
+
+    def disturbed(layers: Layers, activation: NDArray[np.float32], step: Step) -> NDArray[np.float32]:
+        clock.s_per_token = 0.001 if 16 in backend.widths else 0.002
+        return run(layers, activation, step)
+
+    backend.run = disturbed  # type: ignore[method-assign]
+    found = device_rates(cast("Backend", backend), CPU, model, host(), lambda: False)
+    assert found.decode_bytes_s == pytest.approx(sum(backend.held.values()) / 0.001)
+
+
 def test_in_brief_a_token_at_a_time_is_all(model: Model, clock: Clock) -> None:
     backend = Timed(clock)
-    found = decode_rate(Bench(cast("Backend", backend), CPU, model, host(), lambda: False))
+    found = decode_rate(Bench(cast("Backend", backend), CPU, model, 1 << 60, host(), lambda: False))
     assert found.decode_bytes_s == pytest.approx(sum(backend.held.values()) / 0.001)
     assert found == DeviceRates(found.decode_bytes_s)
     assert (set(backend.widths), backend.rows, backend.is_closed) == ({1}, [], True)
@@ -157,7 +180,7 @@ def test_in_brief_a_token_at_a_time_is_all(model: Model, clock: Clock) -> None:
 
 def test_where_many_devices_are_timed_no_one_takes_long(model: Model, clock: Clock) -> None:
     backend, clock.s_per_token = Timed(clock), 0.1
-    bench = Bench(cast("Backend", backend), CPU, model, host(), lambda: False)
+    bench = Bench(cast("Backend", backend), CPU, model, 1 << 60, host(), lambda: False)
     assert rates.device_rates(bench, n_devices=20).rates.keys() == {"F32", OUTPUT}
     assert set(backend.widths) == {1}
 

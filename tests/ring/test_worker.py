@@ -500,7 +500,7 @@ def test_devices_that_cannot_be_asked_are_measured_as_not_known() -> None:
     node.start()
     backend.calls.add("load")
     backend.breaks["devices after the load"] = OSError("the driver has gone")
-    assert node.measure(cast("Model", SMALL), lambda: False).result(DEADLINE_S) == {}
+    assert node.measure(cast("Model", SMALL), 1000, lambda: False).result(DEADLINE_S) == {}
     node.stop()
 
 

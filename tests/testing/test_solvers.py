@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
 
-from prima_core.interfaces import SolverPlugin
+from prima_core.interfaces import Goal, SolverPlugin
 from prima_core.plan.plan import Plan
 from prima_core.plan.problem import Problem, problem_from_json, problem_to_json
 from prima_core.testing.problems import is_ample, random_problem
@@ -28,7 +29,8 @@ def test_our_solver_passes_and_equals_itself() -> None:
     checks = by_name(check_solver(plugin))
     assert {check.state for check in checks.values()} == {State.OK}
     assert checks["compared with even"].figures["bytes on the fullest node"] == "1.00"
-    assert checks["compared with even"].figures["foretold time per token"] == "1.00"
+    assert checks["compared with even"].figures["foretold time"] == "1.00"
+    assert checks["compared with even"].figures["slower than even"] == 0
     assert checks["finds plans"].figures["plans missed"] == 0
     assert 40 < int(checks["errors"].figures["plans"]) < 100, "of both kinds"
     assert "ms for" in str(checks["speed"].figures["slowest"])
@@ -77,6 +79,14 @@ def test_a_weak_solver_passes_and_is_told_what_it_missed() -> None:
     assert 0 < int(figures["plans missed"]) < int(figures["of"])
 
 
+def test_a_solver_whose_plans_are_slow_is_told_for_which_problem() -> None:
+    figures = by_name(check_solver(broken.many_rounds, n_problems=N_PROBLEMS))["compared with even"].figures
+    times = re.fullmatch(r"(\d+) of (\d+), most problem (\d+): ([\d.]+) times", str(figures["slower than even"]))
+    assert times is not None
+    assert 0 < int(times[1]) <= int(times[2])
+    assert float(times[4]) > 1.02
+
+
 def test_what_cannot_be_imported_is_not_asked_in_another_process() -> None:
     [plugin] = prima_solvers()
     check = by_name(check_solver(lambda problem: plugin.solve(problem), n_problems=N_PROBLEMS))
@@ -104,6 +114,7 @@ def test_problems_are_the_same_for_the_same_numbers_and_of_many_kinds() -> None:
     assert {len(node.devices) for problem in problems for node in problem.nodes} == {0, 1, 2, 3}
     assert {problem.streaming for problem in problems} == {True, False}
     assert {problem.rounds for problem in problems} == {0, 1, 3}
+    assert {problem.goal for problem in problems} == set(Goal)
     assert {bool(node.disk_bytes_s) for problem in problems for node in problem.nodes} == {True, False}
     assert any(device.growth for problem in problems for node in problem.nodes for device in node.devices)
     assert any(node.room_bytes == 0 for problem in problems for node in problem.nodes)

@@ -38,6 +38,7 @@ struct Quantised {
 Table make_amx_table() {
     Table table = avx512vbmi_table();
     table.name = "amx";
+    table.multiply = nullptr;
     const Matrices tiled = all_matrices<Quantised>();
     for (int type = 0; type < kTypes; ++type) {
         MatrixKernels& kernels = table.matrices.of[type];

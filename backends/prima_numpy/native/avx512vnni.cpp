@@ -31,8 +31,13 @@ inline Wide dot_codes(Wide sum, Wide low, Wide high, Wide x_low, Wide x_high) {
 #include "rows_x86.inl"
 #include "rows_avx512.inl"
 #include "transpose_avx512.h"
+#include "vectors_avx512.h"
 #include "quantize_avx512.inl"
-#include "panel_avx512.inl"
+
+inline Ints dot_bytes(Ints sum, Ints codes, Ints x) { return {_mm512_dpbusd_epi32(sum.v, codes.v, x.v)}; }
+// 16 or 24 sums, 4 vectors of activations and a code in 32 registers.
+constexpr int kTileVectors = 4, kBigTileRows = 4, kSmallTileRows = 6, kNarrowTileRows = 8;
+#include "panel_x86.inl"
 
 template <class B, int T>
 constexpr DotRows rows_of() {
@@ -53,7 +58,7 @@ struct Quantised {
                 B::kIsSlow ? kTogether + 1 : kPanelFrom,
                 B::kWeights,
                 B::kBytes,
-                kPanelRows512};
+                kPanelRowsX86};
     }
 };
 
@@ -63,6 +68,7 @@ constexpr Table make_avx512vnni() {
     table.quantize_8 = quantize_8_512;
     table.join_k = join_k;
     table.join_8 = join_8;
+    table.multiply = multiply_registers;
     return table;
 }
 constexpr Table kTable = make_avx512vnni();

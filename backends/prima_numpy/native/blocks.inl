@@ -3,8 +3,9 @@
 //
 // A type says of a block: d and dmin; the scales and minima of its kGroups groups; and its codes, 32 at a time.
 //   weight = d * scale * code - dmin * minimum
-// What `codes` gives are int8 where kIsSigned, else bytes up to kLargest that stand for code + kOffset. kIsSlow: taking a
-// block apart costs more than multiplying it, so that doing it once for all activation rows pays early.
+// What `codes` gives are int8 of magnitudes up to kLargest where kIsSigned, else bytes up to kLargest that stand for
+// code + kOffset. kIsSlow: taking a block apart costs more than multiplying it, so that doing it once for all activation
+// rows pays early.
 
 #if defined(__clang__)
 #define PRIMA_UNROLL _Pragma("unroll")
@@ -86,19 +87,19 @@ struct Q5_1 : SmallBlockWithMinimum {
 };
 
 struct Q8_0 : SmallBlock {
-    static constexpr int kBytes = 34;
+    static constexpr int kBytes = 34, kLargest = 128;
     static constexpr bool kIsSigned = true;
     static Bytes codes(const uint8_t* block, int) { return Bytes::load(block + 2); }
 };
 
 struct IQ4_NL : SmallBlock {
-    static constexpr int kBytes = 18;
+    static constexpr int kBytes = 18, kLargest = 127;
     static constexpr bool kIsSigned = true;
     static Bytes codes(const uint8_t* block, int) { return Bytes::nibbles(block + 2).look_up(kIq4Nl); }
 };
 
 struct MXFP4 : SmallBlock {
-    static constexpr int kBytes = 17;
+    static constexpr int kBytes = 17, kLargest = 12;
     static constexpr bool kIsSigned = true, kHasHalves = false;
     static float d(const uint8_t* block) {  // e8m0 of twice the unit; the lowest two units are subnormal
         const uint32_t exponent = block[0];
@@ -245,7 +246,7 @@ inline uint32_t four_signs(uint32_t packed) {
 }
 
 struct IQ4_XS : TableBlock {
-    static constexpr int kBytes = 136, kHalf = 0;
+    static constexpr int kBytes = 136, kHalf = 0, kLargest = 127;
     static constexpr bool kIsSlow = false;
     static void scales(const uint8_t* block, int16_t* scales, int16_t*) {
         const int high = load_u16(block + 2);
@@ -257,7 +258,7 @@ struct IQ4_XS : TableBlock {
 };
 
 struct IQ2_XXS : TableBlock {  // groups: four indices, then 4 * 7 bits of signs and 4 of scale
-    static constexpr int kBytes = 66;
+    static constexpr int kBytes = 66, kLargest = 43;
     static float d(const uint8_t* block) { return half_at(block) * 0.125f; }
     static void scales(const uint8_t* block, int16_t* scales, int16_t*) {
         for (int j = 0; j < 8; ++j) scales[j] = int16_t(2 * (block[9 + 8 * j] >> 4) + 1);
@@ -270,7 +271,7 @@ struct IQ2_XXS : TableBlock {  // groups: four indices, then 4 * 7 bits of signs
 };
 
 struct IQ2_XS : TableBlock {  // 9 bits of index, 7 of signs
-    static constexpr int kBytes = 74, kGroups = 16;
+    static constexpr int kBytes = 74, kGroups = 16, kLargest = 43;
     static float d(const uint8_t* block) { return half_at(block) * 0.125f; }
     static void scales(const uint8_t* block, int16_t* scales, int16_t*) { odd_from_nibbles<8>(block + 66, scales); }
     static Bytes codes(const uint8_t* block, int i) {
@@ -284,7 +285,7 @@ struct IQ2_XS : TableBlock {  // 9 bits of index, 7 of signs
 };
 
 struct IQ2_S : TableBlock {
-    static constexpr int kBytes = 82, kGroups = 16;
+    static constexpr int kBytes = 82, kGroups = 16, kLargest = 43;
     static float d(const uint8_t* block) { return half_at(block) * 0.125f; }
     static void scales(const uint8_t* block, int16_t* scales, int16_t*) { odd_from_nibbles<8>(block + 74, scales); }
     static Bytes codes(const uint8_t* block, int i) {
@@ -296,7 +297,7 @@ struct IQ2_S : TableBlock {
 };
 
 struct IQ3_XXS : TableBlock {
-    static constexpr int kBytes = 98;
+    static constexpr int kBytes = 98, kLargest = 62;
     static float d(const uint8_t* block) { return half_at(block) * 0.25f; }
     static void scales(const uint8_t* block, int16_t* scales, int16_t*) {
         for (int j = 0; j < 8; ++j) scales[j] = int16_t(2 * (block[69 + 4 * j] >> 4) + 1);
@@ -309,7 +310,7 @@ struct IQ3_XXS : TableBlock {
 };
 
 struct IQ3_S : TableBlock {
-    static constexpr int kBytes = 110;
+    static constexpr int kBytes = 110, kLargest = 15;
     static void scales(const uint8_t* block, int16_t* scales, int16_t*) { odd_from_nibbles<4>(block + 106, scales); }
     static Bytes codes(const uint8_t* block, int i) {
         const uint8_t* low = block + 2 + 8 * i;
@@ -320,7 +321,7 @@ struct IQ3_S : TableBlock {
 };
 
 struct IQ1_S : TableBlock {  // 4 * 3 bits of index, 3 of scale, the sign of the offset
-    static constexpr int kBytes = 50;
+    static constexpr int kBytes = 50, kLargest = 9;
     static float d(const uint8_t* block) { return half_at(block) * 0.125f; }
     static void scales(const uint8_t* block, int16_t* scales, int16_t*) {
         for (int j = 0; j < 8; ++j) scales[j] = int16_t(2 * (block[35 + 2 * j] >> 4 & 7) + 1);
@@ -334,7 +335,7 @@ struct IQ1_S : TableBlock {  // 4 * 3 bits of index, 3 of scale, the sign of the
 };
 
 struct IQ1_M : TableBlock {  // nibbles: 3 bits of index, the sign of the offset; words: 4 * 3 bits of scales, 4 of d
-    static constexpr int kBytes = 56, kGroups = 16;
+    static constexpr int kBytes = 56, kGroups = 16, kLargest = 9;
     static float d(const uint8_t* block) {
         const uint8_t nibbles[4] = {block[49], block[51], block[53], block[55]};
         const uint8_t half[2] = {uint8_t(nibbles[0] >> 4 | (nibbles[1] & 240)),

@@ -177,6 +177,15 @@ uint64_t Engine::read(const uint8_t* data, int64_t n_bytes) {
     return total;
 }
 
+bool Engine::multiply(int64_t n_products) {
+    if (table_.multiply == nullptr) return false;
+    constexpr int64_t piece = 1 << 24;
+    std::atomic<uint64_t> total{0};
+    pool_.run((n_products + piece - 1) / piece,
+              [&](int64_t i) { total += table_.multiply(std::min(piece, n_products - i * piece)); });
+    return true;
+}
+
 void Engine::rows(int type, const uint8_t* data, int64_t cols, const int64_t* ids, int64_t n, float* out) {
     const MatrixKernels& kernels = portable_table().matrices.of[type];
     const size_t bytes = row_bytes(kernels, cols);

@@ -62,7 +62,7 @@ public:
 
     // out = norm(x) . matrix^T + bias for matrices that share x [n, cols].
     void linear(const std::vector<Product>& products, const float* x, int64_t n, int64_t cols, const Norm& norm = {});
-    // The same for two of as many rows, then gate.out = gating(gate.out, up.out); up.out is left as it comes.
+    // The same for two of as many rows: gate.out = gating(gate's product, up's product). up.out is not looked at.
     void gated_linear(const Product& gate, const Product& up, bool is_gelu, const float* x, int64_t n, int64_t cols,
                       const Norm& norm);
     // The same with stacks of matrices [experts, rows, cols], of which each group of rows, in their order, takes one.
@@ -85,6 +85,8 @@ public:
 
     // Reads all bytes in the way the products do (several distant streams, prefetched): how fast memory can be.
     uint64_t read(const uint8_t* data, int64_t n_bytes);
+    // Multiplies as panels do, but in registers: how fast they could be. False where the variant cannot say.
+    bool multiply(int64_t n_products);
 
 private:
     template <class Work>

@@ -173,6 +173,9 @@ struct Table {
     // wants that, else all do.
     void (*join_k)(const float* x, int64_t stride, int64_t n, SixteenK* out) = nullptr;
     void (*join_8)(const float* x, int64_t stride, int64_t n, Sixteen8* out) = nullptr;
+    // Multiplies about so many codes by activations as panels do, in registers alone; the sum is there to be used. Null
+    // where panels multiply in another way.
+    uint64_t (*multiply)(int64_t n_products) = nullptr;
 };
 
 const Table& portable_table();

@@ -157,11 +157,11 @@ void added_linear(Engine& engine, const Held& matrix, const In& x, const In& add
 }
 
 void gated_linear(Engine& engine, const Held& gate, const Held& up, bool is_gelu, const In& x, nb::object gain,
-                  float eps, const Out& out, const Out& up_out) {
+                  float eps, const Out& out) {
     check_float(x, "x", 2);
     const int64_t n = int64_t(x.shape(0)), cols = int64_t(x.shape(1));
     if (gate.matrix.product.rows != up.matrix.product.rows) refuse("gate and up: not of as many rows");
-    const Product gates = product_of(engine, gate, out, n, cols), ups = product_of(engine, up, up_out, n, cols);
+    const Product gates = product_of(engine, gate, out, n, cols), ups = product_of(engine, up, out, n, cols);
     const Norm norm = norm_of(gain, eps, cols);
     GilRelease release;
     engine.gated_linear(gates, ups, is_gelu, static_cast<const float*>(x.data()), n, cols, norm);
@@ -375,6 +375,12 @@ uint64_t read_bytes(Engine& engine, const In& data) {
     return engine.read(bytes, n_bytes);
 }
 
+bool multiply_registers(Engine& engine, int64_t n_products) {
+    if (n_products < 0) refuse("n_products: below 0");
+    GilRelease release;
+    return engine.multiply(n_products);
+}
+
 std::vector<std::string> variants() {
     std::vector<std::string> names;
     for (const Table* table : usable_tables()) names.emplace_back(table->name);
@@ -434,8 +440,7 @@ NB_MODULE(_kernels, m) {
         .def_prop_ro("variant", &Engine::variant)
         .def("linear", &linear, "matrices"_a, "x"_a, "outs"_a, "gain"_a.none(), "eps"_a)
         .def("added_linear", &added_linear, "matrix"_a, "x"_a, "added"_a, "out"_a)
-        .def("gated_linear", &gated_linear, "gate"_a, "up"_a, "is_gelu"_a, "x"_a, "gain"_a.none(), "eps"_a, "out"_a,
-             "up_out"_a)
+        .def("gated_linear", &gated_linear, "gate"_a, "up"_a, "is_gelu"_a, "x"_a, "gain"_a.none(), "eps"_a, "out"_a)
         .def("linear_experts", &linear_experts, "stacks"_a, "x"_a, "experts"_a, "starts"_a)
         .def("rows", &matrix_rows, "matrix"_a, "ids"_a, "out"_a)
         .def("rms_norm", &rms_norm, "x"_a, "gain"_a, "eps"_a, "out"_a)
@@ -447,7 +452,8 @@ NB_MODULE(_kernels, m) {
         .def("rotated_attention", &rotated_attention, "q"_a, "k"_a, "v"_a, "cos"_a, "sin"_a, "neox"_a, "spans"_a,
              "scale"_a, "softcap"_a, "window"_a, "out"_a)
         .def("kv_write", &kv_write, "k"_a, "v"_a, "spans"_a)
-        .def("read", &read_bytes, "data"_a);
+        .def("read", &read_bytes, "data"_a)
+        .def("multiply", &multiply_registers, "n_products"_a);
     nb::class_<Held>(m, "Matrix")
         .def("__init__", &hold, "engine"_a, "type"_a, "data"_a, "rows"_a, "cols"_a, "bias"_a.none());
 }

@@ -1,6 +1,7 @@
 #include "products.h"
 
 #include <algorithm>
+#include <memory>
 
 namespace prima {
 
@@ -13,10 +14,16 @@ int together(const MatrixKernels& kernels, int64_t n) {
     return count;
 }
 
+// Where the products of a run of rows go: [n, ..], `stride` floats from one activation row to the next.
+struct Target {
+    float* out;
+    int64_t stride;
+};
+
 // Four rows at once from distant quarters of r0..r1: four streams keep more reads in flight than one, which was 1.6
 // times the bytes per second.
 void run_rows(const MatrixKernels& kernels, const Product& p, size_t bytes, int64_t r0, int64_t r1,
-              const Activations& a) {
+              const Activations& a, const Target& to) {
     const int64_t quarter = (r1 - r0 + 3) / 4;
     for (int64_t i = 0; i < quarter; ++i) {
         int64_t index[4];
@@ -30,30 +37,50 @@ void run_rows(const MatrixKernels& kernels, const Product& p, size_t bytes, int6
             const int n = together(kernels, a.n - t);
             kernels.rows[n - 1](rows, a, t, out);
             for (int i = 0; i < n; ++i, ++t) {
-                for (int k = 0; k < 4; ++k) p.out[t * p.rows + index[k]] = out[4 * i + k];
+                for (int k = 0; k < 4; ++k) to.out[t * to.stride + index[k] - r0] = out[4 * i + k];
             }
         }
     }
 }
 
 void run_panels(const MatrixKernels& kernels, const Product& p, size_t bytes, int64_t r0, int64_t r1,
-                const Activations& a) {
+                const Activations& a, const Target& to) {
     for (int64_t r = r0; r < r1; r += kernels.panel_rows) {
         const int n_rows = int(std::min<int64_t>(kernels.panel_rows, r1 - r));
-        kernels.panel(p.data + size_t(r) * bytes, bytes, n_rows, a, p.out + r, p.rows);
+        kernels.panel(p.data + size_t(r) * bytes, bytes, n_rows, a, to.out + (r - r0), to.stride);
     }
 }
 
 // A task is this part of a thread's share of what is left, but not less than that part of its share of all.
 constexpr int64_t kShare = 4, kLeastShare = 32;
 
-void multiply(const Product& p, const Activations& a, int64_t r0, int64_t r1) {
-    (uses_panel(*p.kernels, a.n) ? run_panels : run_rows)(*p.kernels, p, row_bytes(*p.kernels, a.cols), r0, r1, a);
+Target target_of(const Product& p, int64_t r0) { return {p.out + r0, p.rows}; }
+
+void multiply(const Product& p, const Activations& a, int64_t r0, int64_t r1, const Target& to) {
+    const auto run = uses_panel(*p.kernels, a.n) ? run_panels : run_rows;
+    run(*p.kernels, p, row_bytes(*p.kernels, a.cols), r0, r1, a, to);
     for (int64_t t = 0; p.bias != nullptr && t < a.n; ++t) {
-        for (int64_t r = r0; r < r1; ++r) p.out[t * p.rows + r] += p.bias[r];
+        for (int64_t r = r0; r < r1; ++r) to.out[t * to.stride + r - r0] += p.bias[r];
     }
     for (int64_t t = 0; p.added != nullptr && t < a.n; ++t) {
-        for (int64_t i = t * p.rows + r0; i < t * p.rows + r1; ++i) p.out[i] += p.added[i];
+        for (int64_t r = r0; r < r1; ++r) to.out[t * to.stride + r - r0] += p.added[t * p.rows + r];
+    }
+}
+
+// What gates go with is needed for a moment only: so many rows of it that they stay in the cache.
+void multiply_gated(const Job& job, int64_t r0, int64_t r1) {
+    const Activations& a = *job.a;
+    const int64_t together = uses_panel(*job.product.kernels, a.n) ? job.product.kernels->panel_rows : r1 - r0;
+    const std::unique_ptr<float[]> ups(new float[size_t(a.n * std::min(together, r1 - r0))]);
+    for (int64_t r = r0; r < r1; r += together) {
+        const int64_t n = std::min(together, r1 - r);
+        const Target gates = target_of(job.product, r);
+        multiply(job.product, a, r, r + n, gates);
+        multiply(*job.up, a, r, r + n, {ups.get(), n});
+        for (int64_t t = 0; t < a.n; ++t) {
+            float* gate = gates.out + t * gates.stride;
+            job.gating(gate, ups.get() + t * n, n, gate);
+        }
     }
 }
 
@@ -61,12 +88,10 @@ void multiply(const Product& p, const Activations& a, int64_t r0, int64_t r1) {
 
 void run_task(const Task& task) {
     const Job& job = *task.job;
-    multiply(job.product, *job.a, task.r0, task.r1);
-    if (job.up == nullptr) return;
-    multiply(*job.up, *job.a, task.r0, task.r1);
-    for (int64_t t = 0; t < job.a->n; ++t) {
-        float* gate = job.product.out + t * job.product.rows + task.r0;
-        job.gating(gate, job.up->out + t * job.product.rows + task.r0, task.r1 - task.r0, gate);
+    if (job.up != nullptr) {
+        multiply_gated(job, task.r0, task.r1);
+    } else {
+        multiply(job.product, *job.a, task.r0, task.r1, target_of(job.product, task.r0));
     }
 }
 

@@ -20,7 +20,8 @@ struct Product {
 // gate * act(gate) * up for n elements.
 using Gating = void (*)(const float* gate, const float* up, int64_t n, float* out);
 
-// A product and the activation rows that it takes; with `up`, whose rows are as many: the product gated by itself.
+// A product and the activation rows that it takes; with `up`, whose rows are as many and which needs no `out`: the
+// product gated by itself, then multiplied by that.
 struct Job {
     Product product;
     const Activations* a;

@@ -1,6 +1,6 @@
 // AVX2 with F16C, and AVX-VNNI where PRIMA_HAS_VNNI says so. Included as a file of its own for each: PRIMA_VARIANT is the
 // namespace. Few activation rows: four weight rows at once, sums along the row, added across lanes per block (rows_*.inl).
-// Many: 8 weight rows unpacked to a panel with the rows in the lanes, so that nothing is added across lanes.
+// Many: panels of weight rows with the activation rows in the lanes, so that nothing is added across lanes.
 
 #include <immintrin.h>
 #include <math.h>
@@ -34,8 +34,16 @@ inline Wide dot_codes(Wide sum, Wide low, Wide high, Wide x_low, Wide x_high) {
 
 #else
 
+// Keeps compilers from adding up in another order: they would need registers for all products at once.
+inline __m256i in_order(__m256i sum) {
+#if defined(__GNUC__) || defined(__clang__)
+    __asm__("" : "+x"(sum));
+#endif
+    return sum;
+}
+
 inline __m256i add_pairs(__m256i sum, __m256i words, __m256i scales) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(words, scales));
+    return in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(words, scales)));
 }
 constexpr bool kDotsAnyBytes = false;
 template <class B>
@@ -56,7 +64,19 @@ inline Wide dot_codes(Wide sum, Wide low, Wide high, Wide x_low, Wide x_high) {
 
 #include "rows_small.inl"
 #include "rows_x86.inl"
-#include "panel_avx2.inl"
+#include "vectors_avx2.h"
+#include "quantize_avx2.inl"
+
+#ifdef PRIMA_HAS_VNNI
+inline Ints dot_bytes(Ints sum, Ints codes, Ints x) { return {_mm256_dpbusd_avx_epi32(sum.v, codes.v, x.v)}; }
+#else
+inline Ints dot_bytes(Ints sum, Ints codes, Ints x) {
+    return {in_order(_mm256_add_epi16(sum.v, _mm256_maddubs_epi16(codes.v, x.v)))};
+}
+#endif
+// 12 sums, 2 vectors of activations and a code in 16 registers.
+constexpr int kTileVectors = 2, kBigTileRows = 6, kSmallTileRows = 6, kNarrowTileRows = 8;
+#include "panel_x86.inl"
 
 template <class B, int T>
 constexpr DotRows rows_of() {
@@ -74,13 +94,22 @@ struct Quantised {
                 dot_panel<B>,
                 B::kIsSlow ? kTogether + 1 : kPanelFrom,
                 B::kWeights,
-                B::kBytes};
+                B::kBytes,
+                kPanelRowsX86};
     }
 };
 
 #define PRIMA_TEXT_OF(name) #name
 #define PRIMA_TEXT(name) PRIMA_TEXT_OF(name)
-constexpr Table kTable = make_table(PRIMA_TEXT(PRIMA_VARIANT), all_matrices<Quantised>());
+
+constexpr Table make_variant() {
+    Table table = make_table(PRIMA_TEXT(PRIMA_VARIANT), all_matrices<Quantised>());
+    table.join_k = join_k;
+    table.join_8 = join_8;
+    table.multiply = multiply_registers;
+    return table;
+}
+constexpr Table kTable = make_variant();
 
 }  // namespace
 }  // namespace PRIMA_VARIANT
