@@ -64,7 +64,8 @@ def _part(plan: Plan, name: str) -> str:
     kept, kv = sum(need.pinned_bytes for need in needs), sum(need.kv_bytes for need in needs)
     kept_too = f" and {size(kv)} of KV" if kv else ""
     keeps = f"it keeps {size(kept)} of weights{kept_too} in memory"
-    return f"{name}{head} computes {_layers(plan, name)}{visits}{_devices(plan, name)}{output}; {keeps}{_from_disk(plan, name)}"
+    part = f"{_layers(plan, name)}{visits}{_devices(plan, name)}{output}"
+    return f"{name}{head} computes {part}; {keeps}{_from_disk(plan, name)}"
 
 
 def _layers(plan: Plan, name: str) -> str:

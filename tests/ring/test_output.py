@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from prima_core.engine.engine import StepResult
 from prima_core.engine.request import GREEDY
@@ -93,6 +95,11 @@ def test_logits_of_other_rows_than_were_wanted_are_dropped(ring_of: MakeRing, ca
     ring = ring_of("head", "b")
     ring.load(("head", 0, 6), output="b")
     forged = memoryview(rows_for(2, 1, 3, columns=VOCAB))
-    ring.backends["b"].change_logits = lambda logits: (ring.workers["head"].arrived(forged), logits)[1]
+
+    def preceded_by_a_forged_frame(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        ring.workers["head"].arrived(forged)
+        return logits
+
+    ring.backends["b"].change_logits = preceded_by_a_forged_frame
     assert ring.works()
     assert "3 rows of step 1, 1 are wanted" in caplog.text
