@@ -45,29 +45,34 @@ def chunk_of(plan: Plan, problem: Problem) -> int:
     return min(problem.chunk or chunk_tokens(plan, problem.model.row_bytes), problem.n_prompt)
 
 
-def stages_s(cost: PassCost, disks: Mapping[str, Disk], n_together: int = 1) -> dict[str, float]:
-    """What a step takes each node and, by "links to NODE", the links to it. While a node computes it reads; of
-    `n_together` steps that are run as one each takes its part of the reading."""
+def stages_s(cost: PassCost, disks: Mapping[str, Disk], reading: float = 1.0) -> dict[str, float]:
+    """What a step takes each node and, by "links to NODE", the links to it. While a node computes it reads, this part
+    of what it has to."""
     nodes = dict.fromkeys(visit.node for visit in cost.visits)
-    own = {name: _node_s(name, cost, disks.get(name), n_together) for name in nodes}
+    own = {name: _node_s(name, cost, disks.get(name), reading) for name in nodes}
     return own | {f"links to {name}": cost.hop_s(name) for name in nodes}
 
 
-def _node_s(name: str, cost: PassCost, disk: Disk | None, n_together: int) -> float:
+def _node_s(name: str, cost: PassCost, disk: Disk | None, reading: float) -> float:
     compute_s = cost.compute_s(name)
     if disk is None:
         return compute_s
-    read_s = max(compute_s, cost.streamed_bytes(name) / n_together / disk.bytes_s)
+    read_s = max(compute_s, reading * cost.streamed_bytes(name) / disk.bytes_s)
     return read_s + cost.demanded_bytes(name) / disk.bytes_s
 
 
 def prompt_s(cost: PassCost, disks: Mapping[str, Disk], n_chunks: int, n_together: int, one_at_a_time: bool) -> float:
     """Seconds of `n_chunks` steps that each cost the same; where one goes round at a time, each waits for the one
-    before. The first of `n_together` pays for the reading."""
+    before. Weights are read once for `n_together` of them, for the first at the latest."""
     if one_at_a_time:
         return n_chunks * simulate(cost, disks).pass_s
-    further_s = max(stages_s(cost, disks, min(n_together, n_chunks)).values())
+    further_s = max(stages_s(cost, disks, reading_of_further(n_chunks, n_together)).values())
     return sum(stages_s(cost, disks).values()) + (n_chunks - 1) * further_s
+
+
+def reading_of_further(n_chunks: int, n_together: int) -> float:
+    """How much of the weights each chunk but the first reads, on the average."""
+    return (-(-n_chunks // n_together) - 1) / max(1, n_chunks - 1)
 
 
 def n_steps_of(width: int, credit: int, streams: bool) -> int:

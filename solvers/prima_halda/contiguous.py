@@ -19,17 +19,18 @@ Floats = NDArray[np.float64]
 def contiguous(cluster: Cluster, order: Sequence[int]) -> Way | None:
     """The nodes in this order with the least sum of computing and of links, each its usual one; None: they cannot hold
     all layers so. Nodes that are not worth it get none."""
-    runs = [_runs(cluster, cluster.members[index]) for index in order]
+    nodes = [_runs(cluster, cluster.members[index]) for index in order]
+    costs = [np.minimum.reduce([runs.cost_s for runs in own]) for own in nodes]
     best = [np.concatenate([[0.0], np.full(cluster.n_layers, np.inf)])]
-    for own in runs:
-        best.append((best[-1][:, None] + own.cost_s).min(axis=0))
+    for cost in costs:
+        best.append((best[-1][:, None] + cost).min(axis=0))
     if not np.isfinite(best[-1][-1]):
         return None
     way: list[int] = []
     stop = cluster.n_layers
-    for before, own in zip(best[-2::-1], runs[::-1], strict=True):
-        start = int((before + own.cost_s[:, stop]).argmin())
-        way = [*own.places(start, stop), *way]
+    for before, cost, own in zip(best[-2::-1], costs[::-1], nodes[::-1], strict=True):
+        start = int((before + cost[:, stop]).argmin())
+        way = [*min(own, key=lambda runs: runs.cost_s[start, stop]).places(start, stop), *way]
         stop = start
     return tuple(way)
 
@@ -52,10 +53,10 @@ class _Runs:
         return [self.order[0].number] * (stop - start) + way
 
 
-def _runs(cluster: Cluster, member: Member) -> _Runs:
-    orders = [member.places, member.places[::-1]][: len(member.places)]
-    each = [_in_order(cluster, member, order) for order in orders]
-    return min(each, key=lambda runs: (-np.isfinite(runs.cost_s).sum(), runs.cost_s[np.isfinite(runs.cost_s)].sum()))
+def _runs(cluster: Cluster, member: Member) -> list[_Runs]:
+    """With its places as given, and the other way round."""
+    orders = (member.places, member.places[::-1])
+    return [_in_order(cluster, member, order) for order in orders[: len(member.places)]]
 
 
 def _in_order(cluster: Cluster, member: Member, order: tuple[Place, ...]) -> _Runs:

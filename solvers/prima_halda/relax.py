@@ -57,7 +57,7 @@ class Options:
 
     `streams`: whether weights may be read at all. `without`: nodes that get nothing. `n_steps` follow each other in a
     pass, so no node may take more than its part of the time. `n_chunks` of a prompt (0: it is not about one): then a
-    node reads while it computes a chunk, or `n_together` at once, and takes at most `slowest_s` for each.
+    node reads while it computes a chunk, for all but the first this part of its weights, and takes at most `slowest_s`.
     """
 
     visits: tuple[int, ...] = VISITS
@@ -66,7 +66,7 @@ class Options:
     without: frozenset[int] = frozenset()
     n_steps: int = 1
     n_chunks: int = 0
-    n_together: int = 1
+    reading: float = 1.0
     slowest_s: float = np.inf
 
 
@@ -208,7 +208,7 @@ class Relaxation:
         reading_s = np.where(t.over > 0, (t.over + t.least) / t.rates[:, None, None], 0.0)
         first_s = t.compute_s if self.hopeful else np.maximum(t.compute_s, reading_s)
         took_s = first_s + np.where(t.over > 0, t.demanded_s, 0.0)
-        further_s = np.maximum(t.compute_s + t.ends_s, reading_s / options.n_together)
+        further_s = np.maximum(t.compute_s + t.ends_s, reading_s * options.reading)
         hop_s = (t.hops - t.free_hops)[:, None, None]
         possible = t.possible & (options.streams | (t.over == 0)) & (further_s <= options.slowest_s)
         return _with_nothing(np.where(possible, took_s + hop_s, np.inf)[:, :, None, :], options)

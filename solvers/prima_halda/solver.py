@@ -32,8 +32,12 @@ from prima_halda.starts import bound_s, differs, starts
 from prima_halda.timing import turns_of
 from prima_halda.visits import WORTH, with_fewer_visits
 
-_STEPS = 13_000
-"""Simulated layers: about a third of a second."""
+_STEPS = 9_000
+_STEPS_SHARED = 60_000
+"""Simulated layers, and as many more for each of the nodes to share, as what few nodes do is simulated sooner: about a
+third of a second."""
+_FEWER_STEPS = 80_000
+"""For one node: with more of them each trial takes longer."""
 _AS_GOOD = 1.0005
 """So near its bound no plan is searched for a better one."""
 _TRIED_OUT = 4096
@@ -71,7 +75,7 @@ def _solved(problem: Problem) -> Plan:
         trials = sorted([*_searched(judge, trials), *trials], key=lambda trial: trial.time_s)
     plan = fastest(cluster, trials)
     if not problem.rounds:
-        budget = Budget(judge, judge.n_steps + _STEPS // 4)
+        budget = Budget(judge, judge.n_steps + _FEWER_STEPS // len(cluster.members))
         thin = with_fewer_visits(judge, trials, trials[0], budget)
         plan = _worth_it(cluster, plan, thin)
     check_use(predict(complete(plan, problem), problem))
@@ -91,12 +95,14 @@ def _foretold(cluster: Cluster, plan: Plan) -> float:
 
 
 def _searched(judge: Judge, trials: Sequence[Trial]) -> list[Trial]:
-    budget, cluster = Budget(judge, judge.n_steps + _STEPS), judge.cluster
+    cluster = judge.cluster
+    n_steps = _STEPS + _STEPS_SHARED // len(cluster.members)
+    budget = Budget(judge, judge.n_steps + n_steps)
     rounds = cluster.problem.rounds
     best = [improved(judge, trial, budget, same_visits=bool(rounds)) for trial in trials[:_TRIED_LONGER]]
     if not rounds and cluster.n_layers <= _FEW_LAYERS:
         best.append(_far_from(judge, min(best, key=lambda trial: trial.time_s)))
-    budget = Budget(judge, judge.n_steps + _STEPS // 2)
+    budget = Budget(judge, judge.n_steps + n_steps // 2)
     best.sort(key=lambda trial: trial.time_s)
     return [with_better_buffers(judge, trial, budget) for trial in best[:_FINALISTS]]
 

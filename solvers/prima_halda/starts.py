@@ -10,7 +10,7 @@ import msgspec
 
 from prima_core.errors import PlanError
 from prima_core.interfaces import Goal
-from prima_core.plan.pipeline import gathered_tokens, is_cpu, usual_chunk
+from prima_core.plan.pipeline import gathered_tokens, is_cpu, reading_of_further, usual_chunk
 from prima_core.plan.plan import Plan
 from prima_core.plan.proportional import ROUNDS, proportional
 from prima_core.plan.stream import gather_bytes
@@ -144,7 +144,7 @@ def _steps(cluster: Cluster) -> list[tuple[int, int]]:
 
 def _of_prompt(cluster: Cluster, chunk: int) -> Options:
     n_chunks, n_together = -(-cluster.problem.n_prompt // chunk), max(1, _gathered(cluster) // chunk)
-    return Options((1,), n_chunks=n_chunks, n_together=min(n_together, n_chunks))
+    return Options((1,), n_chunks=n_chunks, reading=reading_of_further(n_chunks, n_together))
 
 
 def _gathered(cluster: Cluster) -> int:

@@ -33,14 +33,15 @@ def _with_fewest(judge: Judge, trials: Sequence[Trial], best: Trial, limit: Tria
     for trial in sorted(trials, key=lambda trial: trial.time_s):
         if trial.time_s <= _IN_REACH * best.time_s:
             by_visits.setdefault(n_visits(judge, trial.way), trial)
-    fewer = sorted(n for n in by_visits if n < n_visits(judge, best.way))
-    for n in fewer[:_TRIED]:
-        trial = by_visits[n]
-        if trial.time_s > limit.time_s:
-            trial = improved(judge, trial, budget, same_visits=True)
+    good = min((n for n, trial in by_visits.items() if trial.time_s <= limit.time_s), default=n_visits(judge, best.way))
+    found = by_visits.get(good, best)
+    fewer = sorted((n for n in by_visits if n < good), key=lambda n: by_visits[n].time_s)
+    for n in sorted(fewer[:_TRIED], reverse=True):
+        share = Budget(judge, judge.n_steps + (budget.n_steps - judge.n_steps) // _TRIED)
+        trial = improved(judge, by_visits[n], share, same_visits=True)
         if trial.time_s <= limit.time_s:
-            return trial
-    return next((by_visits[n] for n in fewer if by_visits[n].time_s <= limit.time_s), best)
+            found = trial
+    return found
 
 
 def _thinned(judge: Judge, trial: Trial, limit: Trial, budget: Budget) -> Trial:

@@ -246,6 +246,26 @@ def test_a_tied_matrix_is_counted_once(tied: Model) -> None:
     assert model_facts(tied, 128).output_bytes == tied.file.tensors["output_norm.weight"].n_bytes
 
 
+def test_weights_are_read_where_that_is_foretold_much_better_than_a_slow_node() -> None:
+    """Both nodes keep all; without `b`, a hundred times as slow, `a` reads a tenth of the model."""
+
+    def solve(problem: Problem) -> Plan:
+        asked.append(problem.streaming)
+        visits = (Visit("head", 0, 8),) if problem.streaming else (Visit("head", 0, 6), Visit("b", 6, 8))
+        return Plan(8, "head", visits)
+
+    def member(name: str, rate: float) -> Member:
+        cpu = DeviceFacts("numpy:cpu", 700 * MB, decode_bytes_s=rate, prefill_bytes_s=30 * rate)
+        return Member(name, 700 * MB, (cpu,), "", 2e9)
+
+    for rate, streams in ((1e8, True), (1e10, False)):
+        asked: list[bool] = []
+        facts = msgspec.structs.replace(LARGE, context_length=100)
+        plan = Planning(facts, "head", 1, solve)((member("head", 1e10), member("b", rate)))
+        assert asked == [False, True]
+        assert any(need.streamed_bytes for need in plan.residency) == streams
+
+
 def test_who_gets_nothing_to_do_is_named_in_the_plan() -> None:
     idle = Member("idle", 10_000, CPU, "")
     plan = planning()((HEAD, B, idle))

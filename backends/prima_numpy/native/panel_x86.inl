@@ -347,20 +347,27 @@ struct alignas(64) SmallPanel {
 uint64_t multiply_registers(int64_t n_products) {
     constexpr int R = kBigTileRows, W = kTileVectors;
     Ints sums[R][W];
-    for (auto& row : sums) {
-        for (Ints& sum : row) sum = Ints::zero();
+    PRIMA_UNROLL
+    for (int r = 0; r < R; ++r) {
+        PRIMA_UNROLL
+        for (int w = 0; w < W; ++w) sums[r][w] = hidden(Ints::zero());  // lest equal sums be made once
     }
-    const Ints codes = Ints::set(0x01020304), x = Ints::set(0x04030201);
+    const Ints codes = Ints::set(0x01020304);
+    Ints xs[W];
+    for (int w = 0; w < W; ++w) xs[w] = hidden(Ints::set(w));
     for (int64_t i = 0; i < n_products / (R * W * kLanes * 4); ++i) {
         PRIMA_UNROLL
         for (int r = 0; r < R; ++r) {
+            const Ints own = kDotsAnyBytes ? codes : hidden(codes);  // products apart from sums are made once else
             PRIMA_UNROLL
-            for (int w = 0; w < W; ++w) sums[r][w] = dot_bytes(sums[r][w], codes, hidden(x));
+            for (int w = 0; w < W; ++w) sums[r][w] = dot_bytes(sums[r][w], own, xs[w]);
         }
     }
     Ints all = Ints::zero();
-    for (const auto& row : sums) {
-        for (const Ints& sum : row) all = all + sum;
+    PRIMA_UNROLL
+    for (int r = 0; r < R; ++r) {
+        PRIMA_UNROLL
+        for (int w = 0; w < W; ++w) all = all + sums[r][w];
     }
     alignas(64) uint32_t lanes[kLanes];
     all.store(lanes);
