@@ -69,6 +69,7 @@ def model_facts(
         input_row_bytes=0 if spec.tied_output else sum(input_types.values()) // spec.vocab_size,
         activation_bytes=4 * spec.d_model,
         row_bytes=row_bytes(spec),
+        logits_bytes=4 * spec.vocab_size,
         expert_bytes=() if spec.experts is None else tuple(_expert_bytes(model, of_layer) for of_layer in names),
         n_experts=0 if spec.experts is None else spec.experts.count,
         n_experts_used=0 if spec.experts is None else spec.experts.n_used,
@@ -221,7 +222,11 @@ def foretold(plan: Plan, problem: Problem) -> Plan:
     return replace(told, explanation=explain(told, problem))
 
 
-def room_of(plan: Plan, asked_chunk: int | None, longest_chunk: int, row_bytes: int) -> Room:
-    """The engine's room, with chunks as asked for, else as `chunk_tokens` has them."""
+def room_of(
+    plan: Plan, asked_chunk: int | None, longest_chunk: int, row_bytes: int, most_logits: int = MAX_SEQUENCES
+) -> Room:
+    """The engine's room, with chunks as asked for, else as `chunk_tokens` has them. `most_logits`: rows that a message
+    can hold."""
     chunk = asked_chunk or chunk_tokens(plan, row_bytes)
-    return Room(plan.kv_tokens, min(chunk, longest_chunk), MAX_SEQUENCES)
+    most = min(MAX_SEQUENCES, most_logits) if plan.output else MAX_SEQUENCES
+    return Room(plan.kv_tokens, min(chunk, longest_chunk), max(1, most))

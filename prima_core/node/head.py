@@ -147,14 +147,14 @@ class Head:
             options.n_prompt,
             options.chunk or 0,
         )
-        longest = longest_chunk(self.model.spec.d_model)
+        longest, most_logits = longest_chunk(self.model.spec.d_model), longest_chunk(self.model.spec.vocab_size)
         room = Room(0, 1, 0)  # nothing, until there is a plan
         engine = Engine(self.tokenizer, self.context_length, room, options.context_shift, options.queue)
         return Driver(
             engine,
             self,
             planning,
-            lambda plan: room_of(plan, options.chunk, longest, row_bytes(self.model.spec)),
+            lambda plan: room_of(plan, options.chunk, longest, row_bytes(self.model.spec), most_logits),
             Epoch.first(),
             wait_for=max(options.wait, 1 + options.n_local),
             emit=self._registry.emit,

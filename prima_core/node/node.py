@@ -122,9 +122,9 @@ class Node:
                 return
 
 
-def longest_chunk(d_model: int) -> int:
-    """Tokens of the longest prefill chunk whose activations, in f32, surely fit a message."""
-    return DATA_LIMITS.max_message_bytes // 2 // (4 * d_model)
+def longest_chunk(n_columns: int) -> int:
+    """Tokens of the longest prefill chunk whose activations (or logits), in f32, surely fit a message."""
+    return DATA_LIMITS.max_message_bytes // 2 // (4 * n_columns)
 
 
 def parse_bytes(text: str) -> int:

@@ -105,8 +105,7 @@ Pair = tuple[str, str]
 def _cables(plan: Plan, problem: Problem) -> list[Changed]:
     """Of every node, what saves most on the plan's way first. Of two nodes with the same slow links the one that is not
     the head."""
-    stops = (plan.head, *(visit.node for visit in plan.visits), plan.head)
-    ways = list(pairwise(stops))
+    ways = list(pairwise((plan.head, *plan.stops)))
     slow: dict[frozenset[Pair], str] = {}
     for node in sorted(problem.nodes, key=lambda node: node.name == problem.head):
         slow.setdefault(_slow_links(problem, node.name), node.name)

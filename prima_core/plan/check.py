@@ -16,11 +16,12 @@ MAX_KV_TOKENS = 2**32 - 1  # as positions count on the wire
 
 def complete(plan: Plan, problem: Problem) -> Plan:
     """The checked plan with all filled in that nodes must agree on: `kv_tokens`, `residency`, `gather_bytes`, and the
-    problem's `kv_type`, `context` and `end_device`. Raises PlanError naming the broken rule.
+    problem's `kv_type`, `context` and devices of the ends. Raises PlanError naming the broken rule.
 
     A node whose weights do not fit streams the rest, where the problem allows it: see `residency.py`.
     """
     _check_cover(plan, problem)
+    problem = problem.with_output(plan.output)
     for visit in plan.visits:
         _check_visit(visit, problem)
     if not 0 <= plan.in_flight <= MAX_IN_FLIGHT:
@@ -36,6 +37,8 @@ def complete(plan: Plan, problem: Problem) -> Plan:
         kv_type=problem.model.kv_type,
         context=problem.model.context_length,
         end_device=problem.end_device.id,
+        output=problem.output,
+        output_device=problem.output_device.id if problem.output else "",
         gather_bytes=gather_bytes,
         forecast=None,
         explanation=None,

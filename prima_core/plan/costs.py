@@ -35,7 +35,8 @@ class VisitCost:
 
 @dataclass(frozen=True, slots=True)
 class PassCost:
-    """A pass of some tokens; the last visit is to the output part, on the head."""
+    """A pass of some tokens; behind the layers comes the visit to the output part, and where that is not on the head
+    one without computing to the head, which samples."""
 
     visits: tuple[VisitCost, ...]
 
@@ -60,6 +61,7 @@ class PassCost:
 
 def missing_rate(plan: Plan, problem: Problem, width: int = 1) -> str:
     """What is not known and would have to be, to foretell the plan's times; "": all is known."""
+    problem = problem.with_output(plan.output)
     for node, device in dict.fromkeys(_used_devices(plan, problem)):
         facts = next(place for place in problem.node(node).places if place.id == device)
         if not facts.decode_bytes_s or (width > 1 and not facts.prefill_bytes_s):
@@ -76,6 +78,7 @@ def _used_devices(plan: Plan, problem: Problem) -> Iterator[tuple[str, str]]:
         for part in visit.parts(problem.node(visit.node).places[0].id):
             yield visit.node, part.device
     yield plan.head, problem.end_device.id
+    yield plan.output_node, problem.output_device.id
 
 
 def pass_cost(plan: Plan, problem: Problem, width: int = 1, rows: int = 1, n_past: int | None = None) -> PassCost:
@@ -83,12 +86,12 @@ def pass_cost(plan: Plan, problem: Problem, width: int = 1, rows: int = 1, n_pas
     the output part, each of a sequence. A token looks back on `n_past` positions; None: as many as the problem says.
     What the residency streams is spread as a store does it: experts first, the rest evenly over the layers, the output
     part last."""
+    problem = problem.with_output(plan.output)
     shares = {(need.node, need.device): _Shares.of(need, plan, problem, width) for need in plan.residency}
-    stops = [plan.head, *(visit.node for visit in plan.visits), plan.head]
-    hops = [
-        problem.link(source, target).time_s(width * problem.model.activation_bytes)
-        for source, target in pairwise(stops)
-    ]
+    model = problem.model
+    sizes = [*[width * model.activation_bytes] * len(plan.visits), *end_sizes(problem, rows)]
+    ways = pairwise((plan.head, *plan.stops))
+    hops = [problem.link(*way).time_s(size) for way, size in zip(ways, sizes, strict=True)]
     past_s = {
         (node.name, device.id): attention_s(device, problem, width, rows, n_past)
         for node in map(problem.node, plan.nodes)
@@ -98,8 +101,14 @@ def pass_cost(plan: Plan, problem: Problem, width: int = 1, rows: int = 1, n_pas
         VisitCost(visit.node, hop_s, tuple(_layers(visit, problem, shares, past_s, width)))
         for visit, hop_s in zip(plan.visits, hops, strict=False)
     ]
-    output = VisitCost(plan.head, hops[-1], tuple(_output(plan, problem, shares, rows)))
-    return PassCost((*visits, output))
+    visits.append(VisitCost(plan.output_node, hops[len(visits)], tuple(_output(plan, problem, shares, rows))))
+    return PassCost((*visits, *(VisitCost(plan.head, hop_s, ()) for hop_s in hops[len(visits) :])))
+
+
+def end_sizes(problem: Problem, rows: int) -> list[int]:
+    """Bytes of the way to the output part and, if that is not on the head, of the way back from there."""
+    to_output = rows * problem.model.activation_bytes
+    return [to_output, rows * problem.model.logits_bytes] if problem.output else [to_output]
 
 
 def _layers(
@@ -121,10 +130,10 @@ def _layers(
 
 def _output(plan: Plan, problem: Problem, shares: dict[tuple[str, str], _Shares], rows: int) -> Iterator[LayerCost]:
     """A streamed matrix comes through the buffer in blocks."""
-    device = problem.end_device
-    share = shares.get((plan.head, device.id), _Shares())
+    device, node = problem.output_device, plan.output_node
+    share = shares.get((node, device.id), _Shares())
     took_s = compute_s(device, {OUTPUT: output_bytes(problem.model)}, rows) + share.copy_s(share.output)
-    room = sum(need.buffer_bytes for need in plan.residency if need.node == plan.head)
+    room = sum(need.buffer_bytes for need in plan.residency if need.node == node)
     n_blocks = int(4 * share.output // room) + 1 if room else 1
     for _ in range(n_blocks):
         yield LayerCost(took_s / n_blocks, share.output / n_blocks)
@@ -182,7 +191,7 @@ def touched_types(model: ModelFacts, layer: int, width: int = 1) -> dict[str, fl
 
 def output_bytes(model: ModelFacts) -> int:
     """What the output part goes through: its own matrix, or the embedding."""
-    return model.output_bytes if model.input_row_bytes else model.input_bytes + model.output_bytes
+    return model.output_bytes + (model.input_bytes if model.is_tied else 0)
 
 
 def routed_share(model: ModelFacts, width: int) -> float:
@@ -212,8 +221,7 @@ class _Shares:
     def of(cls, need: Residency, plan: Plan, problem: Problem, width: int) -> _Shares:
         model, node = problem.model, problem.node(need.node)
         layers = layers_on(plan, node, need.device)
-        has_ends = need.node == plan.head and need.device == problem.end_device.id
-        table = model.input_bytes if has_ends and model.input_row_bytes else 0
+        table = min(problem.fixed_bytes_on(need.node, need.device), problem.table_bytes(need.node))
         streamed = max(0, need.streamed_bytes - table)
         experts = sum(model.expert_bytes[layer] for layer in layers) if model.expert_bytes else 0
         device = next(place for place in node.places if place.id == need.device)

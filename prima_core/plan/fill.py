@@ -80,7 +80,7 @@ def _most_in_use(problem: Problem, device: DeviceFacts) -> int:
 def _n_kept(problem: Problem, node: NodeFacts, device: DeviceFacts) -> int:
     """Layers of the largest size that stay on a device."""
     kv = problem.model.kv_bytes_per_token_layer * problem.kv_tokens
-    fixed = problem.fixed_bytes(node.name) if device.id == problem.end_device.id else 0
+    fixed = problem.fixed_bytes_on(node.name, device.id)
     room = min(device.memory_bytes, node.memory_bytes) if device.shares_host else device.memory_bytes
     return max(0, room - fixed) // max(1, max(problem.weight_bytes(device), default=0) + kv)
 
@@ -166,7 +166,7 @@ def _places(problem: Problem, node: NodeFacts, layers: Sequence[int]) -> list[_P
     places = []
     for device in node.places:
         weights = problem.weight_bytes(device)
-        fixed = problem.fixed_bytes(node.name) if device.id == problem.end_device.id else 0
+        fixed = problem.fixed_bytes_on(node.name, device.id)
         ends = [0, *accumulate(weights[layer] + kv for layer in layers)]
         places.append(_Place(ends, device.memory_bytes - fixed, device.shares_host))
     return places
@@ -174,7 +174,8 @@ def _places(problem: Problem, node: NodeFacts, layers: Sequence[int]) -> list[_P
 
 def _host_room(problem: Problem, name: str) -> int:
     node = problem.node(name)
-    return node.memory_bytes - (problem.fixed_bytes(name) if problem.end_device.shares_host else 0)
+    shared = sum(problem.fixed_bytes_on(name, device.id) for device in node.places if device.shares_host)
+    return node.memory_bytes - shared
 
 
 def _least_host_bytes(places: Sequence[_Place], host_room: int) -> list[list[int | None]]:

@@ -53,7 +53,7 @@ Trial = tuple[float, Forecast]
 def _openings(plan: Plan, problem: Problem, name: str) -> list[tuple[int, bool]]:
     """Where its visit could be, with the index of the visit behind it, and whether it takes layers from the one before
     it: between some pairs of nodes, those with the shortest links to it."""
-    stops = [plan.head, *(visit.node for visit in plan.visits), plan.head]
+    stops = (plan.head, *plan.stops)
     first: dict[tuple[str, str], int] = {}
     for index, way in enumerate(pairwise(stops)):
         first.setdefault(way, index)

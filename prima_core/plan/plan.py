@@ -76,11 +76,13 @@ class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A list of visits that covers [0, n_layers) in order. `head` runs the input and the output part.
+    """A list of visits that covers [0, n_layers) in order. `head` runs the input part and samples, `output` the output
+    part ("": the head too); from there the logits of wanted rows go to the head.
 
     `kv_tokens`: KV positions, over all sequences, that every visited node has room for (0: the problem's).
     `kv_type`: what K and V are kept in. `context`: positions that a sequence may reach (0: the problem's).
-    `end_device`: the head's device with the input and the output part ("": its first).
+    `end_device`: the head's device with the input part, and the output part if that is there ("": its first).
+    `output_device`: that of another node with the output part ("": its first).
     `in_flight`: steps that may be between launch and collect (0: automatic, see `credit`).
     `gather_bytes`: activations of a prompt that a node which streams may collect, to run them together (0: none).
     `forecast`, `explanation` and `certificate`: for who looks at them; nothing depends on them.
@@ -100,6 +102,23 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     forecast: Forecast | None = None
     certificate: Certificate | None = None
     explanation: Explanation | None = None
+    output: str = ""
+    output_device: str = ""
+
+    @property
+    def output_node(self) -> str:
+        return self.output or self.head
+
+    @property
+    def device_of_output(self) -> str:
+        """On the node with the output part; "": its first."""
+        return self.end_device if self.output_node == self.head else self.output_device
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Where a step goes: the node of each visit, that of the output part and, if it is another one, the head."""
+        ends = (self.head,) if self.output_node == self.head else (self.output_node, self.head)
+        return (*(visit.node for visit in self.visits), *ends)
 
     @property
     def credit(self) -> int:
@@ -117,8 +136,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """The visited nodes and the head, each once, the head first."""
-        return tuple(dict.fromkeys((self.head, *(visit.node for visit in self.visits))))
+        """The visited nodes and those with the ends of the model, each once, the head first."""
+        return tuple(dict.fromkeys((self.head, *self.stops)))
 
     def layers_of(self, node: str) -> tuple[Layers, ...]:
         return tuple(visit.layers for visit in self.visits if visit.node == node)
@@ -130,8 +149,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def successors(self, node: str) -> tuple[str, ...]:
         """Nodes, other than itself, that `node` sends activations to."""
-        stops = (self.head, *(visit.node for visit in self.visits), self.head)
-        return tuple(dict.fromkeys(b for a, b in itertools.pairwise(stops) if a == node and b != node))
+        ways = itertools.pairwise((self.head, *self.stops))
+        return tuple(dict.fromkeys(b for a, b in ways if a == node and b != node))
 
 
 def plan_to_json(plan: Plan) -> bytes:

@@ -51,9 +51,9 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     not known, then buffers are larger than they must be). `input_row_bytes`: a token's row of an embedding that is not
     also the output matrix, all that is read of it (0: it is the output matrix, or not known). `expert_bytes`: of each
     layer, what its stacks of experts take; a token goes through `n_experts_used` of `n_experts`. `activation_bytes`: of
-    one token, from node to node; `row_bytes`: of one token, inside of a layer (0: not known). `layer_kinds`: of each
-    layer, which of `kinds` those of `tensor_bytes` are, in that order, and then its stacks of experts (empty: not
-    known).
+    one token, from node to node; `row_bytes`: of one token, inside of a layer; `logits_bytes`: of one token, from an
+    output part that is not on the head (0: not known). `layer_kinds`: of each layer, which of `kinds` those of
+    `tensor_bytes` are, in that order, and then its stacks of experts (empty: not known).
     """
 
     name: str
@@ -74,6 +74,7 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_experts: Size = 0
     n_experts_used: Size = 0
     tensor_bytes: tuple[Annotated[tuple[Size, ...], Meta(max_length=MAX_TENSORS)], ...] = ()
+    logits_bytes: Size = 0
     kinds: Annotated[tuple[TensorKind, ...], Meta(max_length=MAX_KINDS)] = ()
     layer_kinds: tuple[Annotated[tuple[Size, ...], Meta(max_length=2 * MAX_TENSORS)], ...] = ()
 
@@ -115,6 +116,11 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def n_layers(self) -> int:
         return len(self.layer_bytes)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the embedding is also the output matrix; so it is taken to be where that is not known."""
+        return not self.input_row_bytes
 
 
 class DeviceFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -198,7 +204,8 @@ class LinkFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Assign the layers of `model` to `nodes`. The node `head` runs the input and the output part.
+    """Assign the layers of `model` to `nodes`. The node `head` runs the input part, and the output part where a plan
+    names no other node for it: `output` is the one that is asked about.
 
     `kv_tokens` is how many KV positions, over all sequences, every visited node must have room for. `links`: the first
     that fits a pair of nodes counts, none: no time. `rounds`: how many times the user wants every node visited in a
@@ -221,6 +228,7 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_past: Size = 0
     n_prompt: Annotated[int, Meta(ge=1, le=2**32 - 1)] = PROMPT_TOKENS
     chunk: Annotated[int, Meta(ge=0, le=MAX_WIDTH)] = 0
+    output: Name = ""
 
     def __post_init__(self) -> None:
         _check_once("node", (node.name for node in self.nodes))
@@ -241,25 +249,62 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         known = ", ".join(node.name for node in self.nodes) or "none"
         raise PlanError(f"node {name!r} is not in the cluster", hint=f"the nodes are: {known}")
 
+    @property
+    def output_node(self) -> str:
+        return self.output or self.head
+
+    def with_output(self, name: str) -> Problem:
+        """Asked about plans with the output part on that node ("": the head). Raises PlanError if there is none."""
+        self.node(name or self.head)
+        name = "" if name == self.head else name
+        return self if name == self.output else msgspec.structs.replace(self, output=name)
+
     def fixed_bytes(self, name: str) -> int:
-        """Bytes that a node needs besides its layers: on the head the input and output part, on `end_device`."""
-        return self._end_bytes(self.end_device) if name == self.head else 0
+        """Bytes that a node needs besides its layers: of the ends of the model that it has, on their device."""
+        device = self.device_of_ends(name)
+        return 0 if device is None else self._end_bytes(name, device)
+
+    def fixed_bytes_on(self, name: str, device: str) -> int:
+        """The same of one of its devices."""
+        own = self.device_of_ends(name)
+        return 0 if own is None or own.id != device else self._end_bytes(name, own)
+
+    def table_bytes(self, name: str) -> int:
+        """The part of them that is an embedding of which only the rows of tokens are read."""
+        looks_up = name == self.head and (name != self.output_node or not self.model.is_tied)
+        return self.model.input_bytes if looks_up else 0
 
     @property
     def end_device(self) -> DeviceFacts:
-        """Where the input and output part lie: on the head's first device that has room for them, else where they may
-        be streamed, on its `streaming_device`, else on its first."""
-        head = self.node(self.head)
-        for device in head.places:
-            room = min(device.memory_bytes, head.memory_bytes) if device.shares_host else device.memory_bytes
-            if self._end_bytes(device) <= room:
-                return device
-        return (head.streaming_device if self.streaming else None) or head.places[0]
+        """Where the input part lies, and the output part if it is on the head."""
+        return self._place_of_ends(self.head)
 
-    def _end_bytes(self, device: DeviceFacts) -> int:
-        model = self.model
-        extra = _growth(model.input_types, device.growth) + _growth(model.output_types, device.growth)
-        return model.input_bytes + model.output_bytes + extra
+    @property
+    def output_device(self) -> DeviceFacts:
+        return self._place_of_ends(self.output_node)
+
+    def device_of_ends(self, name: str) -> DeviceFacts | None:
+        """Where the ends of the model lie that a node has; None: it has none."""
+        return self._place_of_ends(name) if name in (self.head, self.output_node) else None
+
+    def _place_of_ends(self, name: str) -> DeviceFacts:
+        """The node's first device that has room for them, else where they may be streamed, its `streaming_device`, else
+        its first."""
+        node = self.node(name)
+        for device in node.places:
+            room = min(device.memory_bytes, node.memory_bytes) if device.shares_host else device.memory_bytes
+            if self._end_bytes(name, device) <= room:
+                return device
+        return (node.streaming_device if self.streaming else None) or node.places[0]
+
+    def _end_bytes(self, name: str, device: DeviceFacts) -> int:
+        """A tied matrix is once on a node, and on both where these are two."""
+        model, total = self.model, 0
+        if name == self.head or model.is_tied:
+            total += model.input_bytes + _growth(model.input_types, device.growth)
+        if name == self.output_node:
+            total += model.output_bytes + _growth(model.output_types, device.growth)
+        return total
 
     def layers_bytes(self, start: int, stop: int) -> int:
         """Weights, as large as in the file, and KV of a run of layers."""

@@ -79,7 +79,7 @@ def _visits(nodes: Sequence[NodeFacts], cuts: Sequence[int], n_rounds: int) -> l
 
 
 def _plan(problem: Problem, visits: tuple[Visit, ...]) -> Plan:
-    return Plan(n_layers=problem.model.n_layers, head=problem.head, visits=visits)
+    return Plan(n_layers=problem.model.n_layers, head=problem.head, visits=visits, output=problem.output)
 
 
 # ---------------------------------------------------------------- models that do not fit
@@ -115,10 +115,7 @@ def _streaming_cuts(
         return None
     behind = [sum(most[index + 1 :]) for index in range(len(nodes))]
     cuts = [0]
-    table = problem.model.input_bytes if problem.model.input_row_bytes else 0
-    for wanted, can, rest in zip(
-        _wanted_cuts(problem, _ends(problem, nodes, shares, table)), most, behind, strict=True
-    ):
+    for wanted, can, rest in zip(_wanted_cuts(problem, _ends(problem, nodes, shares, True)), most, behind, strict=True):
         least = max(cuts[-1], problem.model.n_layers - rest)
         cuts.append(max(least, min(wanted, cuts[-1] + can)))
     return cuts
@@ -134,12 +131,14 @@ def _cuts(problem: Problem, nodes: Sequence[NodeFacts], earliest: Sequence[int],
 
 
 def _ends(
-    problem: Problem, nodes: Sequence[NodeFacts], shares: Mapping[str, float] | None, left_out: int = 0
+    problem: Problem, nodes: Sequence[NodeFacts], shares: Mapping[str, float] | None, streaming: bool = False
 ) -> list[float]:
-    """Where the nodes' parts of the line end. `left_out`: of the head's ends, not in memory."""
+    """Where the nodes' parts of the line end. `streaming`: an embedding that is looked up is not in memory."""
     if shares is not None:
         return list(accumulate(shares[node.name] for node in nodes))
-    fixed = [max(0, problem.fixed_bytes(node.name) - left_out) for node in nodes]
+    fixed = [
+        max(0, problem.fixed_bytes(node.name) - (problem.table_bytes(node.name) if streaming else 0)) for node in nodes
+    ]
     return list(accumulate(max(0, node.room_bytes - size) for node, size in zip(nodes, fixed, strict=True)))
 
 

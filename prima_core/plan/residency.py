@@ -42,8 +42,9 @@ def residency_of(plan: Plan, problem: Problem, kv_tokens: int) -> tuple[tuple[Re
 def _needs(plan: Plan, problem: Problem, name: str, kv_tokens: int) -> list[Residency]:
     """What the plan takes on each device of a node that it uses, when all weights stay."""
     devices = {device.id: device for device in problem.node(name).places}
-    first, end = next(iter(devices)), problem.end_device.id if name == problem.head else None
-    layers: dict[str, list[int]] = {} if end is None else {end: []}
+    first = next(iter(devices))
+    end = problem.device_of_ends(name)
+    layers: dict[str, list[int]] = {} if end is None else {end.id: []}
     for visit in plan.visits:
         if visit.node == name:
             for part in visit.parts(first):
@@ -53,7 +54,7 @@ def _needs(plan: Plan, problem: Problem, name: str, kv_tokens: int) -> list[Resi
     for device in (device for device in devices if device in layers):
         sizes = problem.weight_bytes(devices[device])
         weights = sum(sizes[layer] for layer in layers[device])
-        fixed = problem.fixed_bytes(name) if device == end else 0
+        fixed = problem.fixed_bytes_on(name, device)
         needs.append(Residency(name, device, weights + fixed, kv * len(layers[device])))
     return needs
 

@@ -261,9 +261,8 @@ def overload_of(
     host = node.memory_bytes - taken - gather_bytes
     room = (min(device.memory_bytes - gather_bytes, host) if device.shares_host else device.memory_bytes) - kv
     sizes, model = problem.weight_bytes(device), problem.model
-    has_ends = node.name == problem.head and device.id == problem.end_device.id
-    ends = problem.fixed_bytes(node.name) if has_ends else 0
-    table = model.input_bytes if has_ends and model.input_row_bytes else 0
+    ends = problem.fixed_bytes_on(node.name, device.id)
+    table = min(ends, problem.table_bytes(node.name))
     experts = [model.expert_bytes[layer] for layer in layers] if model.expert_bytes else []
     return Overload(
         node=node.name,

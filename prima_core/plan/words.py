@@ -62,17 +62,19 @@ def _part(plan: Plan, name: str) -> str:
     n_visits = sum(visit.node == name for visit in plan.visits)
     visits = f" in {_count(n_visits, 'visit')}" if n_visits > 1 else ""
     head = " (the head)" if name == plan.head else ""
+    output = ", and the output" if name == plan.output and plan.layers_of(name) else ""
     needs = [need for need in plan.residency if need.node == name]
     kept, kv = sum(need.pinned_bytes for need in needs), sum(need.kv_bytes for need in needs)
     kept_too = f" and {size(kv)} of KV" if kv else ""
     keeps = f"it keeps {size(kept)} of weights{kept_too} in memory"
-    return f"{name}{head} computes {_layers(plan, name)}{visits}{_devices(plan, name)}; {keeps}{_from_disk(plan, name)}"
+    part = f"{_layers(plan, name)}{visits}{_devices(plan, name)}{output}"
+    return f"{name}{head} computes {part}; {keeps}{_from_disk(plan, name)}"
 
 
 def _layers(plan: Plan, name: str) -> str:
     n_layers = sum(map(len, plan.layers_of(name)))
     if not n_layers:
-        return "the output only"
+        return "the output only" if name == plan.output_node else "the input only"
     return f"{n_layers} of {_count(plan.n_layers, 'layer')} ({_percent(n_layers / plan.n_layers)})"
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from prima_core.engine.engine import StepResult
 from prima_core.engine.request import Sampled
@@ -23,7 +26,6 @@ from prima_core.ring.serving import Serving
 from prima_core.ring.times import Meter
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Carrier:
         self._name = name
         self._serving = serving
         self._plan = serving.assignment.plan
+        self._stops = self._plan.stops
         self.epoch = serving.assignment.epoch
         self._meter = meter
         self._report = report
@@ -51,7 +54,11 @@ class Carrier:
         """Steps at the input part."""
         for planned in launches:
             self._serving.wanted[planned.number] = planned.wanted
-        self._run(0, [Passing(planned.number, planned.step) for planned in launches])
+        passing = [
+            Passing(planned.number, planned.step, wanted=tuple(want.row for want in planned.wanted))
+            for planned in launches
+        ]
+        self._run(0, passing)
 
     def receive(self, frames: Sequence[wire.Frame]) -> None:
         """Frames that are due at the same visit; one with an error comes alone."""
@@ -65,23 +72,34 @@ class Carrier:
             if frame.error is not None:
                 self._pass_on_error(frame.number, frame.visit, frame.error)
             else:
-                passing.append(Passing(frame.number, frame.step, frame.activation))
+                passing.append(Passing(frame.number, frame.step, frame.activation, frame.wanted))
         if passing:
-            self._run(frames[0].visit, passing)
+            self._go_on(frames[0].visit, passing)
+
+    def _go_on(self, visit: int, passing: Sequence[Passing]) -> None:
+        if visit < len(self._plan.visits):
+            self._run(visit, passing)
+            return
+        rows = [one.activation for one in passing if one.activation is not None]
+        if visit == len(self._plan.visits):
+            self._output(visit, passing, rows)
+        else:
+            self._finish(visit, passing, rows)
 
     def _check_place(self, frame: wire.Frame) -> None:
-        """A frame must be for a visit of this node (or for the output part on the head), and newer than the last."""
-        here = self._next_node(frame.visit)
+        """A frame must be for a visit of this node (or for an end of the model on it), and newer than the last."""
+        here = self._stops[frame.visit]
         if here != self._name:
             raise FrameError(f"visit {frame.visit} belongs to node {here!r}, not to {self._name!r}")
         if frame.number <= self._serving.newest.get(frame.visit, 0):
             raise FrameError(f"step {frame.number} came twice or late to visit {frame.visit}")
-        if frame.visit == len(self._plan.visits) and frame.number not in self._serving.wanted:
-            raise FrameError(f"step {frame.number} was never launched")
+        if frame.visit == len(self._stops) - 1:
+            wanted = self._serving.wanted.get(frame.number)
+            if wanted is None:
+                raise FrameError(f"step {frame.number} was never launched")
+            if frame.error is None and len(frame.activation) != len(wanted):
+                raise FrameError(f"{len(frame.activation)} rows of step {frame.number}, {len(wanted)} are wanted")
         self._serving.newest[frame.visit] = frame.number
-
-    def _next_node(self, visit: int) -> str:
-        return self._plan.head if visit == len(self._plan.visits) else self._plan.visits[visit].node
 
     # ------------------------------------------------------------ computing
 
@@ -112,27 +130,39 @@ class Carrier:
         return joined.in_turn(activation)
 
     def _hand_on(self, visit: int, joined: Joined, activation: NDArray[np.float32]) -> None:
-        behind = self._behind(visit)
+        behind, n_visits = self._behind(visit), len(self._plan.visits)
+        if behind < n_visits:
+            self._send_all(visit, joined.passing, behind, lambda: self._encoded(joined, behind, activation))
+            return
+        rows = [
+            activation[[first + row for row in one.wanted]]
+            for one, first in zip(joined.passing, joined.starts(), strict=True)
+        ]
+        if self._plan.output_node == self._name:
+            self._output(visit, joined.passing, rows)
+        else:
+            self._send_all(visit, joined.passing, n_visits, lambda: self._encoded_rows(joined.passing, n_visits, rows))
+
+    def _send_all(
+        self, visit: int, passing: Sequence[Passing], to: int, encoded: Callable[[], list[list[Buffer]]]
+    ) -> None:
         try:
-            if behind == len(self._plan.visits) and self._plan.head == self._name:
-                self._finish(joined, activation)
-                return
-            frames = self._encoded(joined, behind, activation)
+            frames = encoded()
         except Exception as error:  # noqa: BLE001 - the border of a step: it fails, the node lives
-            self._fail(visit, joined.passing, error)
+            self._fail(visit, passing, error)
             return
         for frame in frames:
-            self._send(behind, frame)
+            self._send(to, frame)
 
     def _behind(self, visit: int) -> int:
-        """The first visit from `visit` on that is not this node's."""
-        while visit < len(self._plan.visits) and self._plan.visits[visit].node == self._name:
+        """The first stop from `visit` on that is not this node's, or that of the output part."""
+        while visit < len(self._plan.visits) and self._stops[visit] == self._name:
             visit += 1
         return visit
 
     def _embed(self, step: Step) -> NDArray[np.float32]:
         start = self._meter.begin()
-        activation = self._serving.end_shard.embed(step)
+        activation = self._serving.input_shard.embed(step)
         self._meter.computed_since(start)
         return activation
 
@@ -146,15 +176,36 @@ class Carrier:
             self._meter.n_tokens += joined.step.n_tokens
         return activation
 
-    def _finish(self, joined: Joined, activation: NDArray[np.float32]) -> None:
-        """The output part: logits of the wanted rows, one token each."""
+    def _output(self, visit: int, passing: Sequence[Passing], rows: Sequence[NDArray[np.float32]]) -> None:
+        """The output part, of the wanted rows of each step; the head samples from it."""
+        try:
+            logits = self._logits(rows)
+        except Exception as error:  # noqa: BLE001 - the border of a step: it fails, the node lives
+            self._fail(visit, passing, error)
+            return
+        if self._plan.head == self._name:
+            self._finish(visit, passing, logits)
+            return
+        last = len(self._stops) - 1
+        self._send_all(visit, passing, last, lambda: self._encoded_rows(passing, last, logits))
+
+    def _logits(self, rows: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Of each step: [wanted rows, vocab_size]."""
+        n_rows = [len(own) for own in rows]
+        if not sum(n_rows):
+            return [np.empty((0, self._serving.limits.vocab_size), np.float32) for _ in rows]
         start = self._meter.begin()
-        wanted = [self._serving.take_wanted(one.number) for one in joined.passing]
-        rows = [first + want.row for first, wants in zip(joined.starts(), wanted, strict=True) for want in wants]
-        logits = iter(self._serving.end_shard.logits(activation, rows) if rows else ())
+        logits = self._serving.output_shard.logits(np.concatenate(rows), range(sum(n_rows)))
+        self._meter.computed_since(start)
+        return np.split(logits, list(accumulate(n_rows[:-1])))
+
+    def _finish(self, visit: int, passing: Sequence[Passing], logits: Sequence[NDArray[np.float32]]) -> None:
+        """A token for each row of logits."""
+        start = self._meter.begin()
         results = []
-        for one, wants in zip(joined.passing, wanted, strict=True):
-            tokens = tuple((want.sequence, _sampled(next(logits), want)) for want in wants)
+        for one, own in zip(passing, logits, strict=True):
+            wanted = self._serving.take_wanted(one.number)
+            tokens = tuple((want.sequence, _sampled(row, want)) for want, row in zip(wanted, own, strict=True))
             results.append(StepResult(one.number, tokens))
         self._meter.computed_since(start)
         for result in results:
@@ -177,14 +228,29 @@ class Carrier:
         start, frames = time.perf_counter(), []
         for one, first in zip(joined.passing, joined.starts(), strict=True):
             rows, dtype = activation[first : first + one.step.n_tokens], self._serving.assignment.wire.dtype(one.step)
-            frames.append(wire.encode_activation(self.epoch, one.number, visit, one.step, rows, dtype))
+            frames.append(wire.encode_activation(self.epoch, one.number, visit, one.step, rows, dtype, one.wanted))
+        self._meter.send_s += time.perf_counter() - start
+        return frames
+
+    def _encoded_rows(
+        self, passing: Sequence[Passing], visit: int, rows: Sequence[NDArray[np.float32]]
+    ) -> list[list[Buffer]]:
+        """Behind the layers: logits always in f32, the activations of a prompt's last token as those of the others."""
+        start, policy = time.perf_counter(), self._serving.assignment.wire
+        is_output = visit == len(self._plan.visits)
+        frames = []
+        for one, own in zip(passing, rows, strict=True):
+            dtype = policy.dtype(one.step) if is_output else wire.WireDtype.F32
+            frames.append(wire.encode_rows(self.epoch, one.number, visit, own, dtype))
         self._meter.send_s += time.perf_counter() - start
         return frames
 
     def _pass_on_error(self, number: int, visit: int, message: str) -> None:
         """Tell the head along the ring, behind the steps before it, so that nothing overtakes."""
-        behind = self._behind(visit)
-        if behind == len(self._plan.visits) and self._plan.head == self._name:
+        behind = visit
+        while behind < len(self._stops) and self._stops[behind] == self._name:
+            behind += 1
+        if behind == len(self._stops):
             self._serving.take_wanted(number)
             error = ClusterError(message, hint="see the log of that node")
             self._report(Collected(self.epoch, StepResult(number, error=error)))
@@ -193,7 +259,7 @@ class Carrier:
 
     def _send(self, visit: int, frame: list[Buffer]) -> None:
         """Until it is taken, or this epoch is to be given up: by then the head has noticed a node that is lost."""
-        successor = self._next_node(visit)
+        successor = self._stops[visit]
         deadline = time.monotonic() + UNREACHABLE_AFTER_S
         start = time.perf_counter()
         while self._is_wanted():

@@ -27,11 +27,13 @@ def row_bytes(model: ModelSpec) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Passing:
-    """A step on its way, with its activation: [n_tokens, d_model] f32, or None before the input part."""
+    """A step on its way, with its activation: [n_tokens, d_model] f32, or None before the input part. `wanted`: rows of
+    it whose logits are."""
 
     number: int
     step: Step
     activation: FloatArray | None = None
+    wanted: tuple[int, ...] = ()
 
 
 class Gather:

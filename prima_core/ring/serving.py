@@ -57,9 +57,15 @@ class Serving:
     newest: dict[int, int] = field(default_factory=dict)  # per visit: the last step number seen
 
     @property
-    def end_shard(self) -> Shard:
-        """The shard that has the input and the output part."""
+    def input_shard(self) -> Shard:
+        """The shard with the input part, on the head."""
         return self.shards[self.assignment.plan.end_device or self.first_device]
+
+    @property
+    def output_shard(self) -> Shard:
+        """The shard with the output part, on the node that has it."""
+        plan = self.assignment.plan
+        return self.shards[plan.device_of_output or self.first_device]
 
     def take_wanted(self, number: int) -> tuple[Wanted, ...]:
         """What is wanted of a step that has come back. Those before it that have not were lost on their way."""
@@ -107,12 +113,18 @@ def open_serving(name: str, assignment: Assignment, means: Means, tell: Tell, ex
         store,
         shards,
         links,
-        wire.FrameLimits(assignment.epoch, model.spec.d_model, len(plan.visits), plan.kv_tokens),
+        _limits(assignment, model),
         next((index for index, visit in enumerate(plan.visits) if visit.node == name), None),
         plan.gather_bytes // row_bytes(model.spec) if holding.buffer_bytes else 0,
         loading.disk_s,
         exits,
     )
+
+
+def _limits(assignment: Assignment, model: Model) -> wire.FrameLimits:
+    plan, spec = assignment.plan, model.spec
+    vocab_size = spec.vocab_size if plan.output_node != plan.head else 0
+    return wire.FrameLimits(assignment.epoch, spec.d_model, len(plan.visits), plan.kv_tokens, vocab_size=vocab_size)
 
 
 def _is_of_host(plan: Plan, node: str, devices: Sequence[Device]) -> bool:
@@ -136,17 +148,18 @@ def _load_shards(
 
 
 def slices_of(plan: Plan, node: str, first_device: str) -> dict[str, Slice]:
-    """The part of each of the node's devices that has one; on the head `end_device` has the ends of the model."""
-    end_device = (plan.end_device or first_device) if plan.head == node else None
-    layers: dict[str, list[Layers]] = {} if end_device is None else {end_device: []}
+    """The part of each of the node's devices that has one."""
+    of_input = (plan.end_device or first_device) if plan.head == node else None
+    of_output = (plan.device_of_output or first_device) if plan.output_node == node else None
+    layers: dict[str, list[Layers]] = {device: [] for device in (of_input, of_output) if device is not None}
     for visit in plan.visits:
         if visit.node == node:
             for part in visit.parts(first_device):
                 layers.setdefault(part.device, []).append(part.layers)
     slices: dict[str, Slice] = {}
     for device, ranges in layers.items():
-        is_end = device == end_device
-        slices[device] = Slice(tuple(ranges), is_end, is_end, plan.kv_type, plan.context, plan.kv_tokens)
+        has_ends = device == of_input, device == of_output
+        slices[device] = Slice(tuple(ranges), *has_ends, plan.kv_type, plan.context, plan.kv_tokens)
     return slices
 
 

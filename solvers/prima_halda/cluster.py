@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from prima_core.interfaces import Goal
-from prima_core.plan.costs import attention_s, compute_s, output_bytes, routed_share, touched_types
+from prima_core.plan.costs import attention_s, compute_s, end_sizes, output_bytes, routed_share, touched_types
 from prima_core.plan.pipeline import CPU_CHUNK
 from prima_core.plan.problem import OUTPUT, DeviceFacts, NodeFacts, Problem
 
@@ -27,7 +27,7 @@ class Step:
 @dataclass(frozen=True, slots=True)
 class Place:
     """A device of a node. `sizes`: of every layer there, as weights; `ends_s[i]`: seconds of computing for the first i
-    layers. `fixed_bytes`: of the model's ends."""
+    layers. `fixed_bytes`: of the model's ends, of which `table_bytes` are read by rows only."""
 
     number: int
     member: int
@@ -36,6 +36,7 @@ class Place:
     shares_host: bool
     bytes_s: float
     fixed_bytes: int
+    table_bytes: int
     sizes: tuple[int, ...]
     ends_s: tuple[float, ...]
     device: DeviceFacts
@@ -63,8 +64,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What a `step` costs. `hop_s[a][b]`: until its activations are there; `table_bytes`: of the model's ends, read by
-    rows only; `routed`: the share of a layer's experts that it goes through; `output_s`: computing of the output part.
+    """What a `step` costs. `hop_s[a][b]`: until its activations are there; `to_output_s[a]`: until those of its wanted
+    rows are at the output part; `back_s`: from there to the head; `routed`: the share of a layer's experts that it goes
+    through; `output_s`: computing of the output part. `end`: the head's place with an end of the model; `output`: the
+    place with the output part.
     """
 
     problem: Problem
@@ -74,8 +77,10 @@ class Cluster:
     hop_s: tuple[tuple[float, ...], ...]
     head: int
     end: Place
+    output: Place
+    to_output_s: tuple[float, ...]
+    back_s: float
     kv_bytes: int
-    table_bytes: int
     routed: float
     output_s: float
 
@@ -83,29 +88,32 @@ class Cluster:
     def of(cls, problem: Problem, step: Step | None = None) -> Cluster:
         """`step`: another one than what the goal is about. Raises PlanError where the head is no node."""
         step = step or step_of(problem)
-        end = (problem.head, problem.end_device.id)
         members: list[Member] = []
         places: list[Place] = []
         for index, node in enumerate(problem.nodes):
             own = [
-                _place(problem, step, device, index, len(places) + number, end)
-                for number, device in enumerate(node.places)
+                _place(problem, step, device, index, len(places) + number) for number, device in enumerate(node.places)
             ]
             places += own
             members.append(_member(problem, node, index, own))
-        ends = next(place for place in places if (problem.nodes[place.member].name, place.id) == end)
+        by_name = {(problem.nodes[place.member].name, place.id): place for place in places}
+        end = by_name[problem.head, problem.end_device.id]
+        to_output, *back = end_sizes(problem, step.rows)
+        output = problem.output_node
         return cls(
             problem=problem,
             step=step,
             members=tuple(members),
             places=tuple(places),
             hop_s=_hops(problem, step),
-            head=ends.member,
-            end=ends,
+            head=end.member,
+            end=end,
+            output=by_name[output, problem.output_device.id],
+            to_output_s=tuple(problem.link(node.name, output).time_s(to_output) for node in problem.nodes),
+            back_s=sum(problem.link(output, problem.head).time_s(size) for size in back),
             kv_bytes=problem.model.kv_bytes_per_token_layer * problem.kv_tokens,
-            table_bytes=problem.model.input_bytes if problem.model.input_row_bytes else 0,
             routed=routed_share(problem.model, step.width),
-            output_s=compute_s(problem.end_device, {OUTPUT: output_bytes(problem.model)}, step.rows),
+            output_s=compute_s(problem.output_device, {OUTPUT: output_bytes(problem.model)}, step.rows),
         )
 
     def with_step(self, step: Step) -> Cluster:
@@ -145,13 +153,14 @@ def unknown_disk(problem: Problem) -> str:
     return f"disk_bytes_s of {', '.join(unknown)} is not known" if unknown and problem.streaming else ""
 
 
-def _place(problem: Problem, step: Step, device: DeviceFacts, member: int, number: int, end: tuple[str, str]) -> Place:
+def _place(problem: Problem, step: Step, device: DeviceFacts, member: int, number: int) -> Place:
     model, name = problem.model, problem.nodes[member].name
     past_s = attention_s(device, problem, step.width, step.rows, step.n_past)
     layers_s = (
         past_s + compute_s(device, touched_types(model, layer, step.width), step.width)
         for layer in range(model.n_layers)
     )
+    fixed = problem.fixed_bytes_on(name, device.id)
     return Place(
         number=number,
         member=member,
@@ -159,7 +168,8 @@ def _place(problem: Problem, step: Step, device: DeviceFacts, member: int, numbe
         memory_bytes=device.memory_bytes,
         shares_host=device.shares_host,
         bytes_s=device.decode_bytes_s,
-        fixed_bytes=problem.fixed_bytes(name) if (name, device.id) == end else 0,
+        fixed_bytes=fixed,
+        table_bytes=min(fixed, problem.table_bytes(name)),
         sizes=tuple(problem.weight_bytes(device)),
         ends_s=tuple(accumulate(layers_s, initial=0.0)),
         device=device,

@@ -150,7 +150,7 @@ class Judge:
 
     def _chunk(self, way: Way, visits: Sequence[Turn], gathered: int) -> int:
         """As `chunk_of` has it."""
-        problem, used = self.cluster.problem, {self.cluster.end.number, *way}
+        problem, used = self.cluster.problem, {self.cluster.end.number, self.cluster.output.number, *way}
         on_gpu = any(not is_cpu(self.cluster.places[number].id) for number in used)
         is_alone = len({index for index, _ in visits}) == 1
         return min(problem.chunk or usual_chunk(on_gpu, is_alone, gathered), problem.n_prompt)

@@ -87,11 +87,12 @@ class Memory:
         return lack
 
     def _by_member(self, way: Way) -> dict[int, Layers]:
-        """The layers of every node that is visited, and of the head."""
+        """The layers of every node that is visited, or has an end of the model."""
         by_place: dict[int, list[int]] = {}
         for layer, number in enumerate(way):
             by_place.setdefault(number, []).append(layer)
-        used = {self.cluster.places[number].member for number in by_place} | {self.cluster.head}
+        used = {self.cluster.places[number].member for number in by_place}
+        used |= {self.cluster.head, self.cluster.output.member}
         return {
             index: tuple(tuple(by_place.get(place.number, ())) for place in self.cluster.members[index].places)
             for index in sorted(used)
@@ -147,7 +148,7 @@ class Memory:
         )
         host = member.memory_bytes - taken - gather
         room = min(place.memory_bytes - gather, host) if place.shares_host else place.memory_bytes
-        model, table = cluster.problem.model, cluster.table_bytes if place.fixed_bytes else 0
+        model, table = cluster.problem.model, place.table_bytes
         experts = [model.expert_bytes[layer] for layer in own] if model.expert_bytes else []
         return Overload(
             node=member.name,

@@ -66,8 +66,8 @@ def packed(cluster: Cluster) -> Way:
 def _rooms(cluster: Cluster) -> tuple[list[int], list[int]]:
     """Of the places, and of the hosts, beside the model's ends."""
     hosts = [member.memory_bytes for member in cluster.members]
-    if cluster.end.shares_host:
-        hosts[cluster.head] -= cluster.end.fixed_bytes
+    for place in cluster.places:
+        hosts[place.member] -= place.fixed_bytes if place.shares_host else 0
     return [place.memory_bytes - place.fixed_bytes for place in cluster.places], hosts
 
 

@@ -91,13 +91,13 @@ class _Tables:
 class Relaxation:
     """Of one cluster, asked with several options. `by_largest`: layers are taken as large as the largest. `hopeful`:
     links are the quickest, buffers may be as small as can be; then no plan is faster than `bound_s`, but for one on the
-    head alone. `rest_s`: the output part, and the way back to the head."""
+    head alone. `rest_s`: the output part, and the way back to the head (that to it elsewhere is not)."""
 
     def __init__(self, cluster: Cluster, *, by_largest: bool = False, hopeful: bool = False) -> None:
         self.cluster = cluster
         self.hopeful = hopeful
         self._tables = _tables(cluster, by_largest, hopeful)
-        self.rest_s = cluster.output_s + _into(cluster, cluster.head, hopeful)
+        self.rest_s = cluster.output_s + _out_s(cluster, hopeful)
 
     def solve(self, options: Options) -> Relaxed | None:
         """None: it cannot be. The head's own layers cost no links: activations begin and end there."""
@@ -237,6 +237,13 @@ def _into(cluster: Cluster, index: int, hopeful: bool) -> float:
     return float(min(links) if hopeful else np.mean(links)) if links else 0.0
 
 
+def _out_s(cluster: Cluster, hopeful: bool) -> float:
+    if cluster.output.member != cluster.head:
+        return cluster.back_s
+    links = [hop_s for source, hop_s in enumerate(cluster.to_output_s) if source != cluster.head]
+    return float(min(links) if hopeful else np.mean(links)) if links else 0.0
+
+
 def _tables(cluster: Cluster, by_largest: bool, hopeful: bool) -> _Tables:
     filled = [_ways(cluster, member, by_largest, hopeful) for member in cluster.members]
     n_ways = max(len(ways) for ways in filled)
@@ -258,7 +265,7 @@ def _tables(cluster: Cluster, by_largest: bool, hopeful: bool) -> _Tables:
         beside=np.array([bool(member.streaming and not member.streaming.shares_host) for member in cluster.members]),
         rates=np.array([member.disk_bytes_s or np.inf for member in cluster.members]),
         hops=np.array(into),
-        ends_s=np.array([[[cluster.output_s if m.index == cluster.head else 0.0]] for m in cluster.members]),
+        ends_s=np.array([[[cluster.output_s if m.index == cluster.output.member else 0.0]] for m in cluster.members]),
         free_hops=np.array([hop if index == cluster.head else 0.0 for index, hop in enumerate(into)]),
     )
 
@@ -357,7 +364,7 @@ def _streaming_way(
     streaming, model = member.streaming, cluster.problem.model
     assert streaming is not None
     size = _size(streaming, by_largest)
-    table = cluster.table_bytes if streaming.fixed_bytes else 0
+    table = streaming.table_bytes
     gather = min(GATHER_BYTES, member.memory_bytes // GATHER_SHARE)
     host, room = member.memory_bytes - taken, np.full_like(taken, float(streaming.memory_bytes))
     in_host = np.minimum(room, host) if streaming.shares_host else room

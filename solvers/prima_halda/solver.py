@@ -24,6 +24,7 @@ from prima_halda.cluster import Cluster, unknown_disk, unknown_rate
 from prima_halda.improve import Budget, improved, kicked, repaired, shaken, with_better_buffers
 from prima_halda.judge import Judge, Trial
 from prima_halda.memory import Load, Memory, Way
+from prima_halda.outputs import with_best_output
 from prima_halda.packing import packed, packings
 from prima_halda.ring import EXACT_UP_TO
 from prima_halda.shortage import check_layers, check_use, explained
@@ -53,6 +54,11 @@ def solve(problem: Problem) -> Plan:
     """Raises PlanError when no plan was found, with what is lacking. Where rates are not known the plan is that of
     `even`, and its certificate says why."""
     check_layers(problem)
+    return with_best_output(problem, _solved(problem), _solved)
+
+
+def _solved(problem: Problem) -> Plan:
+    """With the output part where the problem has it."""
     why = unknown_rate(problem)
     if why:
         plan = _shared_out(problem)
@@ -183,7 +189,7 @@ def plan_of(cluster: Cluster, trial: Trial) -> Plan:
         parts = tuple(Split(cluster.places[number].id, start, stop) for number, start, stop in runs)
         split = parts if len(member.places) > 1 else ()
         visits.append(Visit(member.name, parts[0].start, parts[-1].stop, split))
-    return Plan(cluster.n_layers, cluster.problem.head, tuple(visits), solver="halda")
+    return Plan(cluster.n_layers, cluster.problem.head, tuple(visits), solver="halda", output=cluster.problem.output)
 
 
 def plan_with_buffers(cluster: Cluster, trial: Trial) -> Plan:

@@ -59,15 +59,16 @@ class Timing:
         return readers
 
     def computing(self, visits: Sequence[Turn]) -> dict[int, float]:
-        places, totals = self.cluster.places, {self.cluster.head: self.cluster.output_s}
+        places, totals = self.cluster.places, {self.cluster.output.member: self.cluster.output_s}
         for index, runs in visits:
             own = sum(places[number].compute_s(start, stop) for number, start, stop in runs)
             totals[index] = totals.get(index, 0.0) + own
         return totals
 
     def links_s(self, visits: Sequence[Turn]) -> float:
-        stops = [self.cluster.head, *(index for index, _ in visits), self.cluster.head]
-        return sum(self.cluster.hop_s[a][b] for a, b in pairwise(stops))
+        stops = [self.cluster.head, *(index for index, _ in visits)]
+        hops_s = sum(self.cluster.hop_s[a][b] for a, b in pairwise(stops))
+        return hops_s + self.cluster.to_output_s[stops[-1]] + self.cluster.back_s
 
     def demanded_s(self, load: Load, index: int) -> float:
         return load.overload.experts_over_bytes * self._routed(load) / self.cluster.members[index].disk_bytes_s
@@ -75,8 +76,8 @@ class Timing:
     def about_s(self, visits: Sequence[Turn], loads: Mapping[int, Load], buffers: Mapping[int, int]) -> float:
         """A simulation in which a visit is one thing: it ends when all is computed, and its last layer was read in
         time. Disks are taken for each node's own."""
-        cluster, head = self.cluster, self.cluster.head
-        stops = [head, *(index for index, _ in visits)]
+        cluster = self.cluster
+        stops = [cluster.head, *(index for index, _ in visits)]
         turns = [
             (cluster.hop_s[before][index], *self._turn(index, runs, loads.get(index), buffers.get(index, 0)))
             for before, (index, runs) in zip(stops, visits, strict=False)
@@ -94,7 +95,7 @@ class Timing:
                 took_s = max(compute_s, (n_bytes - fill) / rate + last_s)
                 now_s += took_s
                 fills[index], left_s[index] = min(size, max(0.0, fill + rate * took_s - n_bytes)), now_s
-            now_s += cluster.output_s + cluster.hop_s[stops[-1]][head]
+            now_s += cluster.output_s + cluster.to_output_s[stops[-1]] + cluster.back_s
         return now_s - began_s
 
     def _turn(
@@ -124,8 +125,11 @@ class Timing:
             )
             for before, (index, runs) in zip(stops, visits, strict=False)
         ]
-        output = tuple(self._output(loads.get(cluster.head), buffers.get(cluster.head, 0)))
-        costs.append(VisitCost(cluster.members[cluster.head].name, cluster.hop_s[stops[-1]][cluster.head], output))
+        index = cluster.output.member
+        output = tuple(self._output(loads.get(index), buffers.get(index, 0)))
+        costs.append(VisitCost(cluster.members[index].name, cluster.to_output_s[stops[-1]], output))
+        if index != cluster.head:
+            costs.append(VisitCost(cluster.members[cluster.head].name, cluster.back_s, ()))
         return PassCost(tuple(costs))
 
     def disks(self, buffers: Mapping[int, int]) -> dict[str, Disk]:
@@ -135,10 +139,13 @@ class Timing:
 
     def slowest_s(self, visits: Sequence[Turn], computing: Mapping[int, float]) -> float:
         """Of the stages of steps that follow each other, where nothing is read."""
-        head, links = self.cluster.head, dict[int, float]()
-        stops = [head, *(index for index, _ in visits), head]
+        cluster = self.cluster
+        head, output, links = cluster.head, cluster.output.member, dict[int, float]()
+        stops = [head, *(index for index, _ in visits)]
         for a, b in pairwise(stops):
-            links[b] = links.get(b, 0.0) + self.cluster.hop_s[a][b]
+            links[b] = links.get(b, 0.0) + cluster.hop_s[a][b]
+        links[output] = links.get(output, 0.0) + cluster.to_output_s[stops[-1]]
+        links[head] = links.get(head, 0.0) + cluster.back_s
         return max(*computing.values(), *links.values())
 
     def _layers(self, run: Run, load: Load | None, buffer_bytes: int) -> Iterator[LayerCost]:
@@ -163,8 +170,8 @@ class Timing:
     def _output(self, load: Load | None, buffer_bytes: int) -> Iterator[LayerCost]:
         compute_s = self.cluster.output_s
         streamed = 0.0
-        if load is not None and load.overload.device == self.cluster.end.id:
+        if load is not None and load.overload.device == self.cluster.output.id:
             streamed = max(0.0, load.streamed(buffer_bytes) - sum(load.overload.layer_bytes))
         n_blocks = int(4 * streamed // buffer_bytes) + 1 if streamed and buffer_bytes else 1
         for _ in range(n_blocks):
-            yield LayerCost((compute_s + self.cluster.end.copy_s(streamed)) / n_blocks, streamed / n_blocks)
+            yield LayerCost((compute_s + self.cluster.output.copy_s(streamed)) / n_blocks, streamed / n_blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from prima_core.interfaces import Buffer, Chunk, Device, KvOp, KvType, Layers, S
 from prima_core.memory.system import System, host
 from prima_core.model.spec import ModelSpec
 from prima_core.plan.plan import Plan, Residency, Visit
+from prima_core.ring import wire as wires
 from prima_core.ring.gather import row_bytes
 from prima_core.ring.reports import Assignment, Collected, LoadFailed, Loading, Ready, Report
 from prima_core.ring.serving import Holding
@@ -34,7 +36,11 @@ N_LAYERS = 6
 VOCAB = 20_000
 DEADLINE_S = 20.0  # of everything that comes at once unless something is broken
 FIRST = Epoch(run_id=5, counter=1)
-SMALL = small_model(small_spec(n_layers=N_LAYERS))
+SMALL = small_model(dataclasses.replace(small_spec(n_layers=N_LAYERS), vocab_size=VOCAB))
+
+
+def rows_for(visit: int, number: int, n_rows: int = 1, columns: int = SMALL.spec.d_model) -> bytes:
+    return b"".join(wires.encode_rows(FIRST, number, visit, np.zeros((n_rows, columns), np.float32)))
 
 
 def after(token: int) -> Sampled:
@@ -248,10 +254,12 @@ class Ring:
         end_device: str = "",
         streaming: Sequence[str] = (),
         gather_rows: int = 100,
+        output: str = "",
     ) -> Plan:
         """Assign these visits, and wait until every node is ready. Nodes that are `streaming` keep no layer."""
         own = tuple(visit if isinstance(visit, Visit) else Visit(*visit) for visit in visits)
         plan = Plan(N_LAYERS, self.head, own, kv_tokens=1000, kv_type=kv_type, context=context, end_device=end_device)
+        plan = replace(plan, output=output)
         residency = tuple(Residency(name, "", 1000, 0, 600, 50) for name in streaming)
         plan = replace(plan, residency=residency, gather_bytes=gather_rows * row_bytes(SMALL.spec))
         for name in plan.nodes:

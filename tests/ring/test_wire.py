@@ -202,7 +202,7 @@ def test_a_frame_with_more_than_it_says_is_refused() -> None:
     ("offset", "format", "value", "said"),
     [
         (0, "B", 0, "not a data frame"),
-        (4, "B", 2, "format 2"),
+        (4, "B", 1, "format 1"),
         (5, "B", 3, "kind of frame 3"),
         (6, "B", 2, "activation type 2"),
         (28, "I", 5, "visit 5"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -21,25 +21,12 @@ from prima_core.ring import carry, wire, worker
 from prima_core.ring.reports import Assignment, LoadFailed, Loading, Ready, Report, Unreachable
 from prima_core.ring.wire import Epoch, WireDtype, WirePolicy
 from prima_core.ring.worker import Worker
-from tests.ring.fakes import DEADLINE_S, FIRST, N_LAYERS, SMALL, CountingBackend, FakeStore, Ring, after
+from tests.ring.fakes import DEADLINE_S, FIRST, N_LAYERS, SMALL, CountingBackend, FakeStore, Ring, after, rows_for
 
 if TYPE_CHECKING:
     from prima_core.model.weights import Model
 
 MakeRing = Callable[..., Ring]
-
-
-@pytest.fixture
-def ring_of() -> Iterator[MakeRing]:
-    made: list[Ring] = []
-
-    def make(*names: str) -> Ring:
-        made.append(Ring(*names))
-        return made[-1]
-
-    yield make
-    for ring in made:
-        ring.close()
 
 
 @pytest.fixture
@@ -180,10 +167,11 @@ def error_for(visit: int, number: int) -> bytes:
         ("b", frame_for(1, columns=8), "columns"),
         ("b", frame_for(0, 99), "belongs to node 'head'"),
         ("b", frame_for(2, 99), "belongs to node 'c'"),
-        ("b", frame_for(4, 99), "belongs to node 'head'"),
+        ("b", rows_for(4, 99), "belongs to node 'head'"),
+        ("b", frame_for(4, 99), "no tables"),
         ("b", frame_for(5, 99), "not one of the plan's"),
         ("b", error_for(2, 99), "belongs to node 'c'"),
-        ("head", frame_for(4, 99), "never launched"),
+        ("head", rows_for(4, 99), "never launched"),
         ("head", error_for(4, 99), "never launched"),
     ],
 )
