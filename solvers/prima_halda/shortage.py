@@ -10,8 +10,10 @@ from prima_core.errors import PlanError
 from prima_core.interfaces import KvType
 from prima_core.plan.check import complete
 from prima_core.plan.forecast import Forecast
+from prima_core.plan.plan import Plan
 from prima_core.plan.problem import NodeFacts, Problem
 from prima_core.plan.proportional import proportional
+from prima_halda.cluster import outputs_of
 
 _MOST_BYTES = 1 << 40
 """More memory than that is no cure."""
@@ -25,7 +27,23 @@ def explained(problem: Problem, error: PlanError) -> PlanError:
     do; that they help is sure."""
     bare = _without_rates(problem)
     cures = [cure for find in (_memory, _streaming, _kv_type, _context) if (cure := find(bare))]
-    return PlanError(error.message, hint="; or ".join(cures) if cures else error.hint)
+    elsewhere = "; with the output part on another node it does not fit either" if len(outputs_of(problem)) > 1 else ""
+    return PlanError(f"{error.message}{elsewhere}", hint="; or ".join(cures) if cures else error.hint)
+
+
+def shared_out(problem: Problem) -> Plan:
+    """As `even` has it, with the output part on the head or, where that cannot be, on the first node where it can.
+    Raises PlanError with what would help."""
+    errors = list[PlanError]()
+    for name in outputs_of(problem):
+        try:
+            plan = proportional(problem.with_output(name))
+            complete(plan, problem)
+        except PlanError as error:
+            errors.append(error)
+        else:
+            return plan
+    raise explained(problem, errors[0]) from errors[0]
 
 
 def check_layers(problem: Problem) -> None:
@@ -53,6 +71,13 @@ def _without_rates(problem: Problem) -> Problem:
 
 
 def _can_be(problem: Problem) -> bool:
+    """With the output part on the head, or of the others where there is most room."""
+    head, *others = outputs_of(problem)
+    roomy = sorted(others, key=lambda name: -problem.node(name).room_bytes)[:1]
+    return any(_can_be_with(problem.with_output(name)) for name in (head, *roomy))
+
+
+def _can_be_with(problem: Problem) -> bool:
     try:
         complete(proportional(problem), problem)
     except PlanError:
