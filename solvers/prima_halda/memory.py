@@ -90,11 +90,14 @@ class Memory:
         """The layers of every node that is visited, or has an end of the model."""
         by_place: dict[int, list[int]] = {}
         for layer, number in enumerate(way):
-            by_place.setdefault(number, []).append(layer)
+            if number in by_place:
+                by_place[number].append(layer)
+            else:
+                by_place[number] = [layer]
         used = {self.cluster.places[number].member for number in by_place}
         used |= {self.cluster.head, self.cluster.output.member}
         return {
-            index: tuple(tuple(by_place.get(place.number, ())) for place in self.cluster.members[index].places)
+            index: tuple([tuple(by_place.get(place.number, ())) for place in self.cluster.members[index].places])
             for index in sorted(used)
         }
 

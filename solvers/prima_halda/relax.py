@@ -10,7 +10,7 @@ either too short, and then its sum is too long, or the other way round: both end
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -123,12 +123,21 @@ class Relaxation:
     taken as large as the largest. `hopeful`: links are the quickest, buffers may be as small as can be; then no plan is
     faster than `bound_s`, but for one on the head alone."""
 
-    def __init__(self, clusters: Sequence[Cluster], *, by_largest: bool = False, hopeful: bool = False) -> None:
-        self.cluster = clusters[0]
+    def __init__(self, cluster: Cluster, roles: Sequence[_Role], hopeful: bool) -> None:
+        self.cluster = cluster
         self.hopeful = hopeful
-        self._roles = list(_roles(clusters, by_largest, hopeful))
+        self._roles = roles
         self._starts = [0, *accumulate(len(role.fillings) for role in self._roles)]
         self._tables = _tables(self.cluster, self._roles, hopeful)
+
+    @classmethod
+    def of(cls, clusters: Sequence[Cluster], *, by_largest: bool = False, hopeful: bool = False) -> Relaxation:
+        return cls(clusters[0], list(_roles(clusters, by_largest, hopeful)), hopeful)
+
+    def with_outputs(self, outputs: Collection[int]) -> Relaxation:
+        """The same, but only these nodes may have the output part."""
+        roles = [role for role in self._roles if not role.has_output or role.member in outputs]
+        return Relaxation(self.cluster, roles, self.hopeful)
 
     def solve(self, options: Options) -> Relaxed | None:
         """None: it cannot be. The head's own layers cost no links: activations begin and end there."""
@@ -201,7 +210,8 @@ class Relaxation:
         for role, cost in zip(self._roles, np.minimum.reduceat(costs, self._starts[:-1]), strict=True):
             may_have = options.output in (None, role.member) and role.member not in options.without
             if not role.has_output or may_have:
-                found[role.member][role.has_output] = cost
+                can_be = np.isfinite(cost).nonzero()[0]
+                found[role.member][role.has_output] = cost[: can_be[-1] + 1] if len(can_be) else None
         return [(free, held) for free, held in found]
 
     # ------------------------------------------------------------ dynamic programming
@@ -330,9 +340,10 @@ def _last_steps(before: _State, costs: _State, n_layers: int, *, has_output: boo
 
 def _joined(sums: Floats, cost: Floats) -> Floats:
     """The least for n layers of which the next node takes any number."""
-    width = len(cost)
-    padded = np.concatenate([np.full(width - 1, np.inf), sums])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, width)
+    width, n = len(cost), len(sums)
+    padded = np.full(width - 1 + n, np.inf)
+    padded[width - 1 :] = sums
+    windows = np.lib.stride_tricks.as_strided(padded, (n, width), 2 * padded.strides, writeable=False)
     return np.asarray((windows + cost[::-1]).min(axis=1))
 
 

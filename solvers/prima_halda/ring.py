@@ -71,16 +71,21 @@ def _nearest_first(hop_s: Sequence[Sequence[float]], head: int, others: Sequence
 
 def _improved(hop_s: Sequence[Sequence[float]], head: int, way: tuple[int, ...]) -> tuple[int, ...]:
     """By moving runs of up to three nodes elsewhere and turning runs round, as long as that helps."""
+    hops, changes = np.array(hop_s), np.array(_changes(len(way)))
+    nodes, length = np.array(way), ring_s(hop_s, (head, *way))
     while True:
-        length = ring_s(hop_s, (head, *way))
-        better = min(_neighbours(way), key=lambda other: ring_s(hop_s, (head, *other)))
-        if ring_s(hop_s, (head, *better)) >= length * (1 - 1e-12):
-            return way
-        way = better
+        changed = nodes[changes]
+        ends_s = hops[head, changed[:, 0]] + hops[changed[:, -1], head]
+        lengths = ends_s + hops[changed[:, :-1], changed[:, 1:]].sum(axis=1)
+        best = int(lengths.argmin())
+        if lengths[best] >= length * (1 - 1e-12):
+            return tuple(int(node) for node in nodes)
+        nodes, length = changed[best], float(lengths[best])
 
 
-def _neighbours(way: tuple[int, ...]) -> list[tuple[int, ...]]:
-    n = len(way)
+def _changes(n: int) -> list[tuple[int, ...]]:
+    """Orders of so many that one change leads to."""
+    way = tuple(range(n))
     turned = [(*way[:i], *way[i:j][::-1], *way[j:]) for i in range(n) for j in range(i + 2, n + 1)]
     moved = []
     for i in range(n):

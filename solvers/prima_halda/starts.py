@@ -14,7 +14,7 @@ from prima_core.plan.pipeline import gathered_tokens, is_cpu, reading_of_further
 from prima_core.plan.plan import Plan
 from prima_core.plan.proportional import ROUNDS, proportional
 from prima_core.plan.stream import gather_bytes
-from prima_halda.cluster import Cluster, Step
+from prima_halda.cluster import Cluster
 from prima_halda.contiguous import contiguous
 from prima_halda.judge import Judges
 from prima_halda.layout import laid_out
@@ -64,15 +64,15 @@ def _in_one_round(judges: Judges, found: Sequence[Start]) -> Iterator[Start]:
     """Nodes in the order in which the others visit them first, and all that they leave out, both ways round."""
     places = judges.base.cluster.places
     visited = ((output, tuple(dict.fromkeys(places[number].member for number in way))) for output, way in found)
-    first = list(dict.fromkeys(visited))
-    of_output = {output: [order for other, order in first if other == output] for output, _ in first}
+    of_output: dict[int, list[tuple[int, ...]]] = {}
+    for output, order in dict.fromkeys(visited):
+        of_output.setdefault(output, []).append(order)
     for output, orders in of_output.items():
-        cluster = judges[output].cluster
+        cluster, asked = judges[output].cluster, list[tuple[int, ...]]()
         for order in orders[:_ORDERS]:
             rest = [member.index for member in cluster.members if member.index not in order]
-            for nodes in ((*order, *rest), (*rest, *reversed(order))):
-                if (way := contiguous(cluster, nodes)) is not None:
-                    yield output, way
+            asked += [(*order, *rest), (*rest, *reversed(order))]
+        yield from ((output, way) for way in contiguous(cluster, asked))
 
 
 def bound_s(judges: Judges) -> float:
@@ -95,17 +95,17 @@ def _hopeful_bounds(judges: Judges) -> Iterator[float]:
     cluster = judges.base.cluster
     if cluster.problem.goal is Goal.TTFT:
         for chunk in _chunks(cluster):
-            hopeful = Relaxation(judges.clusters(cluster.step.of(chunk, 1)), hopeful=True)
+            hopeful = Relaxation.of(judges.clusters(cluster.step.of(chunk, 1)), hopeful=True)
             asked = _of_prompt(cluster, chunk)
             yield from (one.bound_s for one in hopeful.prompts(asked))
             if (best := hopeful.solve(Options(_ALL_VISITS))) is not None:
                 yield best.bound_s * asked.n_chunks
         return
-    best = Relaxation(judges.clusters(cluster.step), hopeful=True).solve(Options(_ALL_VISITS))
+    best = Relaxation.of(judges.clusters(cluster.step), hopeful=True).solve(Options(_ALL_VISITS))
     if best is not None:
         yield best.bound_s
     for each, n_steps in _steps(cluster):
-        following = Relaxation(judges.clusters(cluster.step.of(each, each)), hopeful=True)
+        following = Relaxation.of(judges.clusters(cluster.step.of(each, each)), hopeful=True)
         best = following.solve(Options((1,), streams=False, n_steps=n_steps))
         if best is not None:
             yield best.bound_s
@@ -118,13 +118,14 @@ def _relaxed(judges: Judges, by_largest: bool) -> Iterator[Relaxed]:
     cluster = judges.base.cluster
     if cluster.problem.goal is Goal.TTFT and not cluster.problem.rounds:
         for chunk in _chunks(cluster):
-            relaxation = Relaxation(judges.clusters(cluster.step.of(chunk, 1)), by_largest=by_largest)
+            relaxation = Relaxation.of(judges.clusters(cluster.step.of(chunk, 1)), by_largest=by_largest)
             yield from relaxation.prompts(_of_prompt(cluster, chunk))
         return
-    found = list(_of_outputs(judges, by_largest))
+    relaxation = Relaxation.of(judges.clusters(cluster.step), by_largest=by_largest)
+    found = list(_of_outputs(relaxation, judges, Options(_visits(cluster))))
     yield from found
-    relaxation = _of_some(judges, [one.output for one in found], cluster.step, by_largest)
-    found += [best for options in _options(cluster) if (best := relaxation.solve(options)) is not None]
+    relaxation = relaxation.with_outputs([one.output for one in found] or judges.outputs[:1])
+    found += [best for options in _options(cluster, by_largest) if (best := relaxation.solve(options)) is not None]
     yield from found
     if found and not by_largest:
         best = min(found, key=lambda one: one.time_s)
@@ -132,15 +133,13 @@ def _relaxed(judges: Judges, by_largest: bool) -> Iterator[Relaxed]:
             if (left := relaxation.solve(Options(_visits(cluster), without=without))) is not None:
                 yield left
     for each, n_steps in _steps(cluster):
-        following = Relaxation(judges.clusters(cluster.step.of(each, each)), by_largest=by_largest)
+        following = Relaxation.of(judges.clusters(cluster.step.of(each, each)), by_largest=by_largest)
         if (piped := following.solve(Options((1,), streams=False, n_steps=n_steps))) is not None:
             yield piped
 
 
-def _of_outputs(judges: Judges, by_largest: bool) -> Iterator[Relaxed]:
+def _of_outputs(relaxation: Relaxation, judges: Judges, options: Options) -> Iterator[Relaxed]:
     """With the output part where it is best, on the head, and on some other nodes if that is hardly slower."""
-    cluster = judges.base.cluster
-    relaxation, options = Relaxation(judges.clusters(cluster.step), by_largest=by_largest), Options(_visits(cluster))
     best = relaxation.solve(options)
     if best is None:
         return
@@ -152,24 +151,18 @@ def _of_outputs(judges: Judges, by_largest: bool) -> Iterator[Relaxed]:
             yield found
 
 
-def _of_some(judges: Judges, outputs: Sequence[int], step: Step, by_largest: bool) -> Relaxation:
-    """With the output part on one of these nodes, or if there are none on the first that may have it."""
-    asked = dict.fromkeys(outputs or judges.outputs[:1])
-    return Relaxation([judges[output].timing(step).cluster for output in asked], by_largest=by_largest)
-
-
 def _visits(cluster: Cluster) -> tuple[int, ...]:
     return (cluster.problem.rounds,) if cluster.problem.rounds else VISITS
 
 
-def _options(cluster: Cluster) -> Iterator[Options]:
+def _options(cluster: Cluster, by_largest: bool) -> Iterator[Options]:
     """Besides any visits with disks of nodes' own."""
     rounds = cluster.problem.rounds
     own = (1.0,) * len(cluster.members)
     for disk_share in sorted({own, _disk_shares(cluster)}, reverse=True):
         if disk_share != own:
             yield Options(_visits(cluster), disk_share)
-        for n in () if rounds else _SPREADS:
+        for n in () if rounds or by_largest else _SPREADS:
             yield Options((n,) if n == 1 else (1, n), disk_share)
     if not rounds:
         yield Options((1,), streams=False)

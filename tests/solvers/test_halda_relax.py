@@ -49,7 +49,7 @@ def by_program(nodes: Costs, n_layers: int) -> float:
 @pytest.mark.parametrize("plenty", [0.6, 0.8, 1.2])
 def test_dynamic_programming_and_an_integer_program_give_the_same(plenty: float) -> None:
     judges, n_elsewhere = Judges.of(large_problem(6, 24, plenty)), 0
-    relaxation = Relaxation([judges[output].cluster for output in judges.outputs])
+    relaxation = Relaxation.of([judges[output].cluster for output in judges.outputs])
     for options in (Options(), Options(output=3), Options((1, 4), without=frozenset({0, 2}))):
         found = relaxation.solve(options)
         assert found is not None
@@ -65,8 +65,10 @@ def test_dynamic_programming_and_an_integer_program_give_the_same(plenty: float)
 @pytest.mark.parametrize("plenty", [0.6, 1.2])
 def test_asked_for_all_outputs_at_once_it_says_what_it_says_for_each_alone(plenty: float) -> None:
     judges = Judges.of(large_problem(5, 24, plenty))
-    together = Relaxation([judges[output].cluster for output in judges.outputs], hopeful=True)
-    alone = {output: Relaxation([judges[output].cluster], hopeful=True).solve(Options()) for output in judges.outputs}
+    together = Relaxation.of([judges[output].cluster for output in judges.outputs], hopeful=True)
+    alone = {
+        output: Relaxation.of([judges[output].cluster], hopeful=True).solve(Options()) for output in judges.outputs
+    }
     times = {output: found.time_s for output, found in alone.items() if found is not None}
     best = together.solve(Options())
     assert best is not None
@@ -85,7 +87,7 @@ def test_all_layers_are_shared_out() -> None:
     n_solved = 0
     for seed in range(60):
         judges = Judges.of(small_problem(seed))
-        found = Relaxation([judges[output].cluster for output in judges.outputs]).solve(Options())
+        found = Relaxation.of([judges[output].cluster for output in judges.outputs]).solve(Options())
         if found is not None:
             n_solved += 1
             assert found.output in judges.outputs
