@@ -150,15 +150,6 @@ def step_of(problem: Problem) -> Step:
     return Step(problem.width, problem.width, problem.n_past)
 
 
-def outputs_of(problem: Problem) -> list[str]:
-    """Nodes that may have the output part, the head before the others: where that is asked, or where it is not known
-    how large logits are, only one."""
-    names = [problem.output_node]
-    if not problem.output and problem.model.logits_bytes:
-        names += [node.name for node in problem.nodes if node.name != problem.head]
-    return names
-
-
 def unknown_rate(problem: Problem) -> str:
     """The first rate of computing that is not known; "": all are."""
     alone = step_of(problem).width == 1

@@ -29,10 +29,9 @@ def contiguous(cluster: Cluster, orders: Sequence[Sequence[int]]) -> Iterator[Wa
 
 def _may_fit(cluster: Cluster) -> bool:
     """Whether there is as much memory as layers take, if each is where it takes least."""
-    layers = zip(*(place.sizes for place in cluster.places), strict=True)
-    least = sum(min(sizes) + cluster.kv_bytes for sizes in layers)
-    room: int = sum(node.room_bytes for node in cluster.problem.nodes)
-    return least <= room
+    least = sum(min(place.sizes[layer] for place in cluster.places) for layer in range(cluster.n_layers))
+    room = sum(node.room_bytes for node in cluster.problem.nodes)
+    return least + cluster.n_layers * cluster.kv_bytes <= room
 
 
 def _in_this_order(cluster: Cluster, nodes: Sequence[list[_Runs]]) -> Way | None:

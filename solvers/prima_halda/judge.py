@@ -15,7 +15,7 @@ from prima_core.plan.pipeline import gathered_tokens, is_cpu, n_steps_of, prompt
 from prima_core.plan.problem import Problem
 from prima_core.plan.simulate import simulate
 from prima_core.plan.stream import gather_bytes
-from prima_halda.cluster import Cluster, Step, outputs_of
+from prima_halda.cluster import Cluster, Step
 from prima_halda.memory import Load, Memory, Way
 from prima_halda.timing import PASSES, Timing, Turn, turns_of
 
@@ -199,7 +199,7 @@ class Judges:
     def of(cls, problem: Problem) -> Judges:
         base = Judge(Cluster.of(problem))
         numbers = {member.name: member.index for member in base.cluster.members}
-        return cls(base, tuple(numbers[name] for name in outputs_of(problem)))
+        return cls(base, tuple(numbers[name] for name in problem.outputs))
 
     @property
     def work(self) -> Work:
