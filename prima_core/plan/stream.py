@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from prima_core.memory.residency import spread
+from prima_core.memory.residency import BLOCK_BYTES, spread
 from prima_core.plan.plan import Plan, Residency
 from prima_core.plan.problem import DeviceFacts, NodeFacts, Problem
 from prima_core.plan.slots import Passing, Slots, slots_of
@@ -137,13 +137,15 @@ class Overload:
 
     def tight_buffer(self, streamed_bytes: int) -> int:
         """With less a layer may not come through: its share in whole tensors, and what is left unused at the ring's
-        end, as a tensor lies in one piece. The output matrix comes in blocks as small as need be."""
+        end, as a tensor lies in one piece. Nor a block of the output matrix."""
+        of_output = streamed_bytes > self.expert_bytes + self._dense_bytes
+        block = min(self.output_bytes, BLOCK_BYTES) + ALIGNING_BYTES if of_output else 0
         share = self._share(streamed_bytes)
         if not share:
-            return 0
+            return block
         if self.tensor_bytes:
-            return self._layer_in_whole_tensors(streamed_bytes) + self.routed_bytes
-        return min(max(self.layer_bytes), share + self.largest_tensor_bytes) + self.largest_tensor_bytes
+            return max(block, self._layer_in_whole_tensors(streamed_bytes) + self.routed_bytes)
+        return max(block, min(max(self.layer_bytes), share + self.largest_tensor_bytes) + self.largest_tensor_bytes)
 
     def _layer_in_whole_tensors(self, streamed_bytes: int) -> int:
         """The most that a layer and its largest tensor take when the store has chosen which tensors these are."""
