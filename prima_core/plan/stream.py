@@ -2,7 +2,8 @@
 
 Weights that fit all stay. Else the node keeps what its memory holds beside KV, a buffer of B bytes and the activations
 that it gathers, and reads X + B bytes in every pass, X being what its memory lacks. How large B is best is told by
-`overlap.py` where all rates are known.
+`overlap.py` where all rates are known. Where a device with a memory of its own streams, the host's holds the buffer and
+what it has room for of the weights that pass: X is what both lack.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Overload:
 
     `layer_bytes`: of each layer there. `table_bytes`: an embedding of which only rows are looked up: it is left on disk
     first, at no cost. `output_bytes`: the other ends, the last to be streamed. `reads_alone`: no other node of the plan
-    is on its disk. `slots`: of a device that copies. `host_room_bytes`: for the buffer, where the device has its own
-    memory; None: the buffer takes from `room_bytes`.
+    is on its disk. `slots`: of a device that copies. `host_room_bytes`: for the buffer and for what passes, where the
+    device has its own memory; None: the buffer takes from `room_bytes`.
     """
 
     node: str
@@ -66,8 +67,19 @@ class Overload:
 
     @cached_property
     def over_bytes(self) -> int:
-        """What must be read in every pass (X), before there is a buffer."""
+        """What must be streamed before there is a buffer."""
         return self._beside_slots(self.lacking_bytes)
+
+    @cached_property
+    def disk_over_bytes(self) -> int:
+        """What of it must be read in every pass (X): its host has no room for it either."""
+        return max(0, self.over_bytes - (self.host_room_bytes or 0))
+
+    def host_bytes(self, streamed_bytes: int, buffer_bytes: int) -> int:
+        """Of so many bytes that are streamed (with the table), those that stay in the host's memory."""
+        if self.host_room_bytes is None:
+            return 0
+        return max(0, min(streamed_bytes, self.host_room_bytes - buffer_bytes))
 
     def streamed(self, buffer_bytes: int) -> int:
         """Of all weights there but the table. A buffer in the device's own memory takes from what stays."""
@@ -120,13 +132,13 @@ class Overload:
 
     @property
     def experts_over_bytes(self) -> int:
-        """The part of it that is experts: these are streamed first, and only the chosen ones are read."""
-        return min(self.over_bytes, self.expert_bytes)
+        """The part of X that is experts: these are streamed first, and only the chosen ones are read."""
+        return min(self.disk_over_bytes, self.expert_bytes)
 
     @property
     def dense_over_bytes(self) -> int:
-        """The part of it that can be read ahead."""
-        return self.over_bytes - self.experts_over_bytes
+        """The part of X that can be read ahead."""
+        return self.disk_over_bytes - self.experts_over_bytes
 
     def least_buffer(self, streamed_bytes: int) -> int:
         """Room for a layer in use and the next one, when so many bytes are streamed (without the table)."""
@@ -209,13 +221,6 @@ class Overload:
         if self.host_room_bytes is not None:
             return self.host_room_bytes
         return max(0, self.room_bytes - self.passing(self._streamable_bytes).slot_bytes)
-
-    def most_useful_buffer(self, read_meanwhile: float) -> int:
-        """`read_meanwhile`: what the disk gives in a pass while others compute. No more than that helps, though it may
-        cost no weights their place."""
-        if not self.is_beside:
-            return self.most_buffer
-        return max(self.fluent_buffer, min(self.most_buffer, int(read_meanwhile / self.n_visits)))
 
     @property
     def is_possible(self) -> bool:
