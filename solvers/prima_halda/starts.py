@@ -57,8 +57,11 @@ def bound_s(judge: Judge) -> float:
     """No plan is faster, as far as layers are alike. One on the head alone, on whichever of its devices, needs no link:
     the relaxation counts one that leads back."""
     problem = judge.cluster.problem
-    alone = Judge(Cluster.of(msgspec.structs.replace(problem, nodes=(problem.node(problem.head),), links=())))
-    return min([*_hopeful_bounds(judge), *_hopeful_bounds(alone)], default=0.0)
+    bounds = list(_hopeful_bounds(judge))
+    if not problem.output:
+        alone = Cluster.of(msgspec.structs.replace(problem, nodes=(problem.node(problem.head),), links=()))
+        bounds += _hopeful_bounds(Judge(alone))
+    return min(bounds, default=0.0)
 
 
 def differs(cluster: Cluster) -> bool:
