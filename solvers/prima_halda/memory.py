@@ -32,6 +32,10 @@ class Load:
         """Without the table."""
         return self.overload.over_bytes + (0 if self.overload.is_beside else buffer_bytes)
 
+    def read(self, buffer_bytes: float) -> float:
+        """What of it the host does not keep."""
+        return max(0.0, self.streamed(buffer_bytes) - max(0.0, (self.overload.host_room_bytes or 0) - buffer_bytes))
+
 
 @dataclass(slots=True)
 class Memory:
