@@ -18,10 +18,12 @@ _ROUNDS = 6
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """A way to fill a node's devices, for every number of layers; `counts` by place."""
+    """A way to fill a node's devices, for every number of layers; `counts` by place. Bytes that are `passing` do not
+    stay on the device that streams; those that are `over` are read from disk, as its host does not keep them either."""
 
     counts: NDArray[np.int64]
     compute_s: Floats
+    passing: Floats
     over: Floats
     demanded_s: Floats
     room: Floats
@@ -88,7 +90,9 @@ def _with_costs(
             possible = possible & (total <= place.memory_bytes)
     streaming = member.streaming
     if streaming is None:
-        return Filling(counts, compute_s, nothing, nothing, nothing, nothing, possible & (host <= member.memory_bytes))
+        return Filling(
+            counts, compute_s, nothing, nothing, nothing, nothing, nothing, possible & (host <= member.memory_bytes)
+        )
     total, own = totals[member.places.index(streaming)], counts[member.places.index(streaming)]
     fits = (host <= member.memory_bytes) & (total <= streaming.memory_bytes)
     taken = host - total if streaming.shares_host else host
@@ -118,35 +122,43 @@ def _streaming_way(
     weights, lost = own * size + streaming.fixed_bytes - table, float(gather) if streaming.shares_host else 0.0
     if streaming.device.copies:
         lost += 0.0 if hopeful else most_slots(cluster.problem, streaming.device)
-    over = np.where(fits | (weights <= room), 0.0, np.maximum(0.0, weights - room + lost))
+    passing = np.where(fits | (weights <= room), 0.0, np.maximum(0.0, weights - room + lost))
     room = room - lost if streaming.shares_host else host - gather  # of the buffer
+    over = passing if streaming.shares_host else np.maximum(0.0, passing - np.maximum(0.0, room))
     experts = own * (sum(model.expert_bytes) / cluster.n_layers) if model.expert_bytes else np.zeros_like(over)
     demanded = np.minimum(over, experts)
     routed = (sum(model.expert_bytes) / cluster.n_layers) * cluster.routed if model.expert_bytes else 0.0
-    least = np.where(over > 0, float(LEAST_BUFFER_BYTES), 0.0)
+    least = np.where(passing > 0, float(LEAST_BUFFER_BYTES), 0.0)
     if not hopeful:
-        least = _least(cluster, member, over - demanded, own, size, routed)
+        least = _least(cluster, member, passing > 0, over - demanded, own, size, routed)
     return Filling(
         counts=counts,
-        compute_s=compute_s,
+        compute_s=compute_s + (passing / streaming.device.copy_bytes_s if streaming.copy_s(1.0) else 0.0),
+        passing=passing,
         over=over - demanded,
         demanded_s=demanded * cluster.routed / member.disk_bytes_s,
         room=np.maximum(room, 0.0),
         least=least,
-        possible=possible & ((over == 0) | ((least <= room) & (over <= weights))),
+        possible=possible & ((passing == 0) | ((least <= room) & (passing <= weights))),
     )
 
 
 def _least(
-    cluster: Cluster, member: Member, over: Floats, own: NDArray[np.int64], size: float, routed: float
+    cluster: Cluster,
+    member: Member,
+    streams: NDArray[np.bool_],
+    over: Floats,
+    own: NDArray[np.int64],
+    size: float,
+    routed: float,
 ) -> Floats:
     """The smallest buffers, as `Overload` has them; of single tensors a layer's share can be made up better."""
     largest = min(cluster.problem.model.largest_tensor_bytes or size, size)
-    least, spare = np.where(over > 0, float(LEAST_BUFFER_BYTES), 0.0), 2.5 if cluster.reads_alone(member) else 1.5
+    least, spare = np.where(streams, float(LEAST_BUFFER_BYTES), 0.0), 2.5 if cluster.reads_alone(member) else 1.5
     for _ in range(_ROUNDS):
         share = np.minimum(size, (over + least) / np.maximum(own, 1) + routed)
         wanted = share + spare * largest if cluster.problem.model.tensor_bytes else 2 * share + largest
-        least = np.where(over > 0, np.maximum(LEAST_BUFFER_BYTES, wanted), 0.0)
+        least = np.where(streams, np.maximum(LEAST_BUFFER_BYTES, wanted), 0.0)
     return least
 
 

@@ -95,12 +95,12 @@ class _Tables:
 
     members: NDArray[np.int64]
     compute_s: Floats
+    passing: Floats
     over: Floats
     demanded_s: Floats
     room: Floats
     least: Floats
     possible: NDArray[np.bool_]
-    beside: NDArray[np.bool_]
     rates: Floats
     hops: Floats
     free_hops: Floats
@@ -109,7 +109,7 @@ class _Tables:
 
     def cut(self, n_numbers: int) -> _Tables:
         """For fewer layers."""
-        names = ("compute_s", "over", "demanded_s", "room", "least", "possible")
+        names = ("compute_s", "passing", "over", "demanded_s", "room", "least", "possible")
         return replace(self, **{name: getattr(self, name)[:, :n_numbers] for name in names})
 
 
@@ -271,11 +271,11 @@ class Relaxation:
         n_layers = np.arange(t.over.shape[1])
         asked = np.array(options.visits)[None, :, None]
         v = np.where(n_layers > 0, asked, 1)
-        is_more = t.beside[:, None] | (self.hopeful & t.has_output[:, None] & (n_layers > 0))  # the output part's
+        is_more = self.hopeful & t.has_output[:, None] & (n_layers > 0)  # the output part's
         hidden = v - 1.0 + is_more[:, None, :]
         with np.errstate(invalid="ignore", divide="ignore"):
             read = time_s * rates - t.over
-            most = np.minimum(t.room, np.where(t.beside[:, None], np.inf, read))
+            most = np.minimum(t.room, read)
             wanted = np.where(hidden > 0, t.over[:, None, :] / np.maximum(hidden, 1), 0.0)
             buffers = np.clip(wanted, t.least[:, None, :], np.maximum(t.least, most)[:, None, :])
             exposed_s = np.maximum(0.0, t.over[:, None, :] - hidden * buffers) / rates[:, None, :]
@@ -290,9 +290,8 @@ class Relaxation:
         """What a disk can read in so much time; with no columns for more layers than any node can have."""
         t = self._tables
         with np.errstate(invalid="ignore"):
-            read = time_s * rates - t.over
-            most = np.minimum(t.room, np.where(t.beside[:, None] & (read >= 0), np.inf, read))
-        can = t.possible & ((t.over == 0) | (options.streams & (most >= t.least)))
+            most = np.minimum(t.room, time_s * rates - t.over)
+        can = t.possible & ((t.passing == 0) | (options.streams & ((t.over == 0) | (most >= t.least))))
         if options.n_steps > 1:
             can &= options.n_steps * (t.compute_s + t.ends[:, :1]) <= time_s
         n_numbers = int(can.any(axis=0).nonzero()[0][-1]) + 1 if can.any() else 1
@@ -302,13 +301,12 @@ class Relaxation:
         """Every node is visited once. The first chunk waits for reading that its computing does not hide."""
         t = self._tables
         n_layers = np.arange(t.over.shape[1])
-        buffers = np.where(t.beside[:, None], 0.0, t.least)
-        reading_s = np.where(t.over > 0, (t.over + buffers) / t.rates[:, None], 0.0)
+        reading_s = np.where(t.over > 0, (t.over + t.least) / t.rates[:, None], 0.0)
         own_s = t.compute_s + t.ends[:, :1]
         took_s = np.maximum(own_s, reading_s) - t.ends[:, :1] + np.where(t.over > 0, t.demanded_s, 0.0)
         further_s = np.maximum(own_s, reading_s * options.reading)
         hop_s = (t.hops - t.free_hops)[:, None] * (n_layers > 0)
-        possible = t.possible & (options.streams | (t.over == 0)) & (further_s <= options.slowest_s)
+        possible = t.possible & (options.streams | (t.passing == 0)) & (further_s <= options.slowest_s)
         cost = (took_s + hop_s)[:, None, :] + _end_costs(t, np.ones((1, 1, 1)), n_layers)
         return self._left_out(np.where(possible[:, None, :], cost, np.inf), options)
 
@@ -390,16 +388,15 @@ def _tables(cluster: Cluster, roles: Sequence[_Role], hopeful: bool) -> _Tables:
 
     members = np.array([role.member for role, _ in rows])
     into = np.array([_into(cluster, member.index, hopeful) for member in cluster.members])
-    beside = [bool(member.streaming and not member.streaming.shares_host) for member in cluster.members]
     return _Tables(
         members=members,
         compute_s=stacked("compute_s"),
+        passing=stacked("passing"),
         over=stacked("over"),
         demanded_s=stacked("demanded_s"),
         room=stacked("room"),
         least=stacked("least"),
         possible=stacked("possible").astype(bool),
-        beside=np.array(beside)[members],
         rates=np.array([member.disk_bytes_s or np.inf for member in cluster.members])[members],
         hops=into[members],
         free_hops=np.where(members == cluster.head, into[members], 0.0),
