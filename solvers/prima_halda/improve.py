@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from itertools import combinations, groupby
+from functools import partial
+from itertools import combinations, groupby, islice
 from random import Random
 
 from prima_halda.cluster import Cluster
@@ -46,17 +47,31 @@ class Budget:
 def improved(judge: Judge, trial: Trial, budget: Budget, *, same_visits: bool = False) -> Trial:
     """The best way that can be reached by changes of which each helps. `same_visits`: the nodes are visited in the same
     order as often as now."""
-    best, is_better = trial, True
-    while is_better and not budget.is_spent:
-        is_better = False
-        for way in _neighbours(judge.cluster, runs_of(best.way), same_visits):
+    found: _Found | None = (trial, (0, 0))
+    while found is not None:
+        trial, last = found
+        found = _next_better(judge, trial, last, budget, same_visits)
+    return trial
+
+
+_Found = tuple[Trial, tuple[int, int]]
+"""A trial, and which change led to it: its kind, and its number among those."""
+
+
+def _next_better(judge: Judge, trial: Trial, last: tuple[int, int], budget: Budget, same_visits: bool) -> _Found | None:
+    """Changes like the last one that helped come first, those behind it before the others. None: no change helps, or
+    the work is done."""
+    kinds = _neighbours(judge.cluster, runs_of(trial.way), same_visits)
+    first, begun = last
+    order = [*range(first, len(kinds)), *range(first)]
+    parts = [(first, begun, None), *((kind, 0, None) for kind in order[1:]), (first, 0, begun)]
+    for kind, start, stop in parts:
+        for number, way in enumerate(islice(kinds[kind](), start, stop), start):
             if budget.is_spent:
-                break
-            found = judge.trial(way, best)
-            if found is not None:
-                best, is_better = found, True
-                break
-    return best
+                return None
+            if (found := judge.trial(way, trial)) is not None:
+                return found, (kind, number)
+    return None
 
 
 def repaired(judge: Judge, way: Way, budget: Budget) -> Way:
@@ -115,19 +130,24 @@ def way_of(runs: Sequence[tuple[int, int]]) -> Way:
     return tuple(place for place, length in runs for _ in range(length))
 
 
-def _neighbours(cluster: Cluster, runs: Runs, same_visits: bool) -> Iterator[Way]:
-    yield from _transfers(runs, same_visits)
+def _neighbours(cluster: Cluster, runs: Runs, same_visits: bool) -> list[Callable[[], Iterator[Way]]]:
+    """By kind of change."""
     if same_visits:
-        return
-    yield from _merges(cluster, runs)
-    yield from _emptied(cluster, runs)
-    yield from _swaps(runs)
-    yield from _exchanges(cluster, runs)
-    yield from _insertions(cluster, runs)
-    if len(way := way_of(runs)) <= _FEW_LAYERS:
-        yield from _by_layers(cluster, way, of=frozenset(range(len(cluster.members))))
+        return [partial(_transfers, runs, same_visits)]
+    way = way_of(runs)
+    kinds: list[Callable[[], Iterator[Way]]] = [
+        partial(_transfers, runs, same_visits),
+        partial(_merges, cluster, runs),
+        partial(_emptied, cluster, runs),
+        partial(_swaps, runs),
+        partial(_exchanges, cluster, runs),
+        partial(_insertions, cluster, runs),
+    ]
+    if len(way) <= _FEW_LAYERS:
+        kinds.append(partial(_by_layers, cluster, way, of=frozenset(range(len(cluster.members)))))
     if len(way) * len(cluster.places) <= _FEW_CHANGES:
-        yield from _by_pairs(cluster, way)
+        kinds.append(partial(_by_pairs, cluster, way))
+    return kinds
 
 
 def _transfers(runs: Runs, same_visits: bool) -> Iterator[Way]:

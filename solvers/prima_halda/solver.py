@@ -42,7 +42,8 @@ _AS_GOOD = 1.0005
 _TRIED_OUT = 4096
 """Ways to lay layers on places: if there are no more, all are judged."""
 _TRIED_LONGER = 6
-_TRIED_LONGEST = 2
+_FEW_NODES = 8
+_IN_REACH = 1.1
 _FINALISTS = 4
 _FOLLOWED = 1.002
 """Who is slower by more, as the judge has it, than the fastest has no last word."""
@@ -108,9 +109,9 @@ def _searched(judges: Judges, trials: Sequence[Trial]) -> list[Trial]:
     cluster, work = judges.base.cluster, judges.work
     n_steps = _STEPS + _STEPS_SHARED // len(cluster.members)
     rounds = bool(cluster.problem.rounds)
-    best = _improved(judges, trials[:_TRIED_LONGER], n_steps // 3)
-    best = sorted([*best, *_with_those_in_use(judges, best[0], n_steps // 3)], key=_time_s)
-    best = [*_improved(judges, best[:_TRIED_LONGEST], n_steps // 3), *best]
+    best = _improved(judges, trials, n_steps)
+    if len(cluster.members) <= _FEW_NODES:
+        best = sorted([*best, *_with_those_in_use(judges, best[0], n_steps // 2)], key=_time_s)
     best += with_output_elsewhere(judges, min(best, key=_time_s), Budget.more(work, n_steps // 2))
     if not rounds and cluster.n_layers <= _FEW_LAYERS:
         best += _far_from(judges, best)
@@ -122,14 +123,15 @@ def _searched(judges: Judges, trials: Sequence[Trial]) -> list[Trial]:
 def _with_those_in_use(judges: Judges, best: Trial, n_steps: int) -> list[Trial]:
     """From the starts for the nodes that it uses alone: others draw some of theirs to them."""
     used = {judges.base.cluster.places[number].member for number in best.way}
-    return _improved(judges, _judged(judges, starts_with(judges, used))[:_TRIED_LONGER], n_steps)
+    near = [trial for trial in _judged(judges, starts_with(judges, used)) if trial.time_s <= _IN_REACH * best.time_s]
+    return _improved(judges, near, n_steps)
 
 
 def _improved(judges: Judges, trials: Sequence[Trial], n_steps: int) -> list[Trial]:
-    """The best first; each with its part of the work, and what those before leave of theirs."""
+    """The first of them, each with half of the work that is left, the best of what they become first."""
     budget, rounds, found = Budget.more(judges.work, n_steps), bool(judges.base.cluster.problem.rounds), list[Trial]()
-    for number, trial in enumerate(trials):
-        share = Budget.more(judges.work, budget.left // (len(trials) - number))
+    for trial in trials[:_TRIED_LONGER]:
+        share = Budget.more(judges.work, budget.left // 2)
         found.append(improved(judges[trial.output], trial, share, same_visits=rounds))
     return sorted(found, key=_time_s)
 

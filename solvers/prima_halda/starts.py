@@ -43,8 +43,7 @@ def starts(judges: Judges) -> list[Start]:
     cluster, found = judges.base.cluster, list(_laid_out(judges, frozenset()))
     if not cluster.problem.rounds:
         found += list(_in_one_round(judges, found))
-    outputs = dict.fromkeys((judges.outputs[0], *(output for output, _ in found)))
-    found += ((output, way) for output in outputs for way in _of_other_solvers(judges[output].cluster))
+    found += ((judges.base.output, way) for way in _of_other_solvers(cluster))
     return list(dict.fromkeys(found))
 
 
