@@ -23,6 +23,7 @@ from prima_core.memory.disks import machine_name
 from prima_core.memory.system import host
 from prima_core.model.fingerprint import ModelId, find_by_fingerprint
 from prima_core.model.weights import Model
+from prima_core.node.identity import own_id
 from prima_core.node.lastwords import LastWords
 from prima_core.node.measure import largest_model
 from prima_core.node.network import with_port
@@ -54,7 +55,8 @@ SEND_TIMEOUT_S = 0.5
 class JoinOptions:
     """Where the head is (`head`, a full address), where this node listens for it (for frames: at another port of the
     same host), and where it finds model files. `measures`: it finds out how fast it is before it joins, or looks up
-    what it has found out before; one that does not is taken to be as fast as a head on the same machine."""
+    what it has found out before; one that does not is taken to be as fast as a head on the same machine. `remembers`:
+    it keeps an id, by which the head knows it again after a new start."""
 
     head: str
     listen: str
@@ -63,6 +65,7 @@ class JoinOptions:
     advertise: Callable[[str], str] = str
     node: NodeOptions = field(default_factory=NodeOptions)
     measures: bool = False
+    remembers: bool = False
 
 
 class WorkerNode:
@@ -94,6 +97,8 @@ class WorkerNode:
     def run(self) -> None:
         """Join and serve until `stop`. Raises PrimaError for what waiting cannot cure."""
         with ExitStack() as exits:
+            if self._options.remembers:
+                self._id = exits.enter_context(own_id(cache_folder(), self._options.name))
             exits.callback(self._close_models)  # last: the worker thread still has views into them
             self._last_words.start()
             exits.callback(self._last_words.close)

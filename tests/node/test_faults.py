@@ -86,6 +86,21 @@ def test_a_worker_that_was_only_asleep_comes_back(cluster: Start, one_node: Toke
     assert head.tokens(PROMPT, 24) == one_node("llama", PROMPT, 24)
 
 
+def test_a_worker_that_was_killed_has_its_name_back_at_once(
+    cluster: Start, llama: Model, models_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before silence tells that it has gone."""
+    monkeypatch.setattr(membership, "LOST_AFTER_S", 3600.0)
+    head = cluster(llama, listen="tcp://127.0.0.1:0")
+    with worker_process(head.address, "desk", models_folder, cache=tmp_path) as first:
+        head.until_serving_with("head", "desk")
+        first.kill()
+        first.wait(DEADLINE_S)
+        with worker_process(head.address, "desk", models_folder, cache=tmp_path):
+            until("joining again", lambda: "node desk was lost: it joined again" in head.told)
+            head.until_serving_with("head", "desk")
+
+
 def test_a_killed_worker_leaves_nothing_behind(cluster: Start, llama: Model, temporary_folder: Path) -> None:
     head = cluster(llama, listen="ipc://", n_local=1)
     head.until_serving_with("head", "head.2")
