@@ -202,12 +202,13 @@ class Head:
         node_id = secrets.token_hex(8)
         membership = Membership(self._options.name, node_id, link, self._control.dial, self._secret, listener)
         self._membership = membership
-        own = End(self._options.name, advertised(self.node.data_address, self._options.advertise))
+        own = End(self._options.name, advertised(self.node.data_address, self._options.advertise), machine_name())
         watch = Watch(self._is_idle, self._drift.see_link)
         links = LinkFinder(own, self.node.probes, membership.send, self._facts.activation_bytes, self._tell, watch)
         self._links = links
         links.start()
         exits.callback(links.close)
+        exits.callback(self.node.probes.close)  # before: its thread may be measuring
         membership.start()
         exits.callback(membership.close, "the server is stopping")
         local = LocalOptions(
@@ -406,7 +407,7 @@ class Head:
         if self._links is None:
             ready()
         else:
-            self._links.joined(End(facts.name, facts.data_address), ready)
+            self._links.joined(End(facts.name, facts.data_address, facts.profile.machine), ready)
 
     def _on_lost(self, name: str, why: str) -> None:
         if self.driver.status.state is not State.STOPPED:  # else it is our own children leaving
