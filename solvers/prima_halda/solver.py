@@ -27,7 +27,7 @@ from prima_halda.memory import Load, Memory, Way
 from prima_halda.outputs import with_best_output
 from prima_halda.packing import packed, packings
 from prima_halda.ring import EXACT_UP_TO
-from prima_halda.shortage import check_layers, check_use, explained
+from prima_halda.shortage import check_layers, check_use
 from prima_halda.starts import bound_s, differs, starts
 from prima_halda.timing import turns_of
 from prima_halda.visits import WORTH, with_fewer_visits
@@ -109,11 +109,8 @@ def _searched(judge: Judge, trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _shared_out(problem: Problem) -> Plan:
-    try:
-        plan = proportional(problem)
-        complete(plan, problem)
-    except PlanError as error:
-        raise explained(problem, error) from error
+    plan = proportional(problem)
+    complete(plan, problem)
     return plan
 
 
