@@ -54,6 +54,7 @@ from prima_core.ring import control
 from prima_core.ring.gather import row_bytes
 from prima_core.ring.membership import Listener, Membership, PeerFacts
 from prima_core.ring.reports import Assignment, Report
+from prima_core.ring.sockets import abandon
 from prima_core.ring.times import NodeTimes
 from prima_core.ring.wire import Epoch, WirePolicy
 
@@ -173,7 +174,7 @@ class Head:
         """Start to serve; `driver.status` tells how far it is. Raises PrimaError for a wrong option."""
         with ExitStack() as exits:
             exits.callback(self._template.close)
-            last_words = LastWords(self._on_files_changed)
+            last_words = LastWords(self._on_files_changed, self._abandon)
             last_words.start()
             exits.callback(last_words.close)
             last_words.watch(self.model)
@@ -245,6 +246,13 @@ class Head:
     def close(self) -> None:
         """End all threads and child processes. Idempotent. The model stays open: it is the caller's."""
         self._exits.close()
+
+    def _abandon(self) -> None:
+        """What is left behind where the process ends without `close`."""
+        for address in (self.node.data_address, "" if self._membership is None else self._membership.address):
+            abandon(address)
+        for node in self._local:
+            node.abandon()
 
     def __enter__(self) -> Self:
         self.start()

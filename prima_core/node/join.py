@@ -39,6 +39,7 @@ from prima_core.ring.control import Assign, Channel, Hello, Welcome
 from prima_core.ring.membership import HEARTBEAT_S
 from prima_core.ring.probes import LinkFigures
 from prima_core.ring.reports import Assignment, Collected, LoadFailed, Loading, Ready, Report, Unreachable
+from prima_core.ring.sockets import abandon
 from prima_core.ring.wire import Epoch
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ class WorkerNode:
         self._models: dict[str, Model] = {}
         self._in_use: tuple[Epoch, Model] | None = None  # set by the owner thread
         self._told_percent = -1
-        self._last_words = LastWords(lambda error: self._send(control.Bye.because(str(error))))
+        self._last_words = LastWords(lambda error: self._send(control.Bye.because(str(error))), self._abandon)
+        self._control_address = ""  # known when it listens
         self._profile = Profile()
         credentials = Credentials(secret)
         self._control = Dialer(registry, credentials, CONTROL_LIMITS)
@@ -108,6 +110,7 @@ class WorkerNode:
             self._profile = self._measured()
             link = self._control.listen(self._options.listen)
             exits.callback(link.close)
+            self._control_address = link.address
             while not self._stopping.is_set():
                 self._join_once(link)
 
@@ -294,6 +297,10 @@ class WorkerNode:
         model = self._models[wanted.fingerprint] = open_model(path)
         self._last_words.watch(model)
         return model
+
+    def _abandon(self) -> None:
+        for address in (self._control_address, self._node.data_address):
+            abandon(address)
 
     def _close_models(self) -> None:
         for model in self._models.values():

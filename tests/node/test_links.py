@@ -26,8 +26,9 @@ class Nodes:
     """A head, and workers that measure a millisecond to every node that answers; `silent` ones say nothing."""
 
     def __init__(self, own: End = HEAD) -> None:
-        self.finder = LinkFinder(own, self, self.send, 100, self.tell, Watch(lambda: self.is_idle, self.look))
+        self.finder = LinkFinder(own, self, self.send, 100, self.tell, Watch(self.ask, self.look))
         self.is_idle = True
+        self.n_asked = 0  # whether it is idle
         self.is_doubtful = False
         self.looked: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self.echoing: dict[bytes, str] = {}
@@ -38,6 +39,10 @@ class Nodes:
 
     def tell(self, line: str) -> None:
         self.told.append(line)
+
+    def ask(self) -> bool:
+        self.n_asked += 1
+        return self.is_idle
 
     def look(self, link: LinkFacts, before_s: float, now_s: float) -> bool:
         assert (before_s, now_s) == (0.001 + 100 / 1e8, 0.001)
@@ -203,11 +208,11 @@ def test_links_are_looked_at_again_in_turn(nodes: Nodes, monkeypatch: pytest.Mon
 def test_while_requests_run_links_are_left_alone(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes.is_idle = False
     nodes.finder.joined(End("b", "inproc://b"), lambda found: monkeypatch.setattr(links, "AGAIN_S", 0.001))
-    nodes.join("c")
-    nodes.next()
-    nodes.join("d")
-    nodes.next()
+    until("it would look, and again", lambda: nodes.n_asked > 2)
     assert nodes.looked.empty()
+    assert len(nodes.probed) == 2, "those of the join"
+    nodes.is_idle = True
+    nodes.looked.get(timeout=DEADLINE_S)
 
 
 def test_what_nobody_asked_for_is_dropped(nodes: Nodes) -> None:
