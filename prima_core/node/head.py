@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import secrets
 import threading
 import time
@@ -12,11 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from typing import Any, Self
+from typing import Self
 
 from prima_core.engine.engine import MAX_WAITING, Deliver, Engine
 from prima_core.engine.facts import EngineFacts
-from prima_core.engine.reasoning import ReasoningStream
 from prima_core.engine.request import Request, Sampling
 from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError, ModelError
@@ -24,8 +22,6 @@ from prima_core.events import RequestDone
 from prima_core.interfaces import Credentials, Goal, KvType
 from prima_core.memory.disks import machine_name
 from prima_core.memory.system import host
-from prima_core.model.chat import ChatPrompt, ChatTemplate, Message, encode_chat, n_system_tokens
-from prima_core.model.tokenizer import Tokenizer
 from prima_core.model.visible import visible
 from prima_core.model.vocabulary import DEFAULT_TEMPLATE
 from prima_core.model.weights import Model
@@ -43,6 +39,7 @@ from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions, longest
 from prima_core.node.peers import member_of, report_of
 from prima_core.node.profiles import Profiles, cache_folder
 from prima_core.node.profiling import Measurer
+from prima_core.node.text import ModelText
 from prima_core.node.view import RequestTotals, ServerView, link_views, node_view, token_s
 from prima_core.node.watch import FileWatch
 from prima_core.plan.plan import Plan, plan_to_json
@@ -91,7 +88,7 @@ class HeadOptions:
     log_level: str = "warning"
 
 
-class Head:
+class Head(ModelText):
     """Open it with `start`, use it from any thread, end it with `close` (or `with`)."""
 
     def __init__(
@@ -102,24 +99,21 @@ class Head:
         secret: bytes,
         tell: Callable[[str], None] = log.info,
     ) -> None:
-        self.model = model
+        super().__init__(model, options.chat_template, options.context_shift)
         self.model_name = model.name
         self.model_file = visible(model.path.name)
         self.created = int(time.time())
         self.sampling = options.sampling
-        self.context_shift = options.context_shift
         self._facts = model_facts(model, options.context, options.kv_type, options.plan)
         self.context_length = self._facts.context_length
         if options.context is not None and options.context > self.context_length:
             most = self.context_length
             tell(f"the model's context has {most} tokens, -c {options.context} asks for more: {most} are served")
-        self.tokenizer = Tokenizer.from_metadata(model.file.metadata)
         self._options = options
         self._registry = registry
         self._secret = secret
         self._tell = tell
         self._numbers = itertools.count(1)
-        self._template = ChatTemplate.from_tokenizer(self.tokenizer, options.chat_template)
         self._exits = ExitStack()
         self._membership: Membership | None = None
         credentials = Credentials(secret)
@@ -173,7 +167,7 @@ class Head:
     def start(self) -> None:
         """Start to serve; `driver.status` tells how far it is. Raises PrimaError for a wrong option."""
         with ExitStack() as exits:
-            exits.callback(self._template.close)
+            exits.callback(self.close_text)
             last_words = LastWords(self._on_files_changed, self._abandon)
             last_words.start()
             exits.callback(last_words.close)
@@ -263,63 +257,9 @@ class Head:
 
     # ------------------------------------------------------------ what clients use (any thread)
 
-    @property
-    def fingerprint(self) -> str:
-        """A short name of what makes the answers: another file, another name."""
-        return f"fp_{self.model.fingerprint[:12]}"
-
-    @property
-    def model_facts(self) -> Mapping[str, int]:
-        """Sizes of the model as llama-server tells them: `size` in bytes of its weights."""
-        tensors, spec = self.model.file.tensors.values(), self.model.spec
-        return {
-            "n_vocab": spec.vocab_size,
-            "n_ctx_train": spec.context_length,
-            "n_embd": spec.d_model,
-            "n_params": sum(math.prod(info.shape) for info in tensors),
-            "size": sum(info.n_bytes for info in tensors),
-        }
-
-    @property
-    def chat_template(self) -> str | None:
-        """The Jinja source that conversations are rendered with."""
-        return self._template.source
-
     def engine_facts(self) -> EngineFacts:
         """What the engine is doing now."""
         return self.driver.engine_facts
-
-    def encode_chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        variables: Mapping[str, Any] | None = None,  # Any: JSON
-    ) -> ChatPrompt:
-        """A conversation as the model takes it; `variables` are what chat_template_kwargs are in a request.
-
-        Raises TemplateError when the model's template refuses it or is broken, RequestError for a wrong role or name.
-        """
-        return encode_chat(self.tokenizer, self._template, messages, variables=variables)
-
-    def reasoning_stream(self, prompt: ChatPrompt) -> ReasoningStream:
-        """What cuts the text of the answer to `prompt` into reasoning and content."""
-        tags = self.tokenizer.reasoning_tags
-        return ReasoningStream(tags, starts_inside=tags is not None and tags.are_open_after(prompt.text))
-
-    def n_keep(
-        self,
-        messages: Sequence[Message],
-        ids: Sequence[int],
-        *,
-        variables: Mapping[str, Any] | None = None,  # Any: JSON
-    ) -> int:
-        """`Request.n_keep` of a conversation that was encoded to `ids`: the system's messages at its begin.
-
-        0 where there are none, where the template wants more than them, and where the context does not shift.
-        """
-        if not self.context_shift:
-            return 0
-        return n_system_tokens(self.tokenizer, self._template, messages, ids, variables)
 
     def submit(self, request: Request, deliver: Deliver) -> int:
         """Queue a request; events come to `deliver` on the driver's thread, Finished or Failed last."""
