@@ -7,7 +7,7 @@ import pytest
 
 from bench.solvers import N_WAYS, exhaustive, large_problem, small_problem, time_s
 from prima_core.errors import PlanError
-from prima_core.interfaces import Goal
+from prima_core.interfaces import Goal, SolverPlugin
 from prima_core.plan.check import complete
 from prima_core.plan.cures import with_cures
 from prima_core.plan.plan import Plan
@@ -315,7 +315,8 @@ def test_where_no_disk_is_known_it_does_as_even_and_says_so() -> None:
     assert plan.certificate.about == "as `even`: disk_bytes_s of a, b is not known"
 
 
+@pytest.mark.parametrize("seed", [7, 8])
 @pytest.mark.parametrize("plugin", prima_solvers(), ids=lambda plugin: plugin.name)
-def test_it_passes_the_kit(plugin: object) -> None:
-    report = check_solver(plugin.name, n_problems=16)  # type: ignore[attr-defined]  # of a SolverPlugin
+def test_it_passes_the_kit(plugin: SolverPlugin, seed: int) -> None:
+    report = check_solver(plugin.name, n_problems=8, seed=seed)
     assert {check.state for check in report.checks} == {State.OK}
