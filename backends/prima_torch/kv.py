@@ -300,9 +300,6 @@ class _Change:
             case KvKind.MOVE:
                 pages = self._resized(self.rooms.pop(operation.source).pages, capacity)
                 self.rooms[sequence] = Room(pages, length, capacity)
-            case KvKind.TRUNCATE:
-                room = self.rooms[sequence]
-                self.rooms[sequence] = Room(room.pages, min(room.length, length), room.capacity)
             case KvKind.DROP if sequence in self.rooms:
                 self._resized(self.rooms.pop(sequence).pages, 0)
 

@@ -34,10 +34,6 @@ def move(sequence: int, source: int, length: int, capacity: int = 100) -> KvOp:
     return KvOp(KvKind.MOVE, sequence, length, capacity, source)
 
 
-def truncate(sequence: int, length: int) -> KvOp:
-    return KvOp(KvKind.TRUNCATE, sequence, length)
-
-
 def drop(sequence: int) -> KvOp:
     return KvOp(KvKind.DROP, sequence)
 
@@ -107,12 +103,12 @@ def test_operations_of_a_step_may_build_on_each_other_and_on_pages_just_given_ba
     assert kv.n_bytes <= n_bytes * 2
 
 
-def test_dropped_and_truncated_pages_are_used_again() -> None:
+def test_dropped_pages_and_those_behind_a_shorter_end_are_used_again() -> None:
     kv = cache(kv_tokens=PAGE)
     n_bytes = kv.n_bytes
     for sequence in range(50):
         fill(kv, Chunk(sequence, 0, 100), sequence, open_(sequence))
-        fill(kv, Chunk(sequence, 3, 1), 7, truncate(sequence, 3))
+        fill(kv, Chunk(sequence, 3, 1), 7, move(sequence, sequence, 3))
         kv.begin(ALL, Step((), (drop(sequence), drop(sequence))))
     assert kv.n_bytes == n_bytes
 
@@ -130,11 +126,11 @@ def test_room_for_the_plans_tokens_is_there_from_the_start() -> None:
     "step",
     [
         Step((Chunk(9, 0, 1),), (drop(0),)),
-        Step((), (drop(0), truncate(9, 1))),
+        Step((), (drop(0), move(9, 9, 1))),
         Step((), (move(1, 0, 3), fork(0, 7, 1))),
-        Step((Chunk(0, 0, 101),), (truncate(0, 1),)),
+        Step((Chunk(0, 0, 101),), (move(0, 0, 1),)),
         Step((), (drop(0), open_(5, 0))),
-        Step((Chunk(0, 5, 1),), (truncate(0, 4),)),
+        Step((Chunk(0, 5, 1),), (move(0, 0, 4),)),
     ],
     ids=lambda step: ",".join(op.kind for op in step.kv),
 )

@@ -72,7 +72,7 @@ def life_of_sequences() -> Iterator[Step]:
     yield step_of(2, [9] * 5, kv=[opened(2)])
     yield decode((2, 5), (0, 8), (1, 258))
     yield replace(decode((3, 8), (2, 6)), kv=(KvOp(KvKind.FORK, 3, length=8, capacity=64, source=0),))
-    yield replace(decode((1, 40), (3, 9)), kv=(KvOp(KvKind.TRUNCATE, 1, length=40), KvOp(KvKind.DROP, 0)))
+    yield replace(decode((1, 40), (3, 9)), kv=(KvOp(KvKind.MOVE, 1, 40, 300, source=1), KvOp(KvKind.DROP, 0)))
     yield replace(decode((0, 0), (1, 41), (2, 7), (3, 10)), kv=(opened(0),))
     yield replace(decode((3, 11)), kv=(KvOp(KvKind.MOVE, 3, length=11, capacity=100, source=3),))
 
