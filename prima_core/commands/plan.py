@@ -117,14 +117,19 @@ def _table(made: Plan) -> Table:
     return table
 
 
-_STREAMING = ("stays", "from disk for every token", "buffer (+ slots on a device that copies)")
+_STREAMING = (
+    "stays (+ in the host's memory)",
+    "from disk for every token",
+    "buffer (+ slots on a device that copies)",
+)
 
 
 def _bytes_of(need: Residency | None, streams: bool) -> tuple[str, ...]:
     if need is None:
         return ("",) * (4 if streams else 1)
     buffer = f"{_mb(need.buffer_bytes)}" + (f" + {_mb(need.slot_bytes)}" if need.slot_bytes else "")
-    sizes = (_mb(need.pinned_bytes), _mb(need.streamed_bytes), buffer) if streams else ()
+    stays = _mb(need.pinned_bytes) + (f" + {_mb(need.host_bytes)}" if need.host_bytes else "")
+    sizes = (stays, _mb(need.disk_bytes), buffer) if streams else ()
     return f"{_mb(need.weight_bytes)} + {_mb(need.kv_bytes)} MB", *(f"{size} MB" for size in sizes)
 
 

@@ -159,6 +159,35 @@ class Pinning(Protocol):
         ...
 
 
+class InTwoMemories(Pinning, Protocol):
+    @property
+    def device_bytes(self) -> int:
+        """Of what is held, what a device has in a memory of its own, for good."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HostPart:
+    """What of a store is in the host's memory, where a device has the rest in its own."""
+
+    store: InTwoMemories
+
+    @property
+    def pinned_bytes(self) -> int:
+        return self.store.pinned_bytes - self.store.device_bytes
+
+    @property
+    def copied_bytes(self) -> int:
+        """Copies are the device's."""
+        return 0
+
+    def resize(self, pinned_bytes: int) -> None:
+        self.store.resize(pinned_bytes + self.store.device_bytes)
+
+    def lost_bytes(self) -> int | None:
+        return self.store.lost_bytes()
+
+
 class Governor:
     """Looks some times a second, in a thread of its own, and resizes the store. Who starts it closes it, before the
     store. `planned_bytes`: what the plan pins."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from prima_core.errors import ModelError
 from prima_core.interfaces import Layers, Weight
 from prima_core.memory.reader import JOIN_S, Unit
-from prima_core.memory.residency import Streamed, holding, resized
+from prima_core.memory.residency import Streamed, holding, part_of, resized
 from prima_core.model.gguf import GGUFFile
-from prima_core.model.names import TOKEN_EMBD
+from prima_core.model.names import TOKEN_EMBD, split_layer
 from prima_core.model.spec import ModelSpec
 from prima_core.model.weights import MappedStore
 
@@ -27,6 +27,9 @@ _NONE: frozenset[str] = frozenset()
 
 class Inventory:
     """The layers of `visits`, in this order, and `ends`, of which `streamed_bytes` are not kept (see `residency`).
+
+    `host_bytes`: of a device with a memory of its own: what it does not keep passes on it again and again, and so much
+    of that stays in the host's memory; the rest of what it has no longer counts here. None: what is kept is the host's.
 
     `stations`: what is streamed of each layer in their order, then of each block of the output matrix: `ReadAhead`
     looks at them when their turn comes, so they may change at any time; `version` tells that they did.
@@ -40,12 +43,18 @@ class Inventory:
         ends: Sequence[str],
         streamed_bytes: int,
         system: System,
+        host_bytes: int | None = None,
     ) -> None:
         self._file, self._system, self._ends = file, system, tuple(ends)
         self.mapped = MappedStore(file, spec, system)
         layers = (self.mapped.views(layer).values() for layer in range(spec.n_layers))
         self._weights = {weight.name: weight for weight in itertools.chain(self.mapped.shared().values(), *layers)}
         self.holding = holding(file.tensors, visits, ends)
+        self._is_beside = host_bytes is not None
+        if host_bytes is not None:
+            keeps_all = host_bytes >= streamed_bytes  # whole tensors are a little more: no buffer is needed meanwhile
+            self.holding = part_of(self.holding, resized(self.holding, Streamed(), streamed_bytes))
+            streamed_bytes = 0 if keeps_all else self.holding.streamable_bytes - host_bytes
         self._station_of = {layer: index for index, layer in enumerate(self.holding.layers)}
         self.stations: list[tuple[Unit, ...]] = []
         self.version = 0
@@ -57,6 +66,11 @@ class Inventory:
     @property
     def pinned_bytes(self) -> int:
         return self.holding.total_bytes - self.streamed_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """Of that, what a device has in a memory of its own."""
+        return self.holding.fixed_bytes if self._is_beside else 0
 
     @property
     def copied_bytes(self) -> int:
@@ -74,6 +88,27 @@ class Inventory:
     def streamed_of(self, layer: int) -> frozenset[str]:
         """Full names."""
         return self._streamed_of(layer, self.streamed)
+
+    def passing_of(self, layer: int) -> frozenset[str]:
+        """What its device does not keep, whether it stays in the host's memory or not."""
+        if not self._is_beside:
+            return self.streamed_of(layer)
+        return frozenset([*self.holding.layers.get(layer, ()), *self.holding.experts.get(layer, ())])
+
+    def passes(self, end: str) -> bool:
+        """The same of a tensor outside the layers."""
+        if end == self.holding.output:
+            return self._is_beside or self.streamed.n_blocks > 0
+        return end == TOKEN_EMBD and (self.holding.table_bytes > 0 if self._is_beside else self.streamed.table)
+
+    def stays(self, name: str) -> bool:
+        """Whether a tensor is in memory between passes, its device's or the host's; of the output all of it."""
+        place = split_layer(name)
+        if place is not None:
+            return name not in self.streamed_of(place[0])
+        if name == self.holding.output:
+            return not self.streamed.n_blocks
+        return not (name == TOKEN_EMBD and self.streamed.table)
 
     def all_stations(self) -> list[tuple[Unit, ...]]:
         """What `stations` are when all is streamed that can be."""

@@ -88,6 +88,23 @@ def holding(tensors: Mapping[str, TensorInfo], visits: Sequence[Layers], ends: S
     return replace(found, fixed_bytes=total - found.streamable_bytes)
 
 
+def part_of(held: Holding, streamed: Streamed) -> Holding:
+    """The same of which no more than this may be left out of memory; of experts and of the output all or nothing."""
+    layers = {
+        layer: {name: size for name, size in sizes.items() if name in streamed.layers[layer]}
+        for layer, sizes in held.layers.items()
+    }
+    part = replace(
+        held,
+        layers=layers,
+        blocks=held.blocks if streamed.n_blocks else (),
+        output=held.output if streamed.n_blocks else "",
+        table_bytes=held.table_bytes if streamed.table else 0,
+        experts=held.experts if streamed.on_demand else {},
+    )
+    return replace(part, fixed_bytes=held.total_bytes - part.streamable_bytes)
+
+
 def resized(held: Holding, now: Streamed, streamed_bytes: int) -> Streamed:
     """What to leave out of memory instead of `now`, most of which is the same: at least so many bytes and few more, or
     all that can be."""

@@ -14,7 +14,7 @@ from prima_core.memory.experts import Experts, ExpertStats
 from prima_core.memory.inventory import Inventory, opened
 from prima_core.memory.reader import ReadAhead, ReadCounts, Stations, Turn, least_buffer
 from prima_core.model.gguf import GGUFFile
-from prima_core.model.names import TOKEN_EMBD, split_layer
+from prima_core.model.names import split_layer
 from prima_core.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class StreamingStore:
     and the output matrix pass through a buffer of `buffer_bytes`. Until `start`, and whenever the buffer does not have
     what is asked for, a view into the map is given: right, but slow. Experts that are not all kept are read when tokens
     choose them, whose part of the buffer is what they use in one layer, or all where nothing else passes through it.
+    `host_bytes`: of a device with a memory of its own (None: it is none): so much of what it does not keep stays in the
+    host's memory, and only that can be resized.
     With nothing streamed there is neither a thread nor a buffer. Raises PlanError when the buffer is too small,
     ModelError when the file cannot be opened.
     """
@@ -83,10 +85,11 @@ class StreamingStore:
         streamed_bytes: int,
         buffer_bytes: int,
         system: System,
+        host_bytes: int | None = None,
     ) -> None:
         self._file, self._system = file, system
-        self._inventory = Inventory(file, spec, visits, ends, streamed_bytes, system)
-        self._shown = {layer: self._inventory.streamed_of(layer) for layer in self._inventory.holding.layers}
+        self._inventory = Inventory(file, spec, visits, ends, streamed_bytes, system, host_bytes)
+        self._shown = {layer: self._inventory.passing_of(layer) for layer in self._inventory.holding.layers}
         self._planned_buffer_bytes = self._buffer_bytes = buffer_bytes  # the latter grows where more is streamed
         self._open_buffer_bytes = 0
         self._counts = ReadCounts()
@@ -142,12 +145,7 @@ class StreamingStore:
     def is_streamed(self, name: str) -> bool:
         """Of a layer's tensor: as the layer was acquired last. It changes in `acquire` only."""
         place = split_layer(name)
-        if place is not None:
-            return name in self._shown.get(place[0], ())
-        streamed = self._inventory.streamed
-        return (
-            streamed.n_blocks > 0 if name == self._inventory.holding.output else name == TOKEN_EMBD and streamed.table
-        )
+        return name in self._shown.get(place[0], ()) if place is not None else self._inventory.passes(name)
 
     def blocks(self, name: str) -> Iterator[Weight]:
         """As `interfaces.Store` says: of the same number of rows each, but for the last. Raises ModelError as
@@ -176,6 +174,10 @@ class StreamingStore:
 
     # ------------------------------------------------------------ loading
 
+    def stays(self, name: str) -> bool:
+        """Whether a tensor is in memory between passes, on a device or here; of the output see `pinned_ends`."""
+        return self._inventory.stays(name)
+
     def pinned_ends(self) -> list[Weight]:
         """What is kept of the tensors outside the layers; of an output matrix perhaps its first rows only."""
         return self._inventory.kept_ends()
@@ -192,6 +194,11 @@ class StreamingStore:
     def pinned_bytes(self) -> int:
         """Of the weights of `visits` and `ends`, what is to stay in memory."""
         return self._inventory.pinned_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """Of that, what a device has in a memory of its own."""
+        return self._inventory.device_bytes
 
     @property
     def copied_bytes(self) -> int:
@@ -259,7 +266,8 @@ class StreamingStore:
         whole = self._with_experts.get(layer) or self._inventory.mapped.acquire(layer)
         stacks = self._inventory.holding.experts.get(layer, {}).keys() if layer in self._with_experts else ()
         turn = None if self._reader is None else self._reader.take(station)
-        names = self._shown[layer] = self._inventory.streamed_of(layer)
+        names = self._inventory.streamed_of(layer)
+        self._shown[layer] = self._inventory.passing_of(layer)
         data = self._buffered(turn, names)
         if self._reader is not None:
             sizes = self._inventory.holding.layers[layer]

@@ -127,7 +127,7 @@ def _device_view(member: Member, device: DeviceFacts, plan: Plan | None) -> Devi
         weight_bytes=sum(need.weight_bytes for need in needs),
         kv_bytes=sum(need.kv_bytes for need in needs),
         layers=tuple(part.layers for part in parts if part.device == device.id),
-        streamed_bytes=sum(need.streamed_bytes for need in needs),
+        streamed_bytes=sum(need.disk_bytes for need in needs),
     )
 
 

@@ -35,7 +35,7 @@ def changes(plan: Plan, forecast: Forecast, problem: Problem) -> list[list[Chang
     stall_s = {node.node: node.stall_s for node in forecast.nodes}
     nodes = sorted(problem.nodes, key=lambda node: -stall_s.get(node.name, -1.0))
     full = [node for node in nodes if _is_full(plan, problem, node)]
-    streaming = [node for node in nodes if any(need.buffer_bytes for need in _needs(plan, node.name))]
+    streaming = [node for node in nodes if _reads(plan, node)]
     used = sorted(plan.nodes[1:], key=lambda name: sum(map(len, plan.layers_of(name))))
     return [
         [Changed("memory", node.name, _with_memory(problem, node)) for node in full],
@@ -49,11 +49,15 @@ def _needs(plan: Plan, name: str) -> Iterator[Residency]:
     return (need for need in plan.residency if need.node == name)
 
 
+def _reads(plan: Plan, node: NodeFacts) -> bool:
+    return any(need.buffer_bytes and need.disk_bytes for need in _needs(plan, node.name))
+
+
 def _is_full(plan: Plan, problem: Problem, node: NodeFacts) -> bool:
     """Whether it has no room for one layer more where layers could be streamed, in its host's memory."""
     sharing = {place.id: place.memory_bytes for place in node.places if place.shares_host}
     if not sharing:
-        return False
+        return _reads(plan, node)
     needs = list(_needs(plan, node.name))
     taken = sum(need.pinned_bytes + need.slot_bytes + need.kv_bytes for need in needs if need.device in sharing)
     taken += sum(need.buffer_bytes for need in needs)

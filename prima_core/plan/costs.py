@@ -67,7 +67,7 @@ def missing_rate(plan: Plan, problem: Problem, width: int = 1) -> str:
         if not facts.decode_bytes_s or (width > 1 and not facts.prefill_bytes_s):
             rate = "prefill_bytes_s" if facts.decode_bytes_s else "decode_bytes_s"
             return f"{rate} of {device or 'the memory'} on {node}"
-    for name in dict.fromkeys(need.node for need in plan.residency if need.buffer_bytes):
+    for name in dict.fromkeys(need.node for need in plan.residency if need.buffer_bytes and need.disk_bytes):
         if not problem.node(name).disk_bytes_s:
             return f"disk_bytes_s of {name}"
     return ""
@@ -124,19 +124,19 @@ def _layers(
         for layer in part.layers:
             experts = problem.model.expert_bytes[layer] if problem.model.expert_bytes else 0
             layer_s = compute_s(places[part.device], touched_types(problem.model, layer, width), width)
-            layer_s += past_s[visit.node, part.device] + share.copy_s(share.dense + share.routed * experts)
-            yield LayerCost(layer_s, share.dense, share.routed * experts)
+            layer_s += past_s[visit.node, part.device] + share.copied_s(experts)
+            yield LayerCost(layer_s, share.read.dense, share.read.routed * experts)
 
 
 def _output(plan: Plan, problem: Problem, shares: dict[tuple[str, str], _Shares], rows: int) -> Iterator[LayerCost]:
     """A streamed matrix comes through the buffer in blocks."""
     device, node = problem.output_device, plan.output_node
     share = shares.get((node, device.id), _Shares())
-    took_s = compute_s(device, {OUTPUT: output_bytes(problem.model)}, rows) + share.copy_s(share.output)
+    took_s = compute_s(device, {OUTPUT: output_bytes(problem.model)}, rows) + share.copy_s(share.streamed.output)
     room = sum(need.buffer_bytes for need in plan.residency if need.node == node)
-    n_blocks = int(4 * share.output // room) + 1 if room else 1
+    n_blocks = int(4 * share.read.output // room) + 1 if room else 1
     for _ in range(n_blocks):
-        yield LayerCost(took_s / n_blocks, share.output / n_blocks)
+        yield LayerCost(took_s / n_blocks, share.read.output / n_blocks)
 
 
 def compute_s(device: DeviceFacts, types: Mapping[str, float], width: int = 1) -> float:
@@ -205,14 +205,27 @@ def chosen_share(n_used: int, n_experts: int, width: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shares:
-    """What a device streams in a pass: `dense` bytes of each of its layers, `routed` of each byte of a layer's experts,
-    `output` bytes of the output part. `copy_bytes_s`: on to the device, before it computes; 0: in no time."""
+class _Parts:
+    """`dense` bytes of each of a device's layers, `routed` of each byte of a layer's experts, `output` bytes of the
+    output part."""
 
     dense: float = 0.0
     routed: float = 0.0
     output: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Shares:
+    """What a device streams in a pass, and what of that is read from disk. `copy_bytes_s`: on to the device, before it
+    computes; 0: in no time."""
+
+    streamed: _Parts = _Parts()
+    read: _Parts = _Parts()
     copy_bytes_s: float = 0.0
+
+    def copied_s(self, expert_bytes: int) -> float:
+        """Of a layer with such experts."""
+        return self.copy_s(self.streamed.dense + self.streamed.routed * expert_bytes)
 
     def copy_s(self, n_bytes: float) -> float:
         return n_bytes / self.copy_bytes_s if self.copy_bytes_s else 0.0
@@ -222,15 +235,21 @@ class _Shares:
         model, node = problem.model, problem.node(need.node)
         layers = layers_on(plan, node, need.device)
         table = min(problem.fixed_bytes_on(need.node, need.device), problem.table_bytes(need.node))
-        streamed = max(0, need.streamed_bytes - table)
         experts = sum(model.expert_bytes[layer] for layer in layers) if model.expert_bytes else 0
         device = next(place for place in node.places if place.id == need.device)
         sizes = problem.weight_bytes(device)
-        dense = min(max(0, streamed - experts), sum(sizes[layer] for layer in layers) - experts)
+        dense = sum(sizes[layer] for layer in layers) - experts
         routed = 1.0 if device.copies else routed_share(model, width)  # which are chosen, nobody asks there
-        return cls(
-            dense / max(1, len(layers)),
-            routed * min(streamed, experts) / max(1, experts),
-            max(0, streamed - experts - dense),
-            device.copy_bytes_s if device.copies else 0.0,
-        )
+
+        def parts(n_bytes: int) -> _Parts:
+            """When so many are left out of memory."""
+            rest = max(0, n_bytes - table)
+            of_dense = min(max(0, rest - experts), dense)
+            return _Parts(
+                of_dense / max(1, len(layers)),
+                routed * min(rest, experts) / max(1, experts),
+                max(0, rest - experts - of_dense),
+            )
+
+        copy_bytes_s = device.copy_bytes_s if device.copies else 0.0
+        return cls(parts(need.streamed_bytes), parts(need.disk_bytes), copy_bytes_s)

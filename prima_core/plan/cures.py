@@ -58,6 +58,12 @@ class _Trials:
     n_cells: int = 0
 
     def can_be(self, problem: Problem) -> bool:
+        """With the output part on the head, or of the others where there is most room."""
+        first, *others = problem.outputs
+        roomy = sorted(others, key=lambda name: -problem.node(name).room_bytes)[:1]
+        return any(self._can_be(problem.with_output(name)) for name in (first, *roomy))
+
+    def _can_be(self, problem: Problem) -> bool:
         if self.n_cells >= MOST_CELLS:
             return False
         self.n_cells += problem.model.n_layers * len(problem.nodes)

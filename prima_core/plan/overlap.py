@@ -24,7 +24,6 @@ class Reader:
     """A node that streams. `over_bytes`: what its memory lacks (X), `compute_s`: its own computing in a pass.
 
     Its buffer is from `least_bytes` to `most_bytes`. Readers with the same `disk` share its rate; "": its own.
-    `beside`: the buffer lies in another memory than the weights, and takes nothing from them: then D is X.
     """
 
     over_bytes: int
@@ -34,31 +33,25 @@ class Reader:
     least_bytes: int = 0
     most_bytes: int = 1 << 62
     disk: str = ""
-    beside: bool = False
-
-    @property
-    def n_hidden(self) -> int:
-        """How many times its buffer less is read while it computes or waits, than X."""
-        return self.n_visits if self.beside else self.n_visits - 1
 
     def read_s(self, buffer_bytes: float) -> float:
         """What it needs of its disk for a pass."""
-        return (self.over_bytes + (0.0 if self.beside else buffer_bytes)) / self.bytes_s
+        return (self.over_bytes + buffer_bytes) / self.bytes_s
 
     def stall_s(self, buffer_bytes: float) -> float:
         """Its waiting in a pass, when the disk keeps up with the passes."""
-        exposed = self.over_bytes - self.n_hidden * buffer_bytes
+        exposed = self.over_bytes - (self.n_visits - 1) * buffer_bytes
         return max(0.0, exposed / self.bytes_s - self.compute_s)
 
     def buffer_for(self, share: float) -> float:
         """That hides this share of what a buffer can hide, as far as it may be so large or small."""
-        wanted = share * self.over_bytes / self.n_hidden if self.n_hidden else 0.0
+        wanted = share * self.over_bytes / (self.n_visits - 1) if self.n_visits > 1 else 0.0
         return min(max(wanted, self.least_bytes), self.most_bytes)
 
     @property
     def corners(self) -> list[float]:
         """The shares, between 0 and 1, from which and up to which its buffer grows."""
-        whole = self.over_bytes / max(1, self.n_hidden)
+        whole = self.over_bytes / max(1, self.n_visits - 1)
         return [size / whole for size in (self.least_bytes, self.most_bytes) if size < whole]
 
 

@@ -47,10 +47,12 @@ class Residency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `streamed_bytes` of `weight_bytes`, as large as in the file, are not kept in memory but read from disk in every
     pass, ahead of their use, into a buffer of `buffer_bytes` of the host's memory. A device that copies weights has
-    them pass through slots of `slot_bytes` in its own. All are 0 where all weights stay. A solver may leave them 0:
-    `complete` fills them, and `slot_bytes` in any case. What of a node is streamed goes in this order: a token
-    embedding that is not also the output matrix (of which only the rows of a step's tokens are read, by the map),
-    stacks of experts, the rest of the layers evenly, and last the output matrix.
+    them pass through slots of `slot_bytes` in its own; where that is not the host's memory, `host_bytes` of them stay
+    there, as in the file, and are copied but not read. All are 0 where all weights stay. A solver may leave them 0:
+    `complete` fills them, and `slot_bytes` and `host_bytes` in any case. What of a node is streamed, or does not stay
+    in the host's memory either, goes in this order: a token embedding that is not also the output matrix (of which only
+    the rows of a step's tokens are read, by the map), stacks of experts, the rest of the layers evenly, and last the
+    output matrix.
     """
 
     node: str
@@ -60,11 +62,17 @@ class Residency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     streamed_bytes: int = 0
     buffer_bytes: int = 0
     slot_bytes: int = 0
+    host_bytes: int = 0
 
     @property
     def pinned_bytes(self) -> int:
-        """Weights that stay in memory."""
+        """Weights that stay in the device's memory."""
         return self.weight_bytes - self.streamed_bytes
+
+    @property
+    def disk_bytes(self) -> int:
+        """Weights that stay in no memory."""
+        return self.streamed_bytes - self.host_bytes
 
 
 class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

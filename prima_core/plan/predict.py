@@ -78,7 +78,7 @@ def _node(name: str, plan: Plan, cost: PassCost, simulated: Simulated, n_steps: 
         stall_s=simulated.stall_s.get(name, 0.0),
         link_s=n_steps * cost.hop_s(name),
         read_bytes=round(simulated.read_bytes.get(name, 0.0)),
-        pinned_bytes=sum(need.pinned_bytes for need in needs),
+        pinned_bytes=sum(need.pinned_bytes + need.host_bytes for need in needs),
         buffer_bytes=sum(need.buffer_bytes for need in needs),
         kv_bytes=sum(need.kv_bytes for need in needs),
     )

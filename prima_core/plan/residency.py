@@ -30,7 +30,7 @@ def residency_of(plan: Plan, problem: Problem, kv_tokens: int) -> tuple[tuple[Re
             raise fault
     gather = plan.gather_bytes if asked else gather_bytes(problem, faults)
     needs.update(_divided(plan, problem, needs, faults, gather))
-    needs = {name: [_with_slots(plan, problem, need, own) for need in own] for name, own in needs.items()}
+    needs = {name: [_with_slots(plan, problem, need, own, gather) for need in own] for name, own in needs.items()}
     for name, own in needs.items():
         streams = any(need.buffer_bytes for need in own)
         if (left := _fault(problem.node(name), own, gather if streams else 0)) is not None:
@@ -180,16 +180,14 @@ def _best_buffers(plan: Plan, problem: Problem, loads: Mapping[str, Overload]) -
 
 
 def _reader(load: Overload, node: NodeFacts, cost: PassCost) -> Reader:
-    compute_s = cost.compute_s(node.name)
     return Reader(
         over_bytes=load.dense_over_bytes,
         n_visits=load.n_visits,
-        compute_s=compute_s,
+        compute_s=cost.compute_s(node.name),
         bytes_s=node.disk_bytes_s,
         least_bytes=load.fluent_buffer,
-        most_bytes=load.most_useful_buffer(node.disk_bytes_s * (cost.busy_s - compute_s)),
+        most_bytes=load.most_buffer,
         disk=node.disk,
-        beside=load.is_beside,
     )
 
 
@@ -216,16 +214,21 @@ def _place(problem: Problem, need: Residency) -> DeviceFacts:
     return next(place for place in problem.node(need.node).places if place.id == need.device)
 
 
-def _with_slots(plan: Plan, problem: Problem, need: Residency, own: Sequence[Residency]) -> Residency:
-    """With what passes on a device that copies, whose weights are no larger than in the file when they do not stay."""
+def _with_slots(plan: Plan, problem: Problem, need: Residency, own: Sequence[Residency], gather: int) -> Residency:
+    """With what passes on a device that copies, whose weights are no larger than in the file when they do not stay; and
+    with what of that the host keeps."""
     place = _place(problem, need)
     if not (need.streamed_bytes and place.copies):
         return need
-    load = overload_of(plan, problem, own, place, 0)
+    load = overload_of(plan, problem, own, place, gather)
     streamed = need.streamed_bytes - load.table_bytes
     passing = load.passing(streamed)
-    weights = need.weight_bytes + max(0, streamed) - passing.freed_bytes
-    return msgspec.structs.replace(need, weight_bytes=weights, slot_bytes=passing.slot_bytes)
+    return msgspec.structs.replace(
+        need,
+        weight_bytes=need.weight_bytes + max(0, streamed) - passing.freed_bytes,
+        slot_bytes=passing.slot_bytes,
+        host_bytes=load.host_bytes(need.streamed_bytes, need.buffer_bytes),
+    )
 
 
 def _fault(node: NodeFacts, needs: Sequence[Residency], gather: int) -> PlanError | None:
@@ -237,12 +240,13 @@ def _fault(node: NodeFacts, needs: Sequence[Residency], gather: int) -> PlanErro
         where = f" on {need.device}" if need.device else ""
         if (fault := _lacks_room([own], place.memory_bytes, node.name, where)) is not None:
             return fault
-    on_host = [need if devices[need.device].shares_host else _only_buffer(need) for need in needs]
+    on_host = [need if devices[need.device].shares_host else _of_host(need) for need in needs]
     return _lacks_room(on_host, node.memory_bytes - gather, node.name, "")
 
 
-def _only_buffer(need: Residency) -> Residency:
-    return Residency(need.node, need.device, 0, 0, buffer_bytes=need.buffer_bytes)
+def _of_host(need: Residency) -> Residency:
+    """What a device with a memory of its own takes from the host's."""
+    return Residency(need.node, need.device, need.host_bytes, 0, buffer_bytes=need.buffer_bytes)
 
 
 def _lacks_room(needs: Sequence[Residency], room_bytes: int, node: str, where: str) -> PlanError | None:

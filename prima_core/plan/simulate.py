@@ -55,9 +55,12 @@ class Span:
 
 
 def disks_of(plan: Plan, problem: Problem) -> dict[str, Disk]:
-    """Of a completed plan's nodes that stream."""
-    sizes = {name: sum(need.buffer_bytes for need in plan.residency if need.node == name) for name in plan.nodes}
-    nodes = {name: problem.node(name) for name, size in sizes.items() if size}
+    """Of a completed plan's nodes that read."""
+    sizes: dict[str, int] = {}
+    for need in plan.residency:
+        if need.buffer_bytes and need.disk_bytes:
+            sizes[need.node] = sizes.get(need.node, 0) + need.buffer_bytes
+    nodes = {name: problem.node(name) for name in sizes}
     return {name: Disk(node.disk_bytes_s, sizes[name], node.disk) for name, node in nodes.items()}
 
 

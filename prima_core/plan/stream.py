@@ -2,7 +2,8 @@
 
 Weights that fit all stay. Else the node keeps what its memory holds beside KV, a buffer of B bytes and the activations
 that it gathers, and reads X + B bytes in every pass, X being what its memory lacks. How large B is best is told by
-`overlap.py` where all rates are known.
+`overlap.py` where all rates are known. Where a device with a memory of its own streams, the host's holds the buffer and
+what it has room for of the weights that pass: X is what both lack.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from prima_core.memory.residency import spread
+from prima_core.memory.residency import BLOCK_BYTES, spread
 from prima_core.plan.plan import Plan, Residency
 from prima_core.plan.problem import DeviceFacts, NodeFacts, Problem
 from prima_core.plan.slots import Passing, Slots, slots_of
@@ -35,8 +36,8 @@ class Overload:
 
     `layer_bytes`: of each layer there. `table_bytes`: an embedding of which only rows are looked up: it is left on disk
     first, at no cost. `output_bytes`: the other ends, the last to be streamed. `reads_alone`: no other node of the plan
-    is on its disk. `slots`: of a device that copies. `host_room_bytes`: for the buffer, where the device has its own
-    memory; None: the buffer takes from `room_bytes`.
+    is on its disk. `slots`: of a device that copies. `host_room_bytes`: for the buffer and for what passes, where the
+    device has its own memory; None: the buffer takes from `room_bytes`.
     """
 
     node: str
@@ -66,8 +67,19 @@ class Overload:
 
     @cached_property
     def over_bytes(self) -> int:
-        """What must be read in every pass (X), before there is a buffer."""
+        """What must be streamed before there is a buffer."""
         return self._beside_slots(self.lacking_bytes)
+
+    @cached_property
+    def disk_over_bytes(self) -> int:
+        """What of it must be read in every pass (X): its host has no room for it either."""
+        return max(0, self.over_bytes - (self.host_room_bytes or 0))
+
+    def host_bytes(self, streamed_bytes: int, buffer_bytes: int) -> int:
+        """Of so many bytes that are streamed (with the table), those that stay in the host's memory."""
+        if self.host_room_bytes is None:
+            return 0
+        return max(0, min(streamed_bytes, self.host_room_bytes - buffer_bytes))
 
     def streamed(self, buffer_bytes: int) -> int:
         """Of all weights there but the table. A buffer in the device's own memory takes from what stays."""
@@ -120,13 +132,13 @@ class Overload:
 
     @property
     def experts_over_bytes(self) -> int:
-        """The part of it that is experts: these are streamed first, and only the chosen ones are read."""
-        return min(self.over_bytes, self.expert_bytes)
+        """The part of X that is experts: these are streamed first, and only the chosen ones are read."""
+        return min(self.disk_over_bytes, self.expert_bytes)
 
     @property
     def dense_over_bytes(self) -> int:
-        """The part of it that can be read ahead."""
-        return self.over_bytes - self.experts_over_bytes
+        """The part of X that can be read ahead."""
+        return self.disk_over_bytes - self.experts_over_bytes
 
     def least_buffer(self, streamed_bytes: int) -> int:
         """Room for a layer in use and the next one, when so many bytes are streamed (without the table)."""
@@ -137,13 +149,15 @@ class Overload:
 
     def tight_buffer(self, streamed_bytes: int) -> int:
         """With less a layer may not come through: its share in whole tensors, and what is left unused at the ring's
-        end, as a tensor lies in one piece. The output matrix comes in blocks as small as need be."""
+        end, as a tensor lies in one piece. Nor a block of the output matrix."""
+        of_output = streamed_bytes > self.expert_bytes + self._dense_bytes
+        block = min(self.output_bytes, BLOCK_BYTES) + ALIGNING_BYTES if of_output else 0
         share = self._share(streamed_bytes)
         if not share:
-            return 0
+            return block
         if self.tensor_bytes:
-            return self._layer_in_whole_tensors(streamed_bytes) + self.routed_bytes
-        return min(max(self.layer_bytes), share + self.largest_tensor_bytes) + self.largest_tensor_bytes
+            return max(block, self._layer_in_whole_tensors(streamed_bytes) + self.routed_bytes)
+        return max(block, min(max(self.layer_bytes), share + self.largest_tensor_bytes) + self.largest_tensor_bytes)
 
     def _layer_in_whole_tensors(self, streamed_bytes: int) -> int:
         """The most that a layer and its largest tensor take when the store has chosen which tensors these are."""
@@ -207,13 +221,6 @@ class Overload:
         if self.host_room_bytes is not None:
             return self.host_room_bytes
         return max(0, self.room_bytes - self.passing(self._streamable_bytes).slot_bytes)
-
-    def most_useful_buffer(self, read_meanwhile: float) -> int:
-        """`read_meanwhile`: what the disk gives in a pass while others compute. No more than that helps, though it may
-        cost no weights their place."""
-        if not self.is_beside:
-            return self.most_buffer
-        return max(self.fluent_buffer, min(self.most_buffer, int(read_meanwhile / self.n_visits)))
 
     @property
     def is_possible(self) -> bool:

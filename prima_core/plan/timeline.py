@@ -51,7 +51,7 @@ def memory_parts(plan: Plan, name: str) -> dict[str, int]:
     """Bytes that a completed plan takes on a node."""
     needs = [need for need in plan.residency if need.node == name]
     return {
-        "weights": sum(need.pinned_bytes for need in needs),
+        "weights": sum(need.pinned_bytes + need.host_bytes for need in needs),
         "buffer": sum(need.buffer_bytes + need.slot_bytes for need in needs),
         "KV": sum(need.kv_bytes for need in needs),
     }

@@ -70,7 +70,9 @@ def _part(plan: Plan, name: str) -> str:
     needs = [need for need in plan.residency if need.node == name]
     kept, kv = sum(need.pinned_bytes for need in needs), sum(need.kv_bytes for need in needs)
     kept_too = f" and {size(kv)} of KV" if kv else ""
-    keeps = f"it keeps {size(kept)} of weights{kept_too} in memory"
+    host = sum(need.host_bytes for need in needs)
+    copies = f", and {size(host)} in the host's, from where every token copies them" if host else ""
+    keeps = f"it keeps {size(kept)} of weights{kept_too} in memory{copies}"
     part = f"{_layers(plan, name)}{visits}{_devices(plan, name)}{output}"
     return f"{name}{head} computes {part}; {keeps}{_from_disk(plan, name)}"
 
@@ -93,9 +95,9 @@ def _devices(plan: Plan, name: str) -> str:
 
 def _from_disk(plan: Plan, name: str) -> str:
     """What a token makes it read: of experts fewer, where that was foretold."""
-    streamed = sum(need.streamed_bytes for need in plan.residency if need.node == name and need.buffer_bytes)
+    on_disk = sum(need.disk_bytes for need in plan.residency if need.node == name and need.buffer_bytes)
     foretold = [] if plan.forecast is None else [one.read_bytes for one in plan.forecast.nodes if one.node == name]
-    read = foretold[0] if foretold else streamed
+    read = foretold[0] if foretold else on_disk
     return f" and reads {size(read)} from disk for every token" if read else ""
 
 

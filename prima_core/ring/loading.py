@@ -23,6 +23,15 @@ PIECE_BYTES = 4 * 1024 * 1024
 class NodeStore(Store, Reader, Pinning, Protocol):
     """A store that may read ahead, from `start` on, and ends its threads in `close`: `memory.store.StreamingStore`."""
 
+    @property
+    def device_bytes(self) -> int:
+        """Of `pinned_bytes`, what a device has in a memory of its own."""
+        ...
+
+    def stays(self, name: str) -> bool:
+        """Whether a tensor is in memory between passes, on a device or here; of the output see `pinned_ends`."""
+        ...
+
     def pinned_ends(self) -> Sequence[Weight]:
         """What is kept of the tensors outside the layers, which may be the first rows of one."""
         ...
@@ -33,8 +42,8 @@ class NodeStore(Store, Reader, Pinning, Protocol):
 class LoadingStore:
     """`store`, which the caller closes, with each layer populated at its first `acquire` and the ends at `shared`.
 
-    Weights that are streamed are left out: they come when a step needs them. A backend that copies weights so gives
-    each layer back before the next is read. `tell` may raise to end the load; ModelError where a file has become
+    Weights that stay in no memory are left out: they come when a step needs them. A backend that copies weights so
+    gives each layer back before the next is read. `tell` may raise to end the load; ModelError where a file has become
     shorter than its map, or its disk fails.
     """
 
@@ -82,7 +91,7 @@ class LoadingStore:
         self._store.close()
 
     def _kept(self, weights: Iterable[Weight]) -> list[Weight]:
-        return [weight for weight in weights if not self._store.is_streamed(weight.name)]
+        return [weight for weight in weights if self._store.stays(weight.name)]
 
     def _read(self, weights: Iterable[Weight]) -> None:
         start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from prima_core.engine.scheduler import Wanted
 from prima_core.errors import DeviceMemoryError
 from prima_core.interfaces import Backend, Device, Layers, SendLink, Shard, Slice, Store
-from prima_core.memory.governor import Governor
+from prima_core.memory.governor import Governor, HostPart
 from prima_core.memory.store import StreamingStore
 from prima_core.memory.system import System
 from prima_core.model.weights import Model, end_tensors
@@ -18,6 +19,8 @@ from prima_core.ring import wire
 from prima_core.ring.gather import row_bytes
 from prima_core.ring.loading import LoadingStore, NodeStore, Tell
 from prima_core.ring.reports import Assignment
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Holding:
     ends: tuple[str, ...]
     streamed_bytes: int
     buffer_bytes: int
+    host_bytes: int | None = None
 
 
 OpenStore = Callable[[Model, Holding, System], NodeStore]
@@ -36,7 +40,7 @@ OpenStore = Callable[[Model, Holding, System], NodeStore]
 def open_store(model: Model, holding: Holding, system: System) -> NodeStore:
     """The store of a node, whether it streams or not: one that does not may have to begin when memory gets short."""
     sizes = holding.streamed_bytes, holding.buffer_bytes
-    return StreamingStore(model.file, model.spec, holding.visits, holding.ends, *sizes, system)
+    return StreamingStore(model.file, model.spec, holding.visits, holding.ends, *sizes, system, holding.host_bytes)
 
 
 @dataclass(slots=True)
@@ -100,9 +104,7 @@ def open_serving(name: str, assignment: Assignment, means: Means, tell: Tell, ex
     loading = LoadingStore(store, model.spec, tuple(slices.values()), tell, means.system)
     shards = _load_shards(means.backend, model, slices, loading, exits)
     store.start()
-    governor = Governor(store, means.system, store.pinned_bytes if _is_of_host(plan, name, devices) else 0)
-    governor.start()
-    exits.callback(governor.close)
+    exits.callback(_govern(name, store, holding, means.system).close)
     links: dict[str, SendLink] = {}
     for node in plan.successors(name):
         links[node] = means.dial(assignment.addresses[node])
@@ -127,10 +129,15 @@ def _limits(assignment: Assignment, model: Model) -> wire.FrameLimits:
     return wire.FrameLimits(assignment.epoch, spec.d_model, len(plan.visits), plan.kv_tokens, vocab_size=vocab_size)
 
 
-def _is_of_host(plan: Plan, node: str, devices: Sequence[Device]) -> bool:
-    """Whether the host gains memory when less is pinned: a device with its own keeps it there."""
-    own = {device.id for device in devices if not device.shares_host}
-    return not any(need.device in own and need.streamed_bytes for need in plan.residency if need.node == node)
+def _govern(name: str, store: NodeStore, holding: Holding, system: System) -> Governor:
+    """The host gains memory when less of its own is pinned; what a device has in its own stays there."""
+    pinning = store if holding.host_bytes is None else HostPart(store)
+    governor = Governor(pinning, system, pinning.pinned_bytes)
+    if holding.buffer_bytes and not governor.planned_bytes:
+        text = "node %s keeps no weights in the host's memory: when others need some, it has only a buffer of %.2f GB"
+        log.info(text, name, holding.buffer_bytes / 1e9)
+    governor.start()
+    return governor
 
 
 def _load_shards(
@@ -188,4 +195,10 @@ def holding_of(plan: Plan, node: str, model: Model, devices: Sequence[Device]) -
         tuple(ends),
         sum(need.streamed_bytes for need in needs),
         sum(need.buffer_bytes for need in needs),
+        sum(need.host_bytes for need in needs) if _is_beside(streaming, devices) else None,
     )
+
+
+def _is_beside(streaming: set[str], devices: Sequence[Device]) -> bool:
+    """Whether what is streamed goes to a device with a memory of its own: there is no more than one that streams."""
+    return any(device.id in streaming and not device.shares_host for device in devices)

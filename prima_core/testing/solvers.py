@@ -344,7 +344,8 @@ def _fullest(plan: Plan) -> int:
     """Of a completed plan."""
     totals = {node: 1 for node in plan.nodes}
     for need in plan.residency:
-        totals[need.node] += need.pinned_bytes + need.slot_bytes + need.buffer_bytes + need.kv_bytes
+        weights = need.pinned_bytes + need.host_bytes + need.slot_bytes
+        totals[need.node] += weights + need.buffer_bytes + need.kv_bytes
     return max(totals.values())
 
 

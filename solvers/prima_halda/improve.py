@@ -8,7 +8,7 @@ from itertools import combinations, groupby
 from random import Random
 
 from prima_halda.cluster import Cluster
-from prima_halda.judge import Judge, Trial
+from prima_halda.judge import Judge, Trial, Work
 from prima_halda.memory import Way
 
 Runs = tuple[tuple[int, int], ...]
@@ -26,12 +26,21 @@ _FACTORS = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0, 3.0, 5.0)
 class Budget:
     """Layers that may be simulated before the search ends: the same on every machine, as no clock is."""
 
-    judge: Judge
+    work: Work
     n_steps: int
+
+    @classmethod
+    def more(cls, work: Work, n_steps: int) -> Budget:
+        """From now on."""
+        return cls(work, work.n_steps + n_steps)
+
+    @property
+    def left(self) -> int:
+        return max(0, self.n_steps - self.work.n_steps)
 
     @property
     def is_spent(self) -> bool:
-        return self.judge.n_steps >= self.n_steps
+        return self.work.n_steps >= self.n_steps
 
 
 def improved(judge: Judge, trial: Trial, budget: Budget, *, same_visits: bool = False) -> Trial:

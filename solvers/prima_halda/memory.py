@@ -32,6 +32,10 @@ class Load:
         """Without the table."""
         return self.overload.over_bytes + (0 if self.overload.is_beside else buffer_bytes)
 
+    def read(self, buffer_bytes: float) -> float:
+        """What of it the host does not keep."""
+        return max(0.0, self.streamed(buffer_bytes) - max(0.0, (self.overload.host_room_bytes or 0) - buffer_bytes))
+
 
 @dataclass(slots=True)
 class Memory:
@@ -90,11 +94,14 @@ class Memory:
         """The layers of every node that is visited, or has an end of the model."""
         by_place: dict[int, list[int]] = {}
         for layer, number in enumerate(way):
-            by_place.setdefault(number, []).append(layer)
+            if number in by_place:
+                by_place[number].append(layer)
+            else:
+                by_place[number] = [layer]
         used = {self.cluster.places[number].member for number in by_place}
         used |= {self.cluster.head, self.cluster.output.member}
         return {
-            index: tuple(tuple(by_place.get(place.number, ())) for place in self.cluster.members[index].places)
+            index: tuple([tuple(by_place.get(place.number, ())) for place in self.cluster.members[index].places])
             for index in sorted(used)
         }
 

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from prima_core.errors import PlanError
+from prima_core.plan.check import complete
 from prima_core.plan.forecast import Forecast
+from prima_core.plan.plan import Plan
 from prima_core.plan.problem import Problem
+from prima_core.plan.proportional import proportional
 
 _MOST_S = 3600.0
+
+
+def shared_out(problem: Problem) -> Plan:
+    """As `even` has it, with the output part on the head or, where that cannot be, on the first node where it can.
+    Raises PlanError where it can be nowhere."""
+    errors = list[PlanError]()
+    for name in problem.outputs:
+        try:
+            plan = proportional(problem.with_output(name))
+            complete(plan, problem)
+        except PlanError as error:
+            errors.append(error)
+        else:
+            return plan
+    elsewhere = "; with the output part on another node it does not fit either" if len(errors) > 1 else ""
+    raise PlanError(f"{errors[0].message}{elsewhere}", hint=errors[0].hint) from errors[0]
 
 
 def check_layers(problem: Problem) -> None:

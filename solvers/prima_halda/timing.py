@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 
 from prima_core.plan.costs import LayerCost, PassCost, VisitCost
 from prima_core.plan.overlap import Reader
@@ -23,13 +23,16 @@ PASSES = 4
 
 def turns_of(cluster: Cluster, way: Way) -> list[Turn]:
     """Nodes in turn, each with its runs of layers."""
-    runs, start = list[Run](), 0
-    for number, run in groupby(way):
-        stop = start + sum(1 for _ in run)
-        runs.append((number, start, stop))
-        start = stop
-    places = cluster.places
-    return [(index, list(own)) for index, own in groupby(runs, lambda run: places[run[0]].member)]
+    places, turns, start = cluster.places, list[Turn](), 0
+    for stop in range(1, len(way) + 1):
+        number = way[start]
+        if stop == len(way) or way[stop] != number:
+            index = places[number].member
+            if not turns or turns[-1][0] != index:
+                turns.append((index, []))
+            turns[-1][1].append((number, start, stop))
+            start = stop
+    return turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,6 @@ class Timing:
                 least_bytes=load.smallest,
                 most_bytes=load.overload.most_buffer,
                 disk=member.disk,
-                beside=load.overload.is_beside,
             )
         return readers
 
@@ -111,8 +113,9 @@ class Timing:
         if not n_layers:
             return index, compute_s, 0.0, 0.0
         number, _, stop = streaming[-1]
-        n_bytes = load.streamed(buffer_bytes) * n_layers / load.n_layers
-        return index, compute_s + places[number].copy_s(n_bytes), places[number].compute_s(stop - 1, stop), n_bytes
+        share = n_layers / load.n_layers
+        compute_s += places[number].copy_s(load.streamed(buffer_bytes) * share)
+        return index, compute_s, places[number].compute_s(stop - 1, stop), load.read(buffer_bytes) * share
 
     def pass_cost(self, visits: Sequence[Turn], loads: Mapping[int, Load], buffers: Mapping[int, int]) -> PassCost:
         cluster = self.cluster
@@ -155,23 +158,30 @@ class Timing:
         if load is None or place.id != load.overload.device:
             yield LayerCost(place.compute_s(start, stop))
             return
-        overload, experts = load.overload, self.cluster.problem.model.expert_bytes
-        streamed = load.streamed(buffer_bytes)
-        dense = min(max(0.0, streamed - overload.expert_bytes), sum(overload.layer_bytes) - overload.expert_bytes)
-        own, routed = dense / max(1, load.n_layers), self._routed(load) * min(streamed, overload.expert_bytes)
+        experts = self.cluster.problem.model.expert_bytes
+        dense, routed = self._parts(load, load.streamed(buffer_bytes))
+        read, demanded = self._parts(load, load.read(buffer_bytes))
         for layer in range(start, stop):
-            demanded = routed * experts[layer] / max(1, overload.expert_bytes) if experts else 0.0
-            yield LayerCost(place.compute_s(layer, layer + 1) + place.copy_s(own + demanded), own, demanded)
+            own = experts[layer] if experts else 0
+            layer_s = place.compute_s(layer, layer + 1) + place.copy_s(dense + routed * own)
+            yield LayerCost(layer_s, read, demanded * own)
+
+    def _parts(self, load: Load, n_bytes: float) -> tuple[float, float]:
+        """Of so many: bytes of each layer, and of each byte of its experts those that a step goes through."""
+        layers, experts = sum(load.overload.layer_bytes), load.overload.expert_bytes
+        dense = min(max(0.0, n_bytes - experts), layers - experts)
+        return dense / max(1, load.n_layers), self._routed(load) * min(n_bytes, experts) / max(1, experts)
 
     def _routed(self, load: Load) -> float:
         """Where weights are copied to a device nobody asks which experts are chosen."""
         return self.cluster.routed if load.overload.slots is None else 1.0
 
     def _output(self, load: Load | None, buffer_bytes: int) -> Iterator[LayerCost]:
-        compute_s = self.cluster.output_s
-        streamed = 0.0
+        compute_s, read = self.cluster.output_s, 0.0
         if load is not None and load.overload.device == self.cluster.output.id:
-            streamed = max(0.0, load.streamed(buffer_bytes) - sum(load.overload.layer_bytes))
-        n_blocks = int(4 * streamed // buffer_bytes) + 1 if streamed and buffer_bytes else 1
+            layers = sum(load.overload.layer_bytes)
+            compute_s += self.cluster.output.copy_s(max(0.0, load.streamed(buffer_bytes) - layers))
+            read = max(0.0, load.read(buffer_bytes) - layers)
+        n_blocks = int(4 * read // buffer_bytes) + 1 if read and buffer_bytes else 1
         for _ in range(n_blocks):
-            yield LayerCost((compute_s + self.cluster.output.copy_s(streamed)) / n_blocks, streamed / n_blocks)
+            yield LayerCost(compute_s / n_blocks, read / n_blocks)

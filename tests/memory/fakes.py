@@ -136,12 +136,12 @@ def streaming(
     model: Model | None = None,
     visits: Sequence[Layers] = (Layers(0, N_LAYERS),),
     ends: Sequence[str] = (),
+    host_bytes: int | None = None,
 ) -> Iterator[StreamingStore]:
     """A started store."""
     model = model or big_enough()
-    store = StreamingStore(
-        model.file, model.spec, visits, ends, streamed_bytes, buffer_bytes, system or FakeSystem()
-    )  # fmt: skip
+    sizes = streamed_bytes, buffer_bytes
+    store = StreamingStore(model.file, model.spec, visits, ends, *sizes, system or FakeSystem(), host_bytes)
     try:
         store.start()
         yield store

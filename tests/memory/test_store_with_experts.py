@@ -179,3 +179,23 @@ def test_experts_leave_the_page_cache_alone_and_those_that_went_take_no_memory(t
             assert 0 < (system.resident_bytes(weight.data, model.path) or 0) <= 4 * EXPERT_BYTES // 3
             assert system.resident_bytes(mapped, model.path) == edges
             store.release(0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_experts_that_pass_on_a_device_stay_in_the_hosts_memory_as_far_as_that_goes(
+    model: Model, held: Holding, share: float
+) -> None:
+    """They are all asked for in every pass there."""
+    host_bytes = int(share * held.expert_bytes)
+    sizes = held.expert_bytes, 4 * EXPERT_BYTES
+    system = FakeSystem()
+    with streaming(*sizes, model=model, visits=VISITS, system=system, host_bytes=host_bytes) as store:
+        for _ in range(3):
+            for layer in range(N_LAYERS):
+                use(store, model, layer, list(range(N_EXPERTS)))
+                passing = {weight.name for weight in store.views(layer).values() if store.is_streamed(weight.name)}
+                assert passing == {f"blk.{layer}.{name}" for name in STACKS}
+        stats = store.stats()
+        assert stats.pinned_bytes - store.device_bytes == host_bytes
+        assert (stats.expert_misses == 0) == (share == 1.0)
+        assert bool(system.reads) == (share < 1.0)

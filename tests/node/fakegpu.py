@@ -34,7 +34,7 @@ def add_fake_gpu(site: Site, **arguments: object) -> None:
 @dataclass
 class FakeGpu:
     """`sizes`: memory of each device, by its id. `free`: what is found of it when something is to be loaded; a device
-    that `notices` says so from then on. One that `copies` weights computes with torch."""
+    that `notices` says so from then on. One that `copies` weights computes with torch, or with what `by` says."""
 
     options: BackendOptions
     sizes: dict[str, int]
@@ -43,14 +43,20 @@ class FakeGpu:
     shares_host: bool = False
     growth: Mapping[str, float] = field(default_factory=dict)
     copies: bool = False
+    by: str = "torch"
     loaded: list[tuple[str, tuple[Layers, ...]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._cpu: Backend = NumpyBackend(self.options)
-        if self.copies:
+        options = BackendOptions(self.options.threads)
+        if self.copies and self.by == "mlx":
+            from prima_mlx.backend import MlxBackend
+
+            self._cpu = MlxBackend(options)
+        elif self.copies:
             from prima_torch.backend import TorchBackend  # takes a second
 
-            self._cpu = TorchBackend(BackendOptions(self.options.threads))
+            self._cpu = TorchBackend(options)
 
     def devices(self) -> Sequence[Device]:
         return [
@@ -66,7 +72,7 @@ class FakeGpu:
             self.sizes[device] = free
         check_fits(device, free, model, part, store, self._size)
         self.loaded.append((device, part.layers))
-        return self._cpu.load(model, "torch:cpu" if self.copies else "numpy:cpu", part, store)
+        return self._cpu.load(model, f"{self.by}:cpu" if self.copies else "numpy:cpu", part, store)
 
     def close(self) -> None:
         self._cpu.close()

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from prima_core.errors import PlanError
+from prima_core.memory.residency import BLOCK_BYTES
 from prima_core.plan.check import complete
 from prima_core.plan.plan import Plan, Residency, Split, Visit, plan_from_json, plan_to_json
 from prima_core.plan.predict import predict
@@ -152,6 +153,20 @@ def test_a_head_without_layers_streams_its_output_part_when_it_must() -> None:
     assert need_of(plan, "a").buffer_bytes == LEAST_BUFFER_BYTES
     forecast = predict(plan, problem)
     assert forecast.nodes[0].read_bytes == pytest.approx(need_of(plan, "a").streamed_bytes)
+
+
+def test_an_output_part_cannot_be_streamed_through_a_buffer_that_holds_no_block_of_it() -> None:
+    """`memory.store` would refuse what the plan says."""
+    problem = problem_of(300, 5000)
+    plan = Plan(32, "a", (Visit("b", 0, 32),))
+    block = BLOCK_BYTES + ALIGNING_BYTES
+    for size in (0, block - 1):
+        said = Residency("a", "cpu", 0, 0, 500 * MB, size)
+        with pytest.raises(PlanError, match=rf"through a buffer of {size} .*a buffer of {block} bytes at least"):
+            complete(msgspec.structs.replace(plan, residency=(said,)), problem)
+    said = Residency("a", "cpu", 0, 0, 500 * MB, block)
+    done = complete(msgspec.structs.replace(plan, residency=(said,)), problem)
+    assert need_of(done, "a").buffer_bytes == block
 
 
 def test_without_rates_buffers_of_several_visits_are_guessed_and_no_time_is_foretold() -> None:

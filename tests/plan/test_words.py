@@ -6,12 +6,13 @@ import msgspec
 import pytest
 
 from prima_core.interfaces import Goal
+from prima_core.plan.changes import changes
 from prima_core.plan.check import complete
 from prima_core.plan.explanation import Explanation, LeftOut, WhatIf
 from prima_core.plan.plan import Plan, Visit
 from prima_core.plan.words import duration, left_out, size, summary, told
 from tests.plan import home as homes
-from tests.plan.home import ATTIC, DESK, LAPTOP, TWO_VISITS, home, on_desk
+from tests.plan.home import ATTIC, DESK, LAPTOP, MB, TWO_VISITS, home, on_desk
 
 HOME = home(DESK, LAPTOP, ATTIC)
 PLAN = homes.told(TWO_VISITS, HOME)
@@ -51,6 +52,23 @@ def test_reading_is_told_as_hidden_or_with_how_long_it_is_waited_for() -> None:
     assert reading(1.0, 0.0311) == "and waits 31.1 ms for that."
     alone = homes.told(Plan(8, "desk", (on_desk(0, 8, 2),)), HOME)
     assert ", and waits " in section(alone, "Who does what")[0]
+
+
+def test_what_the_host_of_a_gpu_keeps_is_told_with_what_is_read() -> None:
+    gpu = homes.node("desk", 500, 15e9, gpu_mb=900).places[0]
+    lone = msgspec.structs.replace(DESK, memory_bytes=500 * MB, devices=(msgspec.structs.replace(gpu, copies=True),))
+    plan = homes.told(Plan(8, "desk", (Visit("desk", 0, 8),)), home(lone))
+    [sentence] = section(plan, "Who does what")
+    [need], [node] = plan.residency, plan.forecast.nodes if plan.forecast else ()
+    host, read = size(need.host_bytes), size(node.read_bytes)
+    assert f"in memory, and {host} in the host's, from where every token copies them and reads {read}" in sentence
+    [[more], *_] = changes(plan, plan.forecast, home(lone)) if plan.forecast else [[]]
+    assert (more.change, more.node) == ("memory", "desk")
+    plenty = msgspec.structs.replace(lone, memory_bytes=5000 * MB)
+    plan = homes.told(plan, home(plenty))
+    assert "from disk" not in section(plan, "Who does what")[0]
+    assert plan.forecast is not None
+    assert changes(plan, plan.forecast, home(plenty)) == [[], [], [], []]
 
 
 def test_a_head_without_layers_computes_the_output() -> None:

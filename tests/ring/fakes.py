@@ -81,6 +81,10 @@ class FakeStore(ArrayStore):
     def copied_bytes(self) -> int:
         return 0
 
+    @property
+    def device_bytes(self) -> int:
+        return 0
+
     def resize(self, pinned_bytes: int) -> None:
         """The governor of a test's node may want it."""
 
@@ -96,6 +100,9 @@ class FakeStore(ArrayStore):
 
     def is_streamed(self, name: str) -> bool:
         return bool(self.holding.streamed_bytes)
+
+    def stays(self, name: str) -> bool:
+        return not self.is_streamed(name)
 
     def acquire(self, layer: int) -> Mapping[str, Weight]:
         if self.has_started and self.holding.streamed_bytes:
