@@ -197,4 +197,6 @@ def _lack_of(overload: Overload, smallest: int) -> int:
         slot_bytes = overload.passing(overload.over_bytes).slot_bytes
         return max(0, smallest + slot_bytes - overload.room_bytes)
     weights = sum(overload.layer_bytes) + overload.output_bytes
-    return max(0, overload.over_bytes - weights) + max(0, smallest - (overload.host_room_bytes or 0))
+    short = overload.lacking_bytes - overload.passing(overload.over_bytes).gained_bytes
+    lacks = max(0, overload.over_bytes - weights), max(0, short), max(0, smallest - (overload.host_room_bytes or 0))
+    return sum(lacks)

@@ -27,7 +27,7 @@ from prima_halda.outputs import with_output_elsewhere
 from prima_halda.packing import packed, packings
 from prima_halda.ring import EXACT_UP_TO
 from prima_halda.shortage import check_layers, check_use, shared_out
-from prima_halda.starts import Start, bound_s, differs, starts
+from prima_halda.starts import Start, bound_s, differs, starts, starts_with
 from prima_halda.timing import turns_of
 from prima_halda.visits import WORTH, with_fewer_visits
 
@@ -42,6 +42,7 @@ _AS_GOOD = 1.0005
 _TRIED_OUT = 4096
 """Ways to lay layers on places: if there are no more, all are judged."""
 _TRIED_LONGER = 6
+_TRIED_LONGEST = 2
 _FINALISTS = 4
 _FOLLOWED = 1.002
 """Who is slower by more, as the judge has it, than the fastest has no last word."""
@@ -68,7 +69,10 @@ def solve(problem: Problem) -> Plan:
     least_s = bound_s(judges)
     if differs(judges.base.cluster) or trials[0].time_s > _AS_GOOD * least_s:
         trials = sorted([*_searched(judges, trials), *trials], key=lambda trial: trial.time_s)
-    found = _with_best_output(judges, trials)
+    try:
+        found = _with_best_output(judges, trials)
+    except PlanError:
+        return _as_even(problem, "of the search's plans none can be")
     if not problem.rounds:
         found = _with_fewer_visits(judges, trials, found)
     check_use(predict(complete(found.plan, problem), problem))
@@ -103,15 +107,31 @@ def _with_fewer_visits(judges: Judges, trials: Sequence[Trial], found: Final) ->
 def _searched(judges: Judges, trials: Sequence[Trial]) -> list[Trial]:
     cluster, work = judges.base.cluster, judges.work
     n_steps = _STEPS + _STEPS_SHARED // len(cluster.members)
-    budget = Budget.more(work, n_steps)
     rounds = bool(cluster.problem.rounds)
-    best = [improved(judges[trial.output], trial, budget, same_visits=rounds) for trial in trials[:_TRIED_LONGER]]
+    best = _improved(judges, trials[:_TRIED_LONGER], n_steps // 3)
+    best = sorted([*best, *_with_those_in_use(judges, best[0], n_steps // 3)], key=_time_s)
+    best = [*_improved(judges, best[:_TRIED_LONGEST], n_steps // 3), *best]
     best += with_output_elsewhere(judges, min(best, key=_time_s), Budget.more(work, n_steps // 2))
     if not rounds and cluster.n_layers <= _FEW_LAYERS:
         best += _far_from(judges, best)
     budget = Budget.more(work, n_steps // 2)
     best.sort(key=_time_s)
     return [*best, *(with_better_buffers(judges[trial.output], trial, budget) for trial in best[:_FINALISTS])]
+
+
+def _with_those_in_use(judges: Judges, best: Trial, n_steps: int) -> list[Trial]:
+    """From the starts for the nodes that it uses alone: others draw some of theirs to them."""
+    used = {judges.base.cluster.places[number].member for number in best.way}
+    return _improved(judges, _judged(judges, starts_with(judges, used))[:_TRIED_LONGER], n_steps)
+
+
+def _improved(judges: Judges, trials: Sequence[Trial], n_steps: int) -> list[Trial]:
+    """The best first; each with its part of the work, and what those before leave of theirs."""
+    budget, rounds, found = Budget.more(judges.work, n_steps), bool(judges.base.cluster.problem.rounds), list[Trial]()
+    for number, trial in enumerate(trials):
+        share = Budget.more(judges.work, budget.left // (len(trials) - number))
+        found.append(improved(judges[trial.output], trial, share, same_visits=rounds))
+    return sorted(found, key=_time_s)
 
 
 def _time_s(trial: Trial) -> float:
@@ -209,7 +229,7 @@ def fastest(judges: Judges, trials: Sequence[Trial]) -> Final:
             except PlanError:
                 continue
     if not finals:
-        raise PlanError("no plan that was found can be", hint="report this problem: the search and the check disagree")
+        raise PlanError("none of these plans can be")
     return min(finals, key=_final_s)
 
 

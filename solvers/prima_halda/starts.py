@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -40,18 +40,26 @@ _ALL_VISITS = tuple(range(1, 33))
 
 def starts(judges: Judges) -> list[Start]:
     """Of the relaxation, with layers as large as the usual one, and where they differ as the largest; and of others."""
-    cluster, found = judges.base.cluster, list[Start]()
-    rings = cache(lambda others, last: _ring(cluster, others, last))
-    for by_largest in (False, True):
-        for relaxed in _relaxed(judges, by_largest):
-            found += ((relaxed.output, way) for way in _ways(judges[relaxed.output].cluster, relaxed, rings))
-        if not differs(cluster):
-            break
+    cluster, found = judges.base.cluster, list(_laid_out(judges, frozenset()))
     if not cluster.problem.rounds:
         found += list(_in_one_round(judges, found))
     outputs = dict.fromkeys((judges.outputs[0], *(output for output, _ in found)))
     found += ((output, way) for output in outputs for way in _of_other_solvers(judges[output].cluster))
     return list(dict.fromkeys(found))
+
+
+def starts_with(judges: Judges, used: Collection[int]) -> list[Start]:
+    """Of the relaxation, if only these nodes and the head may have layers."""
+    without = frozenset(range(len(judges.base.cluster.members))) - {judges.base.cluster.head, *used}
+    return list(dict.fromkeys(_laid_out(judges, without))) if without else []
+
+
+def _laid_out(judges: Judges, without: frozenset[int]) -> Iterator[Start]:
+    cluster = judges.base.cluster
+    rings = cache(lambda others, last: _ring(cluster, others, last))
+    for by_largest in (False, True) if differs(cluster) else (False,):
+        for relaxed in _relaxed(judges, by_largest, without):
+            yield from ((relaxed.output, way) for way in _ways(judges[relaxed.output].cluster, relaxed, rings))
 
 
 def _ring(cluster: Cluster, others: tuple[int, ...], last: int) -> tuple[int, ...]:
@@ -94,8 +102,8 @@ def _hopeful_bounds(judges: Judges) -> Iterator[float]:
     """For a prompt, nodes that read are visited once, or chunks go round one at a time."""
     cluster = judges.base.cluster
     if cluster.problem.goal is Goal.TTFT:
-        for chunk in _chunks(cluster):
-            hopeful = Relaxation.of(judges.clusters(cluster.step.of(chunk, 1)), hopeful=True)
+        for chunk, clusters in _of_prompts(judges):
+            hopeful = Relaxation.of(clusters, hopeful=True)
             asked = _of_prompt(cluster, chunk)
             yield from (one.bound_s for one in hopeful.prompts(asked))
             if (best := hopeful.solve(Options(_ALL_VISITS))) is not None:
@@ -114,28 +122,36 @@ def _hopeful_bounds(judges: Judges) -> Iterator[float]:
 # ---------------------------------------------------------------- what is asked
 
 
-def _relaxed(judges: Judges, by_largest: bool) -> Iterator[Relaxed]:
+def _relaxed(judges: Judges, by_largest: bool, without: frozenset[int]) -> Iterator[Relaxed]:
     cluster = judges.base.cluster
     if cluster.problem.goal is Goal.TTFT and not cluster.problem.rounds:
-        for chunk in _chunks(cluster):
-            relaxation = Relaxation.of(judges.clusters(cluster.step.of(chunk, 1)), by_largest=by_largest)
-            yield from relaxation.prompts(_of_prompt(cluster, chunk))
+        for chunk, clusters in _of_prompts(judges):
+            relaxation = Relaxation.of(clusters, by_largest=by_largest)
+            yield from relaxation.prompts(replace(_of_prompt(cluster, chunk), without=without))
         return
     relaxation = Relaxation.of(judges.clusters(cluster.step), by_largest=by_largest)
-    found = list(_of_outputs(relaxation, judges, Options(_visits(cluster))))
+    found = list(_of_outputs(relaxation, judges, Options(_visits(cluster), without=without)))
     yield from found
     relaxation = relaxation.with_outputs([one.output for one in found] or judges.outputs[:1])
-    found += [best for options in _options(cluster, by_largest) if (best := relaxation.solve(options)) is not None]
+    options = [replace(one, without=without) for one in _options(cluster, by_largest)]
+    found += [best for one in options if (best := relaxation.solve(one)) is not None]
     yield from found
-    if found and not by_largest:
-        best = min(found, key=lambda one: one.time_s)
-        for without in _least_used(cluster, best):
-            if (left := relaxation.solve(Options(_visits(cluster), without=without))) is not None:
-                yield left
+    if found and not (by_largest or without):
+        yield from _of_fewer(relaxation, cluster, min(found, key=lambda one: one.time_s))
     for each, n_steps in _steps(cluster):
         following = Relaxation.of(judges.clusters(cluster.step.of(each, each)), by_largest=by_largest)
-        if (piped := following.solve(Options((1,), streams=False, n_steps=n_steps))) is not None:
+        asked = Options((1,), streams=False, without=without, n_steps=n_steps)
+        if (piped := following.solve(asked)) is not None:
             yield piped
+
+
+def _of_fewer(relaxation: Relaxation, cluster: Cluster, best: Relaxed) -> Iterator[Relaxed]:
+    """Without each of those with the fewest layers."""
+    others = sorted((share for share in best.shares if share.member != cluster.head), key=lambda share: share.n_layers)
+    for share in others[:_LEFT_OUT]:
+        asked = Options(_visits(cluster), without=frozenset({share.member}))
+        if (left := relaxation.solve(asked)) is not None:
+            yield left
 
 
 def _of_outputs(relaxation: Relaxation, judges: Judges, options: Options) -> Iterator[Relaxed]:
@@ -174,11 +190,6 @@ def _disk_shares(cluster: Cluster) -> tuple[float, ...]:
     return tuple(1 / disks.count(disk) for disk in disks)
 
 
-def _least_used(cluster: Cluster, best: Relaxed) -> list[frozenset[int]]:
-    others = sorted((share for share in best.shares if share.member != cluster.head), key=lambda share: share.n_layers)
-    return [frozenset({share.member}) for share in others[:_LEFT_OUT]]
-
-
 def _steps(cluster: Cluster) -> list[tuple[int, int]]:
     """Sequences in a step, and the fewest steps in which all are served; for throughput, where all weights stay."""
     problem = cluster.problem
@@ -201,16 +212,18 @@ def _gathered(cluster: Cluster) -> int:
     return gathered_tokens(n_bytes, problem.model.row_bytes)
 
 
-def _chunks(cluster: Cluster) -> list[int]:
-    """Of a prompt, that plans may have."""
-    problem = cluster.problem
-    usual = {
-        usual_chunk(on_gpu, is_alone, n)
-        for on_gpu in {not is_cpu(place.id) for place in cluster.places}
-        for is_alone in (False, True)
-        for n in (0, _gathered(cluster))
-    }
-    return sorted({min(problem.chunk or chunk, problem.n_prompt) for chunk in usual})
+def _of_prompts(judges: Judges) -> Iterator[tuple[int, list[Cluster]]]:
+    """Chunks that plans may have, with what they may use then: with a GPU they are longer."""
+    cluster = judges.base.cluster
+    problem, gathered = cluster.problem, (0, _gathered(cluster))
+    for on_gpu in sorted({not is_cpu(place.id) for place in cluster.places}):
+        usual = {usual_chunk(on_gpu, is_alone, n) for is_alone in (False, True) for n in gathered}
+        for chunk in sorted({min(problem.chunk or chunk, problem.n_prompt) for chunk in usual}):
+            clusters = judges.clusters(cluster.step.of(chunk, 1))
+            if not on_gpu:
+                clusters = [without for one in clusters if (without := one.on_cpus()) is not None]
+            if clusters:
+                yield chunk, clusters
 
 
 # ---------------------------------------------------------------- ways
