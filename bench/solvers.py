@@ -14,6 +14,7 @@ import itertools
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -25,9 +26,8 @@ from prima_core.plan.predict import goal_s, predict
 from prima_core.plan.problem import DeviceFacts, LinkFacts, ModelFacts, NodeFacts, Problem
 from prima_core.plan.proportional import proportional
 from prima_halda import compute, ilp, solver
-from prima_halda.cluster import Cluster
 from prima_halda.improve import Budget, with_better_buffers
-from prima_halda.judge import Judge, Trial
+from prima_halda.judge import Judges, Trial
 
 MB = 1_000_000
 N_WAYS = 70_000
@@ -64,8 +64,12 @@ def with_goal(problem: Problem, goal: Goal, chance: random.Random) -> Problem:
 
 
 def small_problem(seed: int, goal: Goal = Goal.LATENCY) -> Problem:
-    """Memory from too little to plenty, some GPUs, slow links, shared disks, layers of odd sizes."""
-    problem = _small_problem(seed)
+    """Memory from too little to plenty, some GPUs, slow links, shared disks, layers of odd sizes; of most the output
+    part may be on any node."""
+    problem, chance = _small_problem(seed), random.Random(f"output {seed}")
+    if chance.random() < 0.75:
+        logits = chance.choice((130_000, 600_000))
+        problem = msgspec.structs.replace(problem, model=msgspec.structs.replace(problem.model, logits_bytes=logits))
     return problem if goal is Goal.LATENCY else with_goal(problem, goal, random.Random(f"{goal} {seed}"))
 
 
@@ -114,20 +118,20 @@ def _small_links(chance: random.Random, names: Sequence[str]) -> tuple[LinkFacts
 
 
 def exhaustive(problem: Problem) -> float | None:
-    """Seconds per token of the best of all plans; None: there is none."""
-    cluster = Cluster.of(problem)
-    judge = Judge(cluster)
+    """Seconds per token of the best of all plans, wherever they have the output part; None: there is none."""
+    judges = Judges.of(problem)
     near: list[Trial] = []
-    for way in itertools.product(range(len(cluster.places)), repeat=cluster.n_layers):
-        best_s = min((trial.time_s for trial in near[-1:]), default=float("inf"))
-        found = judge.trial(way, Trial(way, NEAR * best_s, float("inf"), {}) if near else None)
-        if found is not None:
-            near.append(found)
-            near.sort(key=lambda trial: -trial.time_s)
-    budget = Budget(judge, 1 << 60)
-    refined = [with_better_buffers(judge, trial, budget) for trial in near[::-1][:MOST_NEAR]]
+    for output in judges.outputs:
+        for way in itertools.product(range(len(judges.base.cluster.places)), repeat=problem.model.n_layers):
+            limit = replace(near[-1], time_s=NEAR * near[-1].time_s, about_s=float("inf")) if near else None
+            found = judges[output].trial(way, limit)
+            if found is not None:
+                near.append(found)
+                near.sort(key=lambda trial: -trial.time_s)
+    budget = Budget.more(judges.work, 1 << 60)
+    refined = [with_better_buffers(judges[trial.output], trial, budget) for trial in near[::-1][:MOST_NEAR]]
     refined.sort(key=lambda trial: trial.time_s)
-    return time_s(solver.fastest(cluster, refined), problem) if refined else None
+    return solver.fastest(judges, refined).time_s if refined else None
 
 
 def compare_small(first: int, n_problems: int, goal: Goal) -> None:
@@ -175,7 +179,7 @@ def large_problem(n_nodes: int, n_layers: int, plenty: float, seed: int = 3, goa
     model = ModelFacts(
         "large", layers, 300 * MB, 400 * MB, 4096, 4096, largest_tensor_bytes=120 * MB, activation_bytes=32768
     )
-    model = msgspec.structs.replace(model, input_row_bytes=8192)
+    model = msgspec.structs.replace(model, input_row_bytes=8192, logits_bytes=512_000)
     nodes = []
     for index in range(n_nodes):
         room = int(plenty * n_layers * usual / n_nodes * chance.uniform(0.3, 1.7)) + (800 * MB if index == 0 else 0)

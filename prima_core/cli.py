@@ -198,9 +198,9 @@ def bench(
 @click.option("--explain", "explains", is_flag=True, help="Tell it in words and bars, and what would make it faster.")
 @click.option("--svg", metavar="FILE", type=click.Path(dir_okay=False), help="Draw what happens for a token.")
 @as_json
-@click.pass_obj
+@click.pass_context
 def plan(
-    registry: Registry,
+    context: click.Context,
     /,
     model: str | None,
     problem: str | None,
@@ -211,9 +211,11 @@ def plan(
 ) -> None:
     """Show which node would compute which layers."""
     from prima_core.commands import plan as commands
+    from prima_core.commands.asked import Given
 
     _start(settings)
-    commands.plan(model, problem, commands.Shown(as_json, explains, svg), settings, registry)
+    given = Given({name: context.get_parameter_source(name) for name in settings})
+    commands.plan(model, problem, commands.Shown(as_json, explains, svg), settings, given, context.obj)
 
 
 @cli.command()

@@ -28,10 +28,12 @@ MOST_COLUMNS = 100
 _PATIENCE_S = 1.0
 
 
-def explained(plan: Plan, problem: Problem, solve: Solve | None) -> Plan:
-    """With what would help; a bar on standard error where finding that takes longer."""
+def explained(plan: Plan, problem: Problem, solve: Solve | None, guesses: tuple[str, ...] = ()) -> Plan:
+    """With who was left out, and, by `solve`, what would help; a bar on standard error where finding that takes
+    longer."""
     with closing(Progressing()) as progress:
-        return msgspec.structs.replace(plan, explanation=explain(plan, problem, solve, progress.show))
+        known = explain(plan, problem, solve, progress.show)
+    return msgspec.structs.replace(plan, explanation=msgspec.structs.replace(known, guesses=guesses))
 
 
 class Progressing:

@@ -11,24 +11,27 @@ import rich_click as click
 from rich.markup import escape
 from rich.table import Table
 
+from prima_core.commands.asked import Given, asked, check_asked
 from prima_core.commands.explain import explained, print_explained, write_svg
-from prima_core.commands.setup import Settings, head_options, open_model_argument
+from prima_core.commands.setup import Settings, head_options, open_model_argument, plan_of_file
 from prima_core.commands.table import wide_console
 from prima_core.errors import ConfigError, PlanError
 from prima_core.interfaces import BackendOptions
 from prima_core.model.visible import visible
 from prima_core.node.coordinate import Planning, foretold, model_facts
-from prima_core.node.driver import Member
+from prima_core.node.member import Member
 from prima_core.node.profiles import Profiles, cache_folder
 from prima_core.node.profiling import kept_profile
 from prima_core.plan.check import complete
+from prima_core.plan.cures import with_cures
 from prima_core.plan.explain import Solve
 from prima_core.plan.forecast import Forecast
+from prima_core.plan.guess import vouched, with_guesses
 from prima_core.plan.plan import Certificate, Plan, Residency, plan_to_json
 from prima_core.plan.predict import predict
 from prima_core.plan.problem import DeviceFacts, LinkFacts, Problem, problem_from_json
 from prima_core.plan.profile import Profile
-from prima_core.plan.words import left_out
+from prima_core.plan.words import guesses, left_out
 from prima_core.plugins import Registry
 
 LOCAL_LINK = LinkFacts(latency_s=60e-6, bytes_s=4e9)
@@ -44,17 +47,21 @@ class Shown:
     svg: str | None = None
 
 
-def plan(model: str | None, problem: str | None, shown: Shown, settings: Settings, registry: Registry) -> None:
+def plan(
+    model: str | None, problem: str | None, shown: Shown, settings: Settings, given: Given, registry: Registry
+) -> None:
     """Print the plan that `prima serve` would make on this machine, or that solves a problem file."""
-    solved = _solve_file(problem, registry, settings) if problem is not None else _own_plan(model, registry, settings)
+    if problem is not None:
+        solved = _solve_file(model, problem, registry, settings, given)
+    else:
+        solved = _own_plan(model, registry, settings)
     made = foretold(solved.plan, solved.problem)
     if shown.svg is not None:
         if made.forecast is None:
             cure = solved.cure.removeprefix("; ") or "state it in the problem"
             raise PlanError(_unknown(made, solved.problem), hint=cure)
         write_svg(shown.svg, made, solved.problem)
-    if shown.explains:
-        made = explained(made, solved.problem, solved.solve)
+    made = explained(made, solved.problem, solved.solve if shown.explains else None, solved.guesses)
     if shown.as_json:
         click.echo(plan_to_json(made).decode())
         return
@@ -76,7 +83,7 @@ def _print(made: Plan) -> None:
     if made.forecast is not None:
         console.print(_forecast_table(made.forecast))
         click.echo(_told(made.forecast))
-    for sentence in left_out(made):
+    for sentence in (*left_out(made), *guesses(made)):
         click.echo(visible(sentence))
 
 
@@ -148,23 +155,33 @@ def _told(forecast: Forecast) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Solved:
-    """A completed plan for a problem; `solve`: what made it, None: it was given. `cure`: where rates come from."""
+    """A completed plan for a problem; `solve`: what made it, None: it was given. `guesses`: of rates that were not
+    known. `cure`: where rates come from."""
 
     plan: Plan
     problem: Problem
     solve: Solve | None
+    guesses: tuple[str, ...]
     cure: str = ""
 
 
-def _solve_file(path: str, registry: Registry, settings: Settings) -> _Solved:
+def _solve_file(model: str | None, path: str, registry: Registry, settings: Settings, given: Given) -> _Solved:
+    """By a solver, or as a plan file says."""
     try:
-        problem = problem_from_json(Path(path).read_bytes())
+        stated = problem_from_json(Path(path).read_bytes())
     except OSError as error:
         raise ConfigError(f"cannot read the problem {path}: {error.strerror}", hint="check --problem") from error
-    if settings.get("rounds"):
-        problem = msgspec.structs.replace(problem, rounds=settings["rounds"])
+    check_asked(model, given, path)
+    problem, guessed = with_guesses(asked(stated, settings, given))
+    fixed = plan_of_file(settings["plan"])
+    if fixed is not None:
+        return _Solved(complete(fixed, problem), problem, None, guessed)
     solve = registry.solver(settings["solver"]).solve
-    return _Solved(complete(solve(problem), problem), problem, solve)
+    try:
+        made = vouched(solve(problem), guessed)
+    except PlanError as error:
+        raise with_cures(problem, error) from error
+    return _Solved(complete(made, problem), problem, solve, guessed)
 
 
 def _own_plan(model: str | None, registry: Registry, settings: Settings) -> _Solved:
@@ -188,4 +205,5 @@ def _own_plan(model: str | None, registry: Registry, settings: Settings) -> _Sol
         )
         made = planning(members)
         free = None if options.plan is not None else solve
-        return _Solved(made, planning.solved(made, members), free, "; `prima profile` finds it out")
+        problem, guessed = planning.solved(made, members), planning.guesses(members)
+        return _Solved(made, problem, free, guessed, "; `prima profile` finds it out")

@@ -45,6 +45,7 @@ from prima_core.node.network import (
     own_address_towards,
     with_port,
 )
+from prima_core.plan.plan import Plan
 from prima_core.plan.words import left_out, summary
 from prima_core.plugins import Registry
 from prima_core.serve.app import Service, make_app
@@ -54,6 +55,7 @@ from prima_core.serve.guard import Guard
 log = logging.getLogger(__name__)
 
 GRACE_S = 1  # for answers to be written out after Ctrl-C
+EXPLAIN_S = 1.0  # that what is told of a plan waits for who was left out; requests do not
 MOST_VISITS = 8  # that are listed one by one
 
 
@@ -154,7 +156,8 @@ class Watch:
             return
 
     def _announce(self, status: Status) -> None:
-        for line in describe_plan(status):
+        plan = status.plan and self._head.explainer.explained(status.plan, EXPLAIN_S)
+        for line in describe_plan(plan):
             say(line)
         say(f"serving {self._head.model_name} at {self._url}/v1 (OpenAI-compatible), Ctrl-C ends")
         self._registry.emit(ServerReady(self._url, self._head.model_name))
@@ -166,9 +169,8 @@ def _wait_for_change(head: Head) -> None:
         threading.Event().wait(0.1)
 
 
-def describe_plan(status: Status) -> Iterator[str]:
+def describe_plan(plan: Plan | None) -> Iterator[str]:
     """A line per visit and device, where there is more than one node or device; and in words what lines do not say."""
-    plan = status.plan
     if plan is None:
         return
     is_short = len(plan.visits) <= MOST_VISITS

@@ -109,7 +109,7 @@ def head_options(settings: Settings, metadata: Mapping[str, object]) -> HeadOpti
         solver=settings.get("solver", "halda"),
         goal=Goal(settings.get("goal", Goal.LATENCY)),
         n_prompt=settings.get("n_prompt", PROMPT_TOKENS),
-        plan=_plan(settings.get("plan")),
+        plan=plan_of_file(settings.get("plan")),
         rounds=settings.get("rounds") or 0,
         context=settings.get("context"),
         kv_type=KvType(settings["kv_type"]) if settings.get("kv_type") else None,
@@ -172,7 +172,7 @@ def sampling(settings: Settings, metadata: Mapping[str, object]) -> Sampling:
     )
 
 
-def _plan(path: str | None) -> Plan | None:
+def plan_of_file(path: str | None) -> Plan | None:
     if path is None:
         return None
     try:

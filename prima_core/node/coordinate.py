@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypedDict
@@ -16,9 +16,11 @@ from prima_core.memory.residency import holding
 from prima_core.model.header import TensorInfo
 from prima_core.model.quant import kv_row_bytes
 from prima_core.model.weights import Model, bytes_by_type, end_tensors, layer_names
-from prima_core.node.driver import Member
+from prima_core.node.member import Member
 from prima_core.plan.check import complete
-from prima_core.plan.explain import explain
+from prima_core.plan.cures import with_cures
+from prima_core.plan.explain import Solve, explain
+from prima_core.plan.guess import vouched, with_guesses
 from prima_core.plan.pipeline import chunk_tokens
 from prima_core.plan.plan import Plan
 from prima_core.plan.predict import goal_s, predict
@@ -38,6 +40,9 @@ DEFAULT_CONTEXT = 8192
 UNKNOWN_LINK = LinkFacts(latency_s=0.003, bytes_s=4e7)
 """Wi-Fi at home, where no link could be measured: arXiv 2504.08791 states 3 to 7 ms and 320 to 610 Mbit/s."""
 _MUCH = 0.9
+_WORTH_LOADING = 0.9
+"""What is foretold of a new plan, of what is foretold now of the one that is followed: for less nobody loads weights
+anew, and loses what is kept of conversations."""
 
 
 def model_facts(
@@ -134,7 +139,7 @@ class Planning:
     model: ModelFacts
     head: str
     parallel: int
-    solve: Callable[[Problem], Plan]
+    solve: Solve
     fixed: Plan | None = None
     rounds: int = 0
     goal: Goal = Goal.LATENCY
@@ -142,7 +147,8 @@ class Planning:
     chunk: int = 0
 
     def __call__(self, members: tuple[Member, ...]) -> Plan:
-        """The checked plan for these nodes, the head first. Raises PlanError when none fits.
+        """The checked plan for these nodes, the head first, with its forecast where it has one. Raises PlanError, with
+        what would help, when none fits.
 
         Where memory does not suffice for `parallel` contexts, fewer are tried, down to one. Only then weights are
         streamed, as every byte that K and V take from them is read for every token; or where that is foretold to be
@@ -151,12 +157,21 @@ class Planning:
         contexts = self.parallel
         while contexts:
             with suppress(PlanError):
-                kept = self._plan(self.problem(members, contexts, streaming=False))
-                return self._much_better(self.problem(members, contexts, streaming=True), kept)
+                kept = self._plan(members, contexts, streaming=False)
+                return self._much_better(members, contexts, kept)
             contexts //= 2
-        return self._plan(self.problem(members, 1, streaming=True))
+        try:
+            return self._plan(members, 1, streaming=True)
+        except PlanError as error:
+            if self.fixed is not None:
+                raise
+            raise with_cures(self.problem(members, 1, streaming=True), error) from error
 
     def problem(self, members: tuple[Member, ...], contexts: int, streaming: bool) -> Problem:
+        """With guesses for rates that are not known."""
+        return with_guesses(self._stated(members, contexts, streaming))[0]
+
+    def _stated(self, members: tuple[Member, ...], contexts: int, streaming: bool) -> Problem:
         ordered = sorted(members, key=lambda member: member.name != self.head)
         nodes = tuple(member.facts for member in ordered)
         kv_tokens = self.model.context_length * contexts
@@ -182,19 +197,42 @@ class Planning:
         problem = self.problem(members, 1, streaming=streams)
         return replace(problem, kv_tokens=plan.kv_tokens)
 
-    def _much_better(self, problem: Problem, kept: Plan) -> Plan:
+    def guesses(self, members: tuple[Member, ...]) -> tuple[str, ...]:
+        """Of rates that are not known, in words."""
+        return with_guesses(self._stated(members, 1, streaming=True))[1]
+
+    def explained(self, plan: Plan, members: tuple[Member, ...]) -> Plan:
+        """With who was left out, and what was guessed."""
+        known = explain(plan, self.solved(plan, members))
+        return replace(plan, explanation=replace(known, guesses=self.guesses(members)))
+
+    def better(self, plan: Plan, members: tuple[Member, ...]) -> Plan | None:
+        """A plan that is foretold to be enough better than `plan`, which these nodes follow, by what is known of them
+        now; None: there is none that is worth loading weights anew."""
+        if self.fixed is not None or plan.forecast is None:
+            return None
+        with suppress(PlanError):
+            now = foretold(plan, self.solved(plan, members)).forecast
+            other = self(members)
+            if now is not None and other.forecast is not None:
+                is_better = goal_s(other.forecast, self.goal) < _WORTH_LOADING * goal_s(now, self.goal)
+                return other if is_better and other.kv_tokens >= plan.kv_tokens else None
+        return None
+
+    def _much_better(self, members: tuple[Member, ...], contexts: int, kept: Plan) -> Plan:
         """The plan that streams, or the one at hand, which is for no other problem."""
-        if kept.forecast is None or len(problem.nodes) == 1 or self.fixed is not None:
+        if kept.forecast is None or len(members) == 1 or self.fixed is not None:
             return kept
         with suppress(PlanError):
-            other = self._plan(problem)
+            other = self._plan(members, contexts, streaming=True)
             if other.forecast is not None:
                 limit_s = _MUCH * goal_s(kept.forecast, self.goal)
                 return other if goal_s(other.forecast, self.goal) < limit_s else kept
         return kept
 
-    def _plan(self, problem: Problem) -> Plan:
-        plan = self.fixed if self.fixed is not None else self.solve(problem)
+    def _plan(self, members: tuple[Member, ...], contexts: int, streaming: bool) -> Plan:
+        problem, guesses = with_guesses(self._stated(members, contexts, streaming))
+        plan = self.fixed if self.fixed is not None else vouched(self.solve(problem), guesses)
         return foretold(complete(plan, problem), problem)
 
 
@@ -214,12 +252,11 @@ def links_of(members: Sequence[Member]) -> tuple[LinkFacts, ...]:
 
 
 def foretold(plan: Plan, problem: Problem) -> Plan:
-    """With its forecast, but where a rate is not known, and with who was left out."""
+    """With its forecast, but where a rate is not known."""
     forecast = None
     with suppress(PlanError):
         forecast = predict(plan, problem)
-    told = replace(plan, forecast=forecast)
-    return replace(told, explanation=explain(told, problem))
+    return replace(plan, forecast=forecast)
 
 
 def room_of(

@@ -6,9 +6,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from prima_core.engine.facts import EngineFacts
 from prima_core.events import RequestDone
-from prima_core.node.driver import Member, Status
+from prima_core.node.driver import Relearned, Status
+from prima_core.node.member import Member
 from prima_core.node.view import own_rate, token_s
 from prima_core.plan.forecast import Forecast
 from prima_core.plan.plan import Plan
@@ -16,6 +19,7 @@ from prima_core.plan.problem import LinkFacts
 from prima_core.ring.times import NodeTimes
 
 OFF = 0.25
+NEWS = 0.1
 LEAST_STEPS, LEAST_S = 32, 1.0
 """Of computing, that are judged together: one late step is no drift."""
 LEAST_READING_S = 3.0
@@ -37,16 +41,18 @@ class _Seen:
 
 
 class DriftWatch:
-    """Looks at the times of nodes as they come, from any thread. `tell`: once for each node and what is off there."""
+    """Looks at the times of nodes as they come, from any thread. `tell`: once for each node and what is off there;
+    `learned`: what plans may be made with."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, tell: Callable[[str], None], learned: Callable[[Relearned], None]) -> None:
+        self._tell, self._learned = tell, learned
         self._lock = threading.Lock()
         self._seen: dict[str, _Seen] = {}
         self._read: dict[str, NodeTimes] = {}  # as it was when the disk was judged last
         self._doubtful: set[tuple[str, str]] = set()  # ends of links that were off the last time
         self._off: dict[tuple[str, str], str] = {}  # by node and what
         self._told: set[tuple[str, str]] = set()
+        self._times: dict[str, float] = {}  # how many times as fast as foretold a node was said to compute
 
     def see(self, name: str, times: NodeTimes, status: Status, engine: EngineFacts) -> None:
         member = next((member for member in status.members if member.name == name), None)
@@ -54,7 +60,7 @@ class DriftWatch:
             return
         with self._lock:
             self._see_disk(member, times, status)
-            if status.plan is not None and status.plan.forecast is not None:
+            if status.plan is not None and status.plan.forecast is not None and member.is_measured:
                 self._see_computing(name, times, status.plan, status.plan.forecast, engine)
 
     def answered(self, done: RequestDone, forecast: Forecast | None, engine: EngineFacts) -> None:
@@ -79,6 +85,7 @@ class DriftWatch:
                 return True
             now, before = 1e3 * now_s, 1e3 * before_s
             said = f"sends a token to {link.target} in {now:,.1f} ms; {before:,.1f} ms were measured when they met"
+            self._learn_link(link, now_s / before_s if is_off and before_s else 1.0)
             self._set(link.source, f"link to {link.target}", said if is_off else "")
             if not is_off:
                 self._doubtful.discard((link.source, link.target))
@@ -115,6 +122,7 @@ class DriftWatch:
         seen = self._seen.get(name)
         if seen is None or seen.plan is not plan:
             self._seen[name] = _Seen(times, plan)
+            self._times.pop(name, None)
             return
         before, seen.times = seen.times, times
         n_steps, n_tokens = times.n_steps - before.n_steps, times.n_tokens - before.n_tokens
@@ -131,7 +139,22 @@ class DriftWatch:
 
     def _judge(self, name: str, now_s: float, foretold_s: float) -> None:
         said = f"computes a token in {1e3 * now_s:,.1f} ms; {1e3 * foretold_s:,.1f} ms were foretold"
-        self._set(name, "computing", said if foretold_s and _is_off(now_s, foretold_s) else "")
+        is_off = bool(foretold_s) and _is_off(now_s, foretold_s)
+        self._set(name, "computing", said if is_off else "")
+        self._learn(name, foretold_s / now_s if is_off else 1.0)
+
+    def _learn(self, name: str, times: float) -> None:
+        """What is about as before is no news."""
+        before = self._times.get(name, 1.0)
+        if abs(times - before) > NEWS * before:
+            self._times[name] = times
+            self._learned(Relearned(name, times))
+
+    def _learn_link(self, link: LinkFacts, longer: float) -> None:
+        """Both of its figures are taken to have changed alike."""
+        if longer != 1.0 or (link.source, f"link to {link.target}") in self._off:
+            now = msgspec.structs.replace(link, latency_s=longer * link.latency_s, bytes_s=link.bytes_s / longer)
+            self._learned(Relearned(link.source, link=now))
 
     def _set(self, name: str, what: str, said: str) -> None:
         key = name, what

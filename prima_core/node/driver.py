@@ -16,16 +16,15 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
-import msgspec
-
 from prima_core.engine.engine import Deliver, Engine
 from prima_core.engine.request import Failed, Request
 from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError, PrimaError
 from prima_core.events import Event, NodeJoined, NodeLost, PlanMade
 from prima_core.model.visible import visible
+from prima_core.node.member import Member
 from prima_core.plan.plan import Plan
-from prima_core.plan.problem import DeviceFacts, LinkFacts, NodeFacts
+from prima_core.plan.problem import LinkFacts
 from prima_core.plan.words import summary
 from prima_core.ring.reports import Collected, LoadFailed, Loading, Ready, Report, Unreachable
 from prima_core.ring.wire import Epoch
@@ -33,36 +32,10 @@ from prima_core.ring.wire import Epoch
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+IDLE_S = 30.0
+"""Nobody asks for so long: then a better plan is worth the time that it takes to load weights anew."""
 PROBE_AFTER_S = 5.0
 """When steps are in flight and none has come back for so long, an empty one is sent behind them: see `Engine.probe`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A node of the cluster as the planner sees it. `data_address` is where activations are sent to; `disk_bytes_s` and
-    `disk` as in `NodeFacts`; `links`: those to and from nodes that were there before it."""
-
-    name: str
-    memory_bytes: int
-    devices: tuple[DeviceFacts, ...]
-    data_address: str
-    disk_bytes_s: float = 0.0
-    disk: str = ""
-    links: tuple[LinkFacts, ...] = ()
-
-    @property
-    def facts(self) -> NodeFacts:
-        return NodeFacts(self.name, self.memory_bytes, self.devices, self.disk_bytes_s, self.disk)
-
-    def with_at_most(self, device: str, memory_bytes: int) -> Member:
-        """The node with less memory on a device."""
-        smaller = (
-            msgspec.structs.replace(known, memory_bytes=min(known.memory_bytes, memory_bytes))
-            if known.id == device
-            else known
-            for known in self.devices
-        )
-        return replace(self, devices=tuple(smaller))
 
 
 class State(StrEnum):
@@ -125,26 +98,38 @@ class Reported:
 
 
 @dataclass(frozen=True, slots=True)
+class Relearned:
+    """While it served a node computed so many `times` as fast as the plan took it to; or a link has changed."""
+
+    name: str
+    times: float = 1.0
+    link: LinkFacts | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     error: PrimaError
 
 
-Message = Submit | Cancel | Joined | Lost | Reported | Stop
+Message = Submit | Cancel | Joined | Lost | Reported | Relearned | Stop
+Better = Callable[[Plan, tuple[Member, ...]], Plan | None]
 Planner = Callable[[tuple[Member, ...]], Plan]
 
 
 @dataclass(slots=True)
 class _Running:
-    """The epoch that is loading (`pending` nodes are not ready yet) or serving."""
+    """The epoch that is loading (`pending` nodes are not ready yet) or serving. `members` as they were planned with."""
 
     epoch: Epoch
     plan: Plan
     pending: set[str]
+    members: Mapping[str, Member]
     progress: dict[str, float] = field(default_factory=dict)
 
 
 class Driver:
-    """`wait_for`: how many nodes must be there before the first plan. `room_of` reads the engine's room off a plan."""
+    """`wait_for`: how many nodes must be there before the first plan. `room_of` reads the engine's room off a plan.
+    `better` has a plan that is worth changing to by what is known now, or none."""
 
     def __init__(
         self,
@@ -156,6 +141,7 @@ class Driver:
         wait_for: int = 1,
         emit: Callable[[Event], None] = lambda event: None,
         clock: Callable[[], float] = time.monotonic,
+        better: Better = lambda plan, members: None,
     ) -> None:
         self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()  # None ends the thread
         self.status = Status(State.WAITING, "starting")
@@ -175,6 +161,9 @@ class Driver:
         self._lost: dict[str, str] = {}  # why nodes are gone that were there since the last plan
         self._running: _Running | None = None
         self._replan_when_idle = False
+        self._better = better
+        self._has_relearned = False
+        self._busy_s = clock()  # when there was last something to do
         self._thread = threading.Thread(target=self._main, name="prima-driver", daemon=True)
 
     def start(self) -> None:
@@ -227,14 +216,20 @@ class Driver:
                 self._join(member)
             case Lost(name, why):
                 self._lose(name, why)
+            case Relearned():
+                self._relearn(message)
             case Stop(error):
                 self._stop(error)
         self._pump()
         self.engine_facts = self._engine.facts()
 
     def tick(self) -> None:
-        """Notice that nothing comes back any more; to be called now and then."""
+        """Notice that nothing comes back any more, or that nobody asks; to be called now and then."""
         running = self._running
+        if not self._engine.is_idle or running is None or running.pending:
+            self._busy_s = self._clock()
+        elif self._has_relearned and self._clock() - self._busy_s >= IDLE_S:
+            self._reconsider(running)
         if running is None or not 0 < self._engine.n_in_flight < 2 * running.plan.credit:
             return
         if self._clock() - self._moved_s > PROBE_AFTER_S:
@@ -335,6 +330,20 @@ class Driver:
         else:
             self._tell()
 
+    def _relearn(self, message: Relearned) -> None:
+        """Plans and measurements are compared with what was known when the plan was made, so that the same news twice
+        is no news."""
+        before = dict(self._members)
+        if message.link is not None:
+            self._members = {name: member.with_link(message.link) for name, member in before.items()}
+        planned = None if self._running is None else self._running.members.get(message.name)
+        if planned is not None and message.name in before and message.link is None:
+            devices = planned.computing(message.times).devices
+            self._members[message.name] = replace(before[message.name], devices=devices)
+        if self._members != before:
+            self._has_relearned = True
+            self._tell()
+
     def _stop(self, error: PrimaError) -> None:
         self._engine.stop(error)
         self._running = None
@@ -342,10 +351,14 @@ class Driver:
 
     # ------------------------------------------------------------ plans
 
+    @property
+    def _fit_members(self) -> tuple[Member, ...]:
+        return tuple(member for name, member in self._members.items() if name not in self._unfit)
+
     def _replan(self, why: str) -> None:
         """Make a plan for the members that are fit; `why` is told to the requests that end by it."""
         self._replan_when_idle = False
-        members = tuple(m for name, m in self._members.items() if name not in self._unfit)
+        members = self._fit_members
         if len(members) < self._wait_for:
             self._wait(f"waiting for nodes: {len(members)} of {self._wait_for} are here", why)
             return
@@ -361,13 +374,26 @@ class Driver:
             return
         self._begin(plan, why)
 
+    def _reconsider(self, running: _Running) -> None:
+        """What was measured while serving may make another plan better."""
+        self._has_relearned = False
+        try:
+            plan = self._better(running.plan, self._fit_members)
+        except PrimaError as error:  # also of a solver that is broken
+            log.warning("the present plan stays: %s", error)
+            return
+        if plan is not None:
+            log.warning("planned anew, as what was measured while serving makes another plan better")
+            self._begin(plan, "")
+
     def _begin(self, plan: Plan, why: str) -> None:
         log.info("%s", visible(summary(plan)))
         self._wait_for = 1  # from now on the cluster goes on with those that are left
         self._epoch = self._epoch.next()
         self._lost = {}
+        self._has_relearned = False
         self._engine.restart(self._room_of(plan), _ended(why))
-        self._running = _Running(self._epoch, plan, set(plan.nodes))
+        self._running = _Running(self._epoch, plan, set(plan.nodes), dict(self._members))
         addresses = {name: self._members[name].data_address for name in plan.nodes}
         self._tell()
         self._nodes.assign(self._epoch, plan, addresses)

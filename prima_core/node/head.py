@@ -33,6 +33,7 @@ from prima_core.node.coordinate import Planning, model_facts, room_of
 from prima_core.node.done import DoneTeller
 from prima_core.node.drift import DriftWatch
 from prima_core.node.driver import Cancel, Driver, Joined, Lost, Reported, State, Status, Submit
+from prima_core.node.explainer import Explainer
 from prima_core.node.join import CONTROL_LIMITS
 from prima_core.node.lastwords import LastWords
 from prima_core.node.links import End, LinkFinder, Watch
@@ -126,17 +127,19 @@ class Head:
         self._local: Sequence[LocalNode] = ()
         self._profile = Profile()
         self._times: dict[str, NodeTimes] = {}  # what each worker told last; the membership's thread writes
-        self._drift = DriftWatch(tell)
+        self._drift = DriftWatch(tell, lambda news: self.driver.inbox.put(news))
         self._links: LinkFinder | None = None
         self._token_s = 0.0  # of the last request that tells; the driver's thread writes
         self.totals = RequestTotals()  # swapped as a whole by the driver's thread
         data_address = "inproc://" if options.listen is None else with_port(options.listen, 0)
         self.node = Node(options.name, registry, options.node, self._data, data_address, self._report)
-        self.driver = self._make_driver()
+        planning = self._planning()
+        self.explainer = Explainer(planning.explained)
+        self.driver = self._make_driver(planning)
 
-    def _make_driver(self) -> Driver:
+    def _planning(self) -> Planning:
         options = self._options
-        planning = Planning(
+        return Planning(
             self._facts,
             options.name,
             options.parallel,
@@ -147,6 +150,9 @@ class Head:
             options.n_prompt,
             options.chunk or 0,
         )
+
+    def _make_driver(self, planning: Planning) -> Driver:
+        options = self._options
         longest, most_logits = longest_chunk(self.model.spec.d_model), longest_chunk(self.model.spec.vocab_size)
         room = Room(0, 1, 0)  # nothing, until there is a plan
         engine = Engine(self.tokenizer, self.context_length, room, options.context_shift, options.queue)
@@ -158,6 +164,7 @@ class Head:
             Epoch.first(),
             wait_for=max(options.wait, 1 + options.n_local),
             emit=self._registry.emit,
+            better=planning.better,
         )
 
     # ------------------------------------------------------------ life
@@ -172,6 +179,8 @@ class Head:
             last_words.watch(self.model)
             self.node.start()
             exits.callback(self.node.close)
+            self.explainer.start()
+            exits.callback(self.explainer.close)
             self.driver.start()
             exits.callback(self.driver.stop, _stopping())
             watch = FileWatch(self.model, self._on_files_changed)
@@ -347,7 +356,7 @@ class Head:
             ),
             None if status.plan is None else status.plan.forecast,
             self._token_s,
-            "" if status.plan is None else summary(status.plan),
+            "" if status.plan is None else summary(self.explainer.explained(status.plan)),
             link_views(status.members),
         )
 
@@ -373,6 +382,7 @@ class Head:
 
     def assign(self, epoch: Epoch, plan: Plan, addresses: Mapping[str, str]) -> None:
         own = self._options.name
+        self.explainer.ask(plan, self.driver.status.members)
         assignment = Assignment(epoch, plan, lambda: self.model, self._options.wire, addresses)
         if self._membership is not None:
             model = control.ModelId(self.model.fingerprint, self.model.file.size, self.model_name)
@@ -430,8 +440,10 @@ class Head:
     def _on_done(self, done: RequestDone) -> None:
         self.totals = self.totals.plus(done)
         self._token_s = token_s(done) or self._token_s
-        plan = self.driver.status.plan
-        self._drift.answered(done, None if plan is None else plan.forecast, self.driver.engine_facts)
+        status = self.driver.status
+        is_measured = all(member.is_measured for member in status.members)
+        forecast = status.plan.forecast if status.plan is not None and is_measured else None
+        self._drift.answered(done, forecast, self.driver.engine_facts)
         self._look(self._options.name, self.node.worker.meter.times())
         self._registry.emit(done)
 

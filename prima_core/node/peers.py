@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prima_core.node.driver import Member
+from prima_core.node.member import Member
 from prima_core.plan.problem import LinkFacts
 from prima_core.ring import control
 from prima_core.ring.membership import PeerFacts

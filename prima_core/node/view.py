@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from prima_core.events import RequestDone
 from prima_core.interfaces import Layers
 from prima_core.node.coordinate import links_of
-from prima_core.node.driver import Member, State, Status
+from prima_core.node.driver import State, Status
+from prima_core.node.member import Member
 from prima_core.plan.forecast import Forecast
 from prima_core.plan.plan import Plan
 from prima_core.plan.problem import DeviceFacts

@@ -6,6 +6,7 @@ two visits, where its links are shortest; as many as is best, at least one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 
@@ -25,22 +26,27 @@ from prima_core.plan.words import duration
 MOST_TRIED = 4
 """Nodes, the fastest: others that nobody needs cost time to look at, and more per token."""
 _MOST_PLACES = 3
+FORETOLD_LAYERS = 4_096
+"""Layers that are foretold, for all these nodes together: about a second. Then the best that was found has to do."""
+_LEAST_TRIALS = 2
+"""Of a node, however many layers the model has."""
 
 
 def left_out(plan: Plan, problem: Problem) -> tuple[LeftOut, ...]:
     """The nodes without a part of a completed plan, the fastest first."""
     nodes = [node for node in problem.nodes if node.name not in plan.nodes]
     nodes.sort(key=lambda node: -max(place.decode_bytes_s for place in node.places))
-    tried = [_tried(plan, plan.forecast, problem, node.name) for node in nodes[:MOST_TRIED] if plan.forecast]
+    chosen = nodes[:MOST_TRIED] if plan.forecast else []
+    n_trials = max(_LEAST_TRIALS, FORETOLD_LAYERS // max(1, problem.model.n_layers * len(chosen)))
+    tried = [_tried(plan, plan.forecast, problem, node.name, n_trials) for node in chosen if plan.forecast]
     return (*tried, *(LeftOut(node.name) for node in nodes[len(tried) :]))
 
 
-def _tried(plan: Plan, forecast: Forecast, problem: Problem, name: str) -> LeftOut:
+def _tried(plan: Plan, forecast: Forecast, problem: Problem, name: str, n_trials: int) -> LeftOut:
     places, has_many = problem.node(name).places, problem.goal is Goal.TTFT or problem.width > 1
     if any(not place.decode_bytes_s or (has_many and not place.prefill_bytes_s) for place in places):
         return LeftOut(name, why="how fast it computes is not known")
-    found = [_with_run(plan, problem, name, at, before) for at, before in _openings(plan, problem, name)]
-    best = min((one for one in found if one is not None), key=lambda trial: trial[0], default=None)
+    best = min(_trials(plan, problem, name, n_trials), key=lambda trial: trial[0], default=None)
     if best is None:
         return LeftOut(name, why="no layer fits its memory")
     return LeftOut(name, best[0], _why(forecast, best[1], problem.goal))
@@ -68,18 +74,18 @@ def _detour_s(problem: Problem, name: str, source: str, target: str) -> float:
     return sum(problem.link(*way).time_s(n_bytes) for way in ways) - problem.link(source, target).time_s(n_bytes)
 
 
-def _with_run(plan: Plan, problem: Problem, name: str, at: int, takes_before: bool) -> Trial | None:
-    """With 1, 2, 4, ... layers of the neighbour, as long as that gets better."""
-    neighbour = plan.visits[at - takes_before]
-    best: Trial | None = None
-    n_layers = 1
-    while n_layers <= len(neighbour.layers):
-        cut = neighbour.stop - n_layers if takes_before else neighbour.start + n_layers
-        found = _foretold(plan, problem, name, neighbour, cut, takes_before)
-        if found is None or (best is not None and found[0] >= best[0]):
-            break
-        best, n_layers = found, 2 * n_layers
-    return best
+def _trials(plan: Plan, problem: Problem, name: str, n_trials: int) -> Iterator[Trial]:
+    """At each opening, the nearest first, with 1, 2, 4, ... layers of the neighbour, as long as that gets better."""
+    for at, takes_before in _openings(plan, problem, name):
+        neighbour, n_layers, best_s = plan.visits[at - takes_before], 1, float("inf")
+        while n_layers <= len(neighbour.layers) and n_trials:
+            n_trials -= 1
+            cut = neighbour.stop - n_layers if takes_before else neighbour.start + n_layers
+            found = _foretold(plan, problem, name, neighbour, cut, takes_before)
+            if found is None or found[0] >= best_s:
+                break
+            best_s, n_layers = found[0], 2 * n_layers
+            yield found
 
 
 def _foretold(plan: Plan, problem: Problem, name: str, neighbour: Visit, cut: int, takes_behind: bool) -> Trial | None:

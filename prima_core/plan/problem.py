@@ -253,6 +253,13 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def output_node(self) -> str:
         return self.output or self.head
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Nodes that may have the output part, the head before the others. One where that is what is asked about, or
+        where it is not known how large logits are."""
+        others = (node.name for node in self.nodes if node.name != self.head)
+        return (self.head, *others) if not self.output and self.model.logits_bytes else (self.output_node,)
+
     def with_output(self, name: str) -> Problem:
         """Asked about plans with the output part on that node ("": the head). Raises PlanError if there is none."""
         self.node(name or self.head)

@@ -26,7 +26,7 @@ _WHAT = {Goal.LATENCY: "a token", Goal.THROUGHPUT: "a token of each", Goal.TTFT:
 def summary(plan: Plan) -> str:
     """Of a completed plan, in a paragraph."""
     parts = [f"{name} computes {_layers(plan, name)}{_from_disk(plan, name)}" for name in plan.nodes]
-    return " ".join((f"{'; '.join(parts)}.", *left_out(plan)))
+    return " ".join((f"{'; '.join(parts)}.", *left_out(plan), *guesses(plan)))
 
 
 def left_out(plan: Plan) -> list[str]:
@@ -38,6 +38,11 @@ def left_out(plan: Plan) -> list[str]:
     return [*costs, *(f"{_listed(own)} left out{f': {why}' if why else ''}." for why, own in names.items())]
 
 
+def guesses(plan: Plan) -> list[str]:
+    """Sentences for the rates that were not known."""
+    return [f"{_capital(guess)}." for guess in (plan.explanation or Explanation()).guesses]
+
+
 def told(plan: Plan) -> Iterator[tuple[str, list[str]]]:
     """Of a completed plan: titles, each with its sentences."""
     known = plan.explanation or Explanation()
@@ -45,14 +50,13 @@ def told(plan: Plan) -> Iterator[tuple[str, list[str]]]:
     if known.left_out:
         yield "Who was left out", left_out(plan)
     if plan.forecast is not None:
-        yield "How long it takes", list(_durations(plan.forecast, known.goal))
+        yield "How long it takes", [*_durations(plan.forecast, known.goal), *guesses(plan)]
     if known.time_s is None or not known.what_ifs:
         return
     if gains := list(_gains(known, known.time_s)):
         yield "What would help", gains
-    withouts = [one for one in known.what_ifs if one.change == "without"]
-    if withouts:
-        yield "What each is worth", [_without(one, known.time_s, known.goal) for one in withouts]
+    if worths := list(_worths(known, known.time_s)):
+        yield "What each is worth", worths
 
 
 # ---------------------------------------------------------------- who does what
@@ -151,14 +155,27 @@ def _gains(known: Explanation, time_s: float) -> Iterator[str]:
     gains = sorted(((time_s - (one.time_s or time_s), one) for one in changes), key=lambda gain: -gain[0])
     for gain_s, one in gains:
         if gain_s > LITTLE * time_s:
-            changed = _changed(one)
             gain = f"{duration(gain_s)} less for {_WHAT[known.goal]} ({_percent(gain_s / time_s)})"
-            yield f"{changed[0].upper()}{changed[1:]}: {gain}."
-    little = [_changed(one) for gain_s, one in gains if gain_s <= LITTLE * time_s]
-    if little:
-        yield f"Nothing to speak of: {'; '.join(little)}."
+            yield f"{_capital(_changed(one))}: {'at least ' if one.is_estimate else ''}{gain}."
+    for is_estimate, where in ((False, ""), (True, ", as long as the layers stay where they are")):
+        little = [
+            _changed(one) for gain_s, one in gains if gain_s <= LITTLE * time_s and one.is_estimate is is_estimate
+        ]
+        if little:
+            yield f"Nothing to speak of{where}: {'; '.join(little)}."
     if known.n_untried:
-        yield f"{_count(known.n_untried, 'change')} that promised less were not tried."
+        yield f"{_count(known.n_untried, 'change')} that promised less were not worked out."
+    if any(one.is_estimate for one in changes):
+        yield "So large a cluster is not planned anew for each change: with the layers elsewhere some may give more."
+
+
+def _worths(known: Explanation, time_s: float) -> Iterator[str]:
+    withouts = [one for one in known.what_ifs if one.change == "without"]
+    yield from (_without(one, time_s, known.goal) for one in withouts if not one.is_estimate)
+    if names := [one.node for one in withouts if one.is_estimate]:
+        *most, last = names
+        listed = f"{', '.join(most)} or {last}" if most else last
+        yield f"Without {listed}: not worked out, as that takes a plan of its own."
 
 
 def _changed(what_if: WhatIf) -> str:
@@ -192,6 +209,10 @@ def size(n_bytes: float) -> str:
 def _three(number: float) -> str:
     """Its first three digits, or all that are no fraction."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _capital(sentence: str) -> str:
+    return f"{sentence[:1].upper()}{sentence[1:]}"
 
 
 def _percent(share: float) -> str:

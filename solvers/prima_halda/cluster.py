@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import TypedDict
 
 from prima_core.interfaces import Goal
 from prima_core.plan.costs import attention_s, compute_s, end_sizes, output_bytes, routed_share, touched_types
-from prima_core.plan.pipeline import CPU_CHUNK
-from prima_core.plan.problem import OUTPUT, DeviceFacts, NodeFacts, Problem
+from prima_core.plan.pipeline import CPU_CHUNK, is_cpu
+from prima_core.plan.problem import OUTPUT, DeviceFacts, LinkFacts, NodeFacts, Problem
+
+Links = Mapping[tuple[str, str], LinkFacts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class Cluster:
 
     problem: Problem
     step: Step
+    links: Links
     members: tuple[Member, ...]
     places: tuple[Place, ...]
     hop_s: tuple[tuple[float, ...], ...]
@@ -87,7 +91,7 @@ class Cluster:
     @classmethod
     def of(cls, problem: Problem, step: Step | None = None) -> Cluster:
         """`step`: another one than what the goal is about. Raises PlanError where the head is no node."""
-        step = step or step_of(problem)
+        step, links = step or step_of(problem), _links(problem)
         members: list[Member] = []
         places: list[Place] = []
         for index, node in enumerate(problem.nodes):
@@ -96,29 +100,40 @@ class Cluster:
             ]
             places += own
             members.append(_member(problem, node, index, own))
-        by_name = {(problem.nodes[place.member].name, place.id): place for place in places}
-        end = by_name[problem.head, problem.end_device.id]
-        to_output, *back = end_sizes(problem, step.rows)
-        output = problem.output_node
         return cls(
             problem=problem,
             step=step,
+            links=links,
             members=tuple(members),
             places=tuple(places),
-            hop_s=_hops(problem, step),
-            head=end.member,
-            end=end,
-            output=by_name[output, problem.output_device.id],
-            to_output_s=tuple(problem.link(node.name, output).time_s(to_output) for node in problem.nodes),
-            back_s=sum(problem.link(output, problem.head).time_s(size) for size in back),
+            hop_s=_hops(problem, step, links),
             kv_bytes=problem.model.kv_bytes_per_token_layer * problem.kv_tokens,
             routed=routed_share(problem.model, step.width),
-            output_s=compute_s(problem.output_device, {OUTPUT: output_bytes(problem.model)}, step.rows),
+            **_ends(problem, step, links, places),
         )
 
     def with_step(self, step: Step) -> Cluster:
         """The same with what other steps cost."""
         return self if step == self.step else Cluster.of(self.problem, step)
+
+    def with_output(self, index: int) -> Cluster:
+        """The same with the output part on that node. What layers cost stays."""
+        if index == self.output.member:
+            return self
+        problem = self.problem.with_output(self.members[index].name)
+        touched = {self.head, self.output.member, index}
+        places = tuple(_with_ends(problem, self, place) if place.member in touched else place for place in self.places)
+        members = tuple(_with_places(member, places) for member in self.members)
+        ends = _ends(problem, self.step, self.links, places)
+        return replace(self, problem=problem, members=members, places=places, **ends)
+
+    def on_cpus(self) -> Cluster | None:
+        """The same, but nothing is to lie on any other device; None: an end of the model does."""
+        if not (is_cpu(self.end.id) and is_cpu(self.output.id)):
+            return None
+        places = tuple(place if is_cpu(place.id) else replace(place, memory_bytes=0) for place in self.places)
+        members = tuple(_with_places(member, places) for member in self.members)
+        return replace(self, members=members, places=places)
 
     @property
     def n_layers(self) -> int:
@@ -189,6 +204,57 @@ def _member(problem: Problem, node: NodeFacts, index: int, places: Sequence[Plac
     )
 
 
-def _hops(problem: Problem, step: Step) -> tuple[tuple[float, ...], ...]:
+class _Ends(TypedDict):
+    head: int
+    end: Place
+    output: Place
+    to_output_s: tuple[float, ...]
+    back_s: float
+    output_s: float
+
+
+def _ends(problem: Problem, step: Step, links: Links, places: Sequence[Place]) -> _Ends:
+    by_name = {(problem.nodes[place.member].name, place.id): place for place in places}
+    end = by_name[problem.head, problem.end_device.id]
+    to_output, *back = end_sizes(problem, step.rows)
+    output = problem.output_node
+    return _Ends(
+        head=end.member,
+        end=end,
+        output=by_name[output, problem.output_device.id],
+        to_output_s=tuple(links[node.name, output].time_s(to_output) for node in problem.nodes),
+        back_s=sum(links[output, problem.head].time_s(size) for size in back),
+        output_s=compute_s(problem.output_device, {OUTPUT: output_bytes(problem.model)}, step.rows),
+    )
+
+
+def _with_places(member: Member, places: Sequence[Place]) -> Member:
+    """`places`: of all nodes. Nothing is streamed to one without memory."""
+    streaming = places[member.streaming.number] if member.streaming is not None else None
+    return replace(
+        member,
+        places=tuple(places[place.number] for place in member.places),
+        streaming=streaming if streaming is not None and streaming.memory_bytes else None,
+    )
+
+
+def _with_ends(problem: Problem, cluster: Cluster, place: Place) -> Place:
+    name = cluster.members[place.member].name
+    fixed = problem.fixed_bytes_on(name, place.id)
+    return replace(place, fixed_bytes=fixed, table_bytes=min(fixed, problem.table_bytes(name)))
+
+
+def _links(problem: Problem) -> Links:
+    """As `Problem.link` finds them."""
+    names = [node.name for node in problem.nodes]
+    found = {(name, name): LinkFacts() for name in names}
+    for link in problem.links:
+        for source in [link.source] if link.source else names:
+            for target in [link.target] if link.target else names:
+                found.setdefault((source, target), link)
+    return {(source, target): found.get((source, target), LinkFacts()) for source in names for target in names}
+
+
+def _hops(problem: Problem, step: Step, links: Links) -> tuple[tuple[float, ...], ...]:
     names, size = [node.name for node in problem.nodes], step.width * problem.model.activation_bytes
-    return tuple(tuple(problem.link(source, target).time_s(size) for target in names) for source in names)
+    return tuple(tuple(links[source, target].time_s(size) for target in names) for source in names)

@@ -3,7 +3,7 @@ programming over them. Other than the relaxation it knows how large each layer i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,25 @@ Floats = NDArray[np.float64]
 """`[i, j]`: of the layers from i up to j."""
 
 
-def contiguous(cluster: Cluster, order: Sequence[int]) -> Way | None:
-    """The nodes in this order with the least sum of computing and of links, each its usual one; None: they cannot hold
-    all layers so. Nodes that are not worth it get none."""
-    nodes = [_runs(cluster, cluster.members[index]) for index in order]
+def contiguous(cluster: Cluster, orders: Sequence[Sequence[int]]) -> Iterator[Way]:
+    """For each order of the nodes the least sum of computing and of links, each its usual one; none where they cannot
+    hold all layers so. Nodes that are not worth it get none."""
+    if not _may_fit(cluster):
+        return
+    runs = [_runs(cluster, member) for member in cluster.members]
+    for order in orders:
+        if (way := _in_this_order(cluster, [runs[index] for index in order])) is not None:
+            yield way
+
+
+def _may_fit(cluster: Cluster) -> bool:
+    """Whether there is as much memory as layers take, if each is where it takes least."""
+    least = sum(min(place.sizes[layer] for place in cluster.places) for layer in range(cluster.n_layers))
+    room = sum(node.room_bytes for node in cluster.problem.nodes)
+    return least + cluster.n_layers * cluster.kv_bytes <= room
+
+
+def _in_this_order(cluster: Cluster, nodes: Sequence[list[_Runs]]) -> Way | None:
     costs = [np.minimum.reduce([runs.cost_s for runs in own]) for own in nodes]
     best = [np.concatenate([[0.0], np.full(cluster.n_layers, np.inf)])]
     for cost in costs:

@@ -8,7 +8,7 @@ from itertools import combinations, groupby
 from random import Random
 
 from prima_halda.cluster import Cluster
-from prima_halda.judge import Judge, Trial
+from prima_halda.judge import Judge, Trial, Work
 from prima_halda.memory import Way
 
 Runs = tuple[tuple[int, int], ...]
@@ -26,12 +26,21 @@ _FACTORS = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0, 3.0, 5.0)
 class Budget:
     """Layers that may be simulated before the search ends: the same on every machine, as no clock is."""
 
-    judge: Judge
+    work: Work
     n_steps: int
+
+    @classmethod
+    def more(cls, work: Work, n_steps: int) -> Budget:
+        """From now on."""
+        return cls(work, work.n_steps + n_steps)
+
+    @property
+    def left(self) -> int:
+        return max(0, self.n_steps - self.work.n_steps)
 
     @property
     def is_spent(self) -> bool:
-        return self.judge.n_steps >= self.n_steps
+        return self.work.n_steps >= self.n_steps
 
 
 def improved(judge: Judge, trial: Trial, budget: Budget, *, same_visits: bool = False) -> Trial:
@@ -111,6 +120,7 @@ def _neighbours(cluster: Cluster, runs: Runs, same_visits: bool) -> Iterator[Way
     if same_visits:
         return
     yield from _merges(cluster, runs)
+    yield from _emptied(cluster, runs)
     yield from _swaps(runs)
     yield from _exchanges(cluster, runs)
     yield from _insertions(cluster, runs)
@@ -153,6 +163,24 @@ def _merges(cluster: Cluster, runs: Runs) -> Iterator[Way]:
         for other in range(len(cluster.places)):
             if other != place:
                 yield way_of((*runs[:index], (other, length), *runs[index + 1 :]))
+
+
+def _emptied(cluster: Cluster, runs: Runs) -> Iterator[Way]:
+    """All runs of a place go to another one, or each to the one before or behind."""
+    for place in dict.fromkeys(place for place, _ in runs):
+        for other in range(len(cluster.places)):
+            if other != place:
+                yield way_of([(other if own == place else own, length) for own, length in runs])
+        yield way_of(_given_on(runs, place))
+        yield way_of(_given_on(runs[::-1], place)[::-1])
+
+
+def _given_on(runs: Runs, place: int) -> list[tuple[int, int]]:
+    """What the place has goes to the one before."""
+    given = list[tuple[int, int]]()
+    for own, length in runs:
+        given.append((given[-1][0] if given and own == place else own, length))
+    return given
 
 
 def _swaps(runs: Runs) -> Iterator[Way]:

@@ -94,11 +94,14 @@ class Memory:
         """The layers of every node that is visited, or has an end of the model."""
         by_place: dict[int, list[int]] = {}
         for layer, number in enumerate(way):
-            by_place.setdefault(number, []).append(layer)
+            if number in by_place:
+                by_place[number].append(layer)
+            else:
+                by_place[number] = [layer]
         used = {self.cluster.places[number].member for number in by_place}
         used |= {self.cluster.head, self.cluster.output.member}
         return {
-            index: tuple(tuple(by_place.get(place.number, ())) for place in self.cluster.members[index].places)
+            index: tuple([tuple(by_place.get(place.number, ())) for place in self.cluster.members[index].places])
             for index in sorted(used)
         }
 
@@ -194,4 +197,6 @@ def _lack_of(overload: Overload, smallest: int) -> int:
         slot_bytes = overload.passing(overload.over_bytes).slot_bytes
         return max(0, smallest + slot_bytes - overload.room_bytes)
     weights = sum(overload.layer_bytes) + overload.output_bytes
-    return max(0, overload.over_bytes - weights) + max(0, smallest - (overload.host_room_bytes or 0))
+    short = overload.lacking_bytes - overload.passing(overload.over_bytes).gained_bytes
+    lacks = max(0, overload.over_bytes - weights), max(0, short), max(0, smallest - (overload.host_room_bytes or 0))
+    return sum(lacks)

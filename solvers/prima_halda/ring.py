@@ -5,18 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
+
 EXACT_UP_TO = 11
 """Nodes besides the head for which the shortest way is found by Held and Karp's dynamic programming."""
 
 
 def shortest_ring(hop_s: Sequence[Sequence[float]], head: int, others: Sequence[int]) -> tuple[int, ...]:
-    """The head, then the others, each once. Of equally long ways the first as given."""
+    """The head, then the others, each once; where all links are alike in the order given."""
     others = tuple(others)
     if _are_alike(hop_s, (head, *others)):
         return (head, *others)
     if len(others) <= EXACT_UP_TO:
         return (head, *_held_karp(hop_s, head, others))
     return (head, *_improved(hop_s, head, _nearest_first(hop_s, head, others)))
+
+
+def ending_at(hop_s: Sequence[Sequence[float]], head: int, last: int) -> list[list[float]]:
+    """The same links, but that only `last` leads back to the head: elsewhere that is much too long."""
+    home_s = 1 + len(hop_s) * max(max(row) for row in hop_s)
+    return [
+        [to_s + home_s if b == head and a not in (head, last) else to_s for b, to_s in enumerate(row)]
+        for a, row in enumerate(hop_s)
+    ]
 
 
 def ring_s(hop_s: Sequence[Sequence[float]], ring: Sequence[int]) -> float:
@@ -28,22 +39,25 @@ def _are_alike(hop_s: Sequence[Sequence[float]], nodes: Sequence[int]) -> bool:
 
 
 def _held_karp(hop_s: Sequence[Sequence[float]], head: int, others: Sequence[int]) -> tuple[int, ...]:
-    """`best[visited][last]`: the shortest way from the head through these nodes (bits) to the last of them."""
+    """`best[visited, last]`: the shortest way from the head through these nodes (bits) to the last of them. All sets of
+    so many nodes at once."""
     n = len(others)
-    best: list[dict[int, tuple[float, tuple[int, ...]]]] = [{} for _ in range(1 << n)]
-    for last in range(n):
-        best[1 << last][last] = (hop_s[head][others[last]], (last,))
-    for visited in range(1 << n):
-        for last, (length, way) in best[visited].items():
-            for to in range(n):
-                if not visited >> to & 1:
-                    longer = (length + hop_s[others[last]][others[to]], (*way, to))
-                    known = best[visited | 1 << to].get(to)
-                    if known is None or longer < known:
-                        best[visited | 1 << to][to] = longer
-    ends = best[-1].items()
-    _, way = min((length + hop_s[others[last]][head], way) for last, (length, way) in ends)
-    return tuple(others[index] for index in way)
+    hops = np.array([[hop_s[a][b] for b in others] for a in others])
+    visited = np.arange(1 << n)
+    n_visited = sum((visited >> node & 1 for node in range(n)), np.zeros_like(visited))
+    best = np.full((1 << n, n), np.inf)
+    best[1 << np.arange(n), np.arange(n)] = [hop_s[head][node] for node in others]
+    for size in range(2, n + 1):
+        sets = visited[n_visited == size]
+        for last in range(n):
+            with_it = sets[sets >> last & 1 == 1]
+            best[with_it, last] = (best[with_it ^ 1 << last] + hops[:, last]).min(axis=1)
+    way, left, home_s = list[int](), (1 << n) - 1, np.array([hop_s[node][head] for node in others])
+    while left:
+        last = n - 1 - int((best[left] + home_s)[::-1].argmin())  # of equals in the order given
+        way.append(others[last])
+        left, home_s = left ^ 1 << last, hops[:, last]
+    return tuple(way[::-1])
 
 
 def _nearest_first(hop_s: Sequence[Sequence[float]], head: int, others: Sequence[int]) -> tuple[int, ...]:
@@ -57,16 +71,21 @@ def _nearest_first(hop_s: Sequence[Sequence[float]], head: int, others: Sequence
 
 def _improved(hop_s: Sequence[Sequence[float]], head: int, way: tuple[int, ...]) -> tuple[int, ...]:
     """By moving runs of up to three nodes elsewhere and turning runs round, as long as that helps."""
+    hops, changes = np.array(hop_s), np.array(_changes(len(way)))
+    nodes, length = np.array(way), ring_s(hop_s, (head, *way))
     while True:
-        length = ring_s(hop_s, (head, *way))
-        better = min(_neighbours(way), key=lambda other: ring_s(hop_s, (head, *other)))
-        if ring_s(hop_s, (head, *better)) >= length * (1 - 1e-12):
-            return way
-        way = better
+        changed = nodes[changes]
+        ends_s = hops[head, changed[:, 0]] + hops[changed[:, -1], head]
+        lengths = ends_s + hops[changed[:, :-1], changed[:, 1:]].sum(axis=1)
+        best = int(lengths.argmin())
+        if lengths[best] >= length * (1 - 1e-12):
+            return tuple(int(node) for node in nodes)
+        nodes, length = changed[best], float(lengths[best])
 
 
-def _neighbours(way: tuple[int, ...]) -> list[tuple[int, ...]]:
-    n = len(way)
+def _changes(n: int) -> list[tuple[int, ...]]:
+    """Orders of so many that one change leads to."""
+    way = tuple(range(n))
     turned = [(*way[:i], *way[i:j][::-1], *way[j:]) for i in range(n) for j in range(i + 2, n + 1)]
     moved = []
     for i in range(n):

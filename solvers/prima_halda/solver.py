@@ -6,7 +6,7 @@ Deterministic: work is counted in simulated layers, not in seconds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from random import Random
 
@@ -17,18 +17,17 @@ from prima_core.plan.check import complete
 from prima_core.plan.plan import Certificate, Plan, Residency, Split, Visit
 from prima_core.plan.predict import goal_s, predict
 from prima_core.plan.problem import Problem
-from prima_core.plan.proportional import proportional
 from prima_core.plan.slots import slots_of
 from prima_core.plan.stream import gather_bytes
 from prima_halda.cluster import Cluster, unknown_disk, unknown_rate
 from prima_halda.improve import Budget, improved, kicked, repaired, shaken, with_better_buffers
-from prima_halda.judge import Judge, Trial
-from prima_halda.memory import Load, Memory, Way
-from prima_halda.outputs import with_best_output
+from prima_halda.judge import Judges, Trial
+from prima_halda.memory import Load, Memory
+from prima_halda.outputs import with_output_elsewhere
 from prima_halda.packing import packed, packings
 from prima_halda.ring import EXACT_UP_TO
-from prima_halda.shortage import check_layers, check_use, explained
-from prima_halda.starts import bound_s, differs, starts
+from prima_halda.shortage import check_layers, check_use, shared_out
+from prima_halda.starts import Start, bound_s, differs, starts
 from prima_halda.timing import turns_of
 from prima_halda.visits import WORTH, with_fewer_visits
 
@@ -44,6 +43,12 @@ _TRIED_OUT = 4096
 """Ways to lay layers on places: if there are no more, all are judged."""
 _TRIED_LONGER = 6
 _FINALISTS = 4
+_FOLLOWED = 1.002
+"""Who is slower by more, as the judge has it, than the fastest has no last word."""
+_BETTER = 0.995
+"""For less nobody is asked to do the head's work."""
+_HARDLY_SLOWER = 1.05
+_MUCH_SLOWER = 1.3
 _REPAIR_STEPS = 6_000
 _FEW_LAYERS = 24
 _KICKS = 200
@@ -54,132 +59,170 @@ def solve(problem: Problem) -> Plan:
     """Raises PlanError when no plan was found, with what is lacking. Where rates are not known the plan is that of
     `even`, and its certificate says why."""
     check_layers(problem)
-    return with_best_output(problem, _solved(problem), _solved)
-
-
-def _solved(problem: Problem) -> Plan:
-    """With the output part where the problem has it."""
-    why = unknown_rate(problem)
-    if why:
-        plan = _shared_out(problem)
-        return msgspec.structs.replace(plan, solver="halda", certificate=Certificate(about=f"as `even`: {why}"))
-    cluster = Cluster.of(problem)
-    judge = Judge(cluster)
-    trials = _judged(judge, _all_starts(judge, starts(judge)))
-    if not trials:
-        plan = _shared_out(problem)  # what it finds, though the judge did not
-        why = unknown_disk(problem) or "the search found none"
-        return msgspec.structs.replace(plan, solver="halda", certificate=Certificate(about=f"as `even`: {why}"))
-    least_s = bound_s(judge)
-    if differs(cluster) or trials[0].time_s > _AS_GOOD * least_s:
-        trials = sorted([*_searched(judge, trials), *trials], key=lambda trial: trial.time_s)
-    plan = fastest(cluster, trials)
-    if not problem.rounds:
-        budget = Budget(judge, judge.n_steps + _FEWER_STEPS // len(cluster.members))
-        thin = with_fewer_visits(judge, trials, trials[0], budget)
-        plan = _worth_it(cluster, plan, thin)
-    forecast = predict(complete(plan, problem), problem)
-    check_use(forecast)
-    return _certified(plan, least_s, goal_s(forecast, problem.goal))
-
-
-def _worth_it(cluster: Cluster, plan: Plan, thin: Trial) -> Plan:
-    """The plan with fewer visits, if the last word about it is good as well."""
-    times = _foretold(cluster, plan), _foretold(cluster, other := fastest(cluster, [thin]))
-    is_worth_it = len(other.visits) < len(plan.visits) and times[1] <= WORTH * times[0]
-    return other if is_worth_it or times[1] < times[0] else plan
-
-
-def _foretold(cluster: Cluster, plan: Plan) -> float:
-    problem = cluster.problem
-    return goal_s(predict(complete(plan, problem), problem), problem.goal)
-
-
-def _searched(judge: Judge, trials: Sequence[Trial]) -> list[Trial]:
-    cluster = judge.cluster
-    n_steps = _STEPS + _STEPS_SHARED // len(cluster.members)
-    budget = Budget(judge, judge.n_steps + n_steps)
-    rounds = cluster.problem.rounds
-    best = [improved(judge, trial, budget, same_visits=bool(rounds)) for trial in trials[:_TRIED_LONGER]]
-    if not rounds and cluster.n_layers <= _FEW_LAYERS:
-        best.append(_far_from(judge, min(best, key=lambda trial: trial.time_s)))
-    budget = Budget(judge, judge.n_steps + n_steps // 2)
-    best.sort(key=lambda trial: trial.time_s)
-    return [with_better_buffers(judge, trial, budget) for trial in best[:_FINALISTS]]
-
-
-def _shared_out(problem: Problem) -> Plan:
+    if why := unknown_rate(problem):
+        return _as_even(problem, why)
+    judges = Judges.of(problem)
+    trials = _judged(judges, _all_starts(judges, starts(judges)))
+    if not trials:  # `even` may find what the judge did not
+        return _as_even(problem, unknown_disk(problem) or "the search found none")
+    least_s = bound_s(judges)
+    if differs(judges.base.cluster) or trials[0].time_s > _AS_GOOD * least_s:
+        trials = sorted([*_searched(judges, trials), *trials], key=lambda trial: trial.time_s)
     try:
-        plan = proportional(problem)
-        complete(plan, problem)
-    except PlanError as error:
-        raise explained(problem, error) from error
-    return plan
+        found = _with_best_output(judges, trials)
+    except PlanError:
+        return _as_even(problem, "of the search's plans none can be")
+    if not problem.rounds:
+        found = _with_fewer_visits(judges, trials, found)
+    check_use(predict(complete(found.plan, problem), problem))
+    return _certified(found, least_s)
+
+
+def _as_even(problem: Problem, why: str) -> Plan:
+    certificate = Certificate(about=f"as `even`: {why}")
+    return msgspec.structs.replace(shared_out(problem), solver="halda", certificate=certificate)
+
+
+def _with_best_output(judges: Judges, trials: Sequence[Trial]) -> Final:
+    """Another node does the head's work only if that is worth it."""
+    best, head = fastest(judges, trials), judges.base.cluster.head
+    of_head = [trial for trial in trials if trial.output == head and trial.time_s <= best.time_s / _BETTER]
+    if best.plan.output and of_head:
+        on_head = fastest(judges, of_head)
+        return on_head if on_head.time_s <= best.time_s / _BETTER else best
+    return best
+
+
+def _with_fewer_visits(judges: Judges, trials: Sequence[Trial], found: Final) -> Final:
+    """The plan with fewer visits, if the last word about it is good as well."""
+    judge, n_members = judges[found.trial.output], len(judges.base.cluster.members)
+    budget = Budget.more(judges.work, _FEWER_STEPS // n_members)
+    alike = [trial for trial in trials if trial.output == found.trial.output]
+    other = fastest(judges, [with_fewer_visits(judge, alike, alike[0], budget)])
+    is_worth_it = len(other.plan.visits) < len(found.plan.visits) and other.time_s <= WORTH * found.time_s
+    return other if is_worth_it or other.time_s < found.time_s else found
+
+
+def _searched(judges: Judges, trials: Sequence[Trial]) -> list[Trial]:
+    cluster, work = judges.base.cluster, judges.work
+    n_steps = _STEPS + _STEPS_SHARED // len(cluster.members)
+    budget = Budget.more(work, n_steps)
+    rounds = bool(cluster.problem.rounds)
+    best = [improved(judges[trial.output], trial, budget, same_visits=rounds) for trial in trials[:_TRIED_LONGER]]
+    best += with_output_elsewhere(judges, min(best, key=_time_s), Budget.more(work, n_steps // 2))
+    if not rounds and cluster.n_layers <= _FEW_LAYERS:
+        best += _far_from(judges, best)
+    budget = Budget.more(work, n_steps // 2)
+    best.sort(key=_time_s)
+    return [*best, *(with_better_buffers(judges[trial.output], trial, budget) for trial in best[:_FINALISTS])]
+
+
+def _time_s(trial: Trial) -> float:
+    return trial.time_s
 
 
 # ---------------------------------------------------------------- starts
 
 
-def _all_starts(judge: Judge, ways: Sequence[Way]) -> list[Way]:
+def _all_starts(judges: Judges, found: Sequence[Start]) -> list[Start]:
     """With those of them that cannot be repaired as far as they can; and all there are, where there are few."""
-    cluster = judge.cluster
-    if cluster.problem.rounds and any(judge.trial(way) for way in ways):
-        return list(ways)  # what follows has other visits than were asked for
-    ways = [*ways, packed(cluster)]
-    if cluster.n_layers <= _FEW_LAYERS and differs(cluster):
-        ways += packings(cluster)
-    repairs = Budget(judge, judge.n_steps + _REPAIR_STEPS)
-    ways = [*ways, *(repaired(judge, way, repairs) for way in ways)]
-    if cluster.n_layers <= _FEW_LAYERS and not any(judge.trial(way) for way in ways):
-        ways += _shaken_until_possible(judge, ways)
-    if len(cluster.places) ** cluster.n_layers <= _TRIED_OUT and not cluster.problem.rounds:
-        ways += product(range(len(cluster.places)), repeat=cluster.n_layers)
-    return list(dict.fromkeys(ways))
+    cluster = judges.base.cluster
+    if cluster.problem.rounds and any(judges[output].trial(way) for output, way in found):
+        return list(found)  # what follows has other visits than were asked for
+    has_few = cluster.n_layers <= _FEW_LAYERS
+    outputs = judges.outputs if has_few or not found else dict.fromkeys(output for output, _ in found)
+    every = [*found, *((output, packed(judges[output].cluster)) for output in outputs)]
+    if has_few and differs(cluster):
+        every += [(output, way) for output in outputs for way in packings(judges[output].cluster)]
+    repairs = Budget.more(judges.work, _REPAIR_STEPS)
+    every += [(output, repaired(judges[output], way, repairs)) for output, way in every]
+    if has_few and not any(judges[output].trial(way) for output, way in every):
+        every += _shaken_until_possible(judges, every)
+    n_ways = len(judges.outputs) * len(cluster.places) ** cluster.n_layers
+    if n_ways <= _TRIED_OUT and not cluster.problem.rounds:
+        every += product(judges.outputs, product(range(len(cluster.places)), repeat=cluster.n_layers))
+    return list(dict.fromkeys(every))
 
 
-def _shaken_until_possible(judge: Judge, ways: Sequence[Way]) -> list[Way]:
+def _shaken_until_possible(judges: Judges, starts: Sequence[Start]) -> list[Start]:
     """A way that can be, from ways that cannot; or none, where none was found."""
-    chance, budget = Random(judge.cluster.n_layers), Budget(judge, judge.n_steps + _KICK_STEPS)
-    while ways and not budget.is_spent:
-        way = repaired(judge, shaken(judge.cluster, chance.choice(ways), chance), budget)
-        if judge.trial(way) is not None:
-            return [way]
+    chance, budget = Random(judges.base.cluster.n_layers), Budget.more(judges.work, _KICK_STEPS)
+    while starts and not budget.is_spent:
+        output, way = chance.choice(starts)
+        way = repaired(judges[output], shaken(judges.base.cluster, way, chance), budget)
+        if judges[output].trial(way) is not None:
+            return [(output, way)]
     return []
 
 
-def _far_from(judge: Judge, trial: Trial) -> Trial:
-    """By steps that a local search would not take, and back to where it leads from there."""
-    chance = Random(judge.cluster.n_layers)  # the same in every run
-    kicks = Budget(judge, judge.n_steps + _KICK_STEPS)
+def _far_from(judges: Judges, trials: Sequence[Trial]) -> list[Trial]:
+    """By steps that a local search would not take, and back to where it leads from there: from the best, and from those
+    that have the output part elsewhere and are hardly slower."""
+    by_output: dict[int, Trial] = {}
+    for trial in sorted(trials, key=_time_s):
+        if not by_output or trial.time_s <= _HARDLY_SLOWER * next(iter(by_output.values())).time_s:
+            by_output.setdefault(trial.output, trial)
+    return [_kicked(judges, trial, _KICK_STEPS // len(by_output)) for trial in by_output.values()]
+
+
+def _kicked(judges: Judges, trial: Trial, n_steps: int) -> Trial:
+    chance = Random(judges.base.cluster.n_layers)  # the same in every run
+    kicks = Budget.more(judges.work, n_steps)
     for _ in range(_KICKS):
         if kicks.is_spent:
             break
-        trial = kicked(judge, trial, chance, kicks)
+        trial = kicked(judges[trial.output], trial, chance, kicks)
     return trial
 
 
-def _judged(judge: Judge, ways: Sequence[Way]) -> list[Trial]:
-    trials = [trial for way in dict.fromkeys(ways) if (trial := judge.trial(way)) is not None]
-    return sorted(trials, key=lambda trial: trial.time_s)
+def _judged(judges: Judges, found: Sequence[Start]) -> list[Trial]:
+    """Without those that are much slower than another one, the best first."""
+    trials, limit = list[Trial](), None
+    for output, way in dict.fromkeys(found):
+        trial = judges[output].trial(way, limit)
+        if trial is not None:
+            trials.append(trial)
+            most_s = _MUCH_SLOWER * min(trial.time_s, limit.time_s / _MUCH_SLOWER if limit else float("inf"))
+            limit = Trial((), most_s, float("inf"), {}, output)
+    return sorted(trials, key=_time_s)
 
 
 # ---------------------------------------------------------------- the plan
 
 
-def fastest(cluster: Cluster, trials: Sequence[Trial]) -> Plan:
-    """By the last word of `complete` and `predict`."""
-    plans = list[tuple[float, int, Plan]]()
+@dataclass(frozen=True, slots=True)
+class Final:
+    """A trial's plan, and its time by the last word of `complete` and `predict`."""
+
+    plan: Plan
+    time_s: float
+    trial: Trial
+
+
+def fastest(judges: Judges, trials: Sequence[Trial]) -> Final:
+    """Of trials, the best of which come first. Raises PlanError where none can be."""
+    finals = list[Final]()
     for trial in trials:
-        for plan in (plan_of(cluster, trial), plan_with_buffers(cluster, trial)):
+        if finals and (len(finals) >= 2 * _FINALISTS or trial.time_s > _FOLLOWED * min(map(_final_s, finals))):
+            break
+        cluster = judges[trial.output].cluster
+        for plan in dict.fromkeys((plan_of(cluster, trial), plan_with_buffers(cluster, trial))):
             try:
-                plans.append((_foretold(cluster, plan), len(plans), plan))
+                finals.append(Final(plan, _foretold(cluster, plan), trial))
             except PlanError:
                 continue
-        if len(plans) >= 2 * _FINALISTS:
-            break
-    if not plans:
-        return _shared_out(cluster.problem)
-    return min(plans, key=lambda item: item[:2])[2]
+    if not finals:
+        raise PlanError("none of these plans can be")
+    return min(finals, key=_final_s)
+
+
+def _final_s(final: Final) -> float:
+    return final.time_s
+
+
+def _foretold(cluster: Cluster, plan: Plan) -> float:
+    problem = cluster.problem
+    return goal_s(predict(complete(plan, problem), problem), problem.goal)
 
 
 def plan_of(cluster: Cluster, trial: Trial) -> Plan:
@@ -220,11 +263,12 @@ def _residency(cluster: Cluster, load: Load, buffer_bytes: int) -> Residency:
     )
 
 
-def _certified(plan: Plan, bound_s: float, time_s: float) -> Plan:
+def _certified(final: Final, bound_s: float) -> Plan:
     """A bound that the plan itself is below is none."""
+    plan = final.plan
     ring = "exact" if len(plan.nodes) <= EXACT_UP_TO + 1 else "by local search"
     about = "the bound is of layers that are alike and visits that are evenly spaced"
-    if bound_s > _AS_GOOD * time_s:
+    if bound_s > _AS_GOOD * final.time_s:
         bound_s, about = 0.0, "no bound is known, as layers differ too much"
     about = f"{about}; order of nodes: {ring}"
     return msgspec.structs.replace(plan, certificate=Certificate(bound_s, about))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -16,51 +16,73 @@ from prima_core.plan.proportional import ROUNDS, proportional
 from prima_core.plan.stream import gather_bytes
 from prima_halda.cluster import Cluster
 from prima_halda.contiguous import contiguous
-from prima_halda.judge import Judge
+from prima_halda.judge import Judges
 from prima_halda.layout import laid_out
 from prima_halda.memory import Way
 from prima_halda.relax import VISITS, Options, Relaxation, Relaxed, Share
-from prima_halda.ring import shortest_ring
+from prima_halda.ring import ending_at, shortest_ring
 
 _SPREADS = (1, 2, 4, 8, 16)
 _ORDERS = 2
 _LEFT_OUT = 3
 """Nodes with the fewest layers that are each left out once."""
+_OUTPUTS = 2
+_NEAR = 1.03
+"""So many nodes, besides the head, are asked about further if with the output part there the relaxation takes hardly
+longer than with the best."""
+
+Start = tuple[int, Way]
+"""The node with the output part, and where the layers lie."""
+Rings = Callable[[tuple[int, ...], int], tuple[int, ...]]
+
+_ALL_VISITS = tuple(range(1, 33))
 
 
-def starts(judge: Judge) -> list[Way]:
+def starts(judges: Judges) -> list[Start]:
     """Of the relaxation, with layers as large as the usual one, and where they differ as the largest; and of others."""
-    cluster, ways = judge.cluster, list[Way]()
-    ring = cache(lambda others: shortest_ring(cluster.hop_s, cluster.head, others))
+    cluster, found = judges.base.cluster, list[Start]()
+    rings = cache(lambda others, last: _ring(cluster, others, last))
     for by_largest in (False, True):
-        for found in _relaxed(judge, by_largest):
-            others = tuple(share.member for share in found.shares if share.member != cluster.head)
-            ways += _ways(cluster, found.shares, ring(others), cluster.problem.rounds)
+        for relaxed in _relaxed(judges, by_largest):
+            found += ((relaxed.output, way) for way in _ways(judges[relaxed.output].cluster, relaxed, rings))
         if not differs(cluster):
             break
     if not cluster.problem.rounds:
-        ways += _in_one_round(cluster, ways)
-    return list(dict.fromkeys([*ways, *_of_other_solvers(cluster)]))
+        found += list(_in_one_round(judges, found))
+    outputs = dict.fromkeys((judges.outputs[0], *(output for output, _ in found)))
+    found += ((output, way) for output in outputs for way in _of_other_solvers(judges[output].cluster))
+    return list(dict.fromkeys(found))
 
 
-def _in_one_round(cluster: Cluster, ways: Sequence[Way]) -> Iterator[Way]:
+def _ring(cluster: Cluster, others: tuple[int, ...], last: int) -> tuple[int, ...]:
+    """The shortest, that ends there if the node is one of these."""
+    hop_s = ending_at(cluster.hop_s, cluster.head, last) if last in others else cluster.hop_s
+    return shortest_ring(hop_s, cluster.head, others)
+
+
+def _in_one_round(judges: Judges, found: Sequence[Start]) -> Iterator[Start]:
     """Nodes in the order in which the others visit them first, and all that they leave out, both ways round."""
-    visited = (tuple(dict.fromkeys(cluster.places[number].member for number in way)) for way in ways[:_ORDERS])
-    for first in dict.fromkeys(visited):
-        rest = [member.index for member in cluster.members if member.index not in first]
-        for order in ((*first, *rest), (*rest, *reversed(first))):
-            if (way := contiguous(cluster, order)) is not None:
-                yield way
+    places = judges.base.cluster.places
+    visited = ((output, tuple(dict.fromkeys(places[number].member for number in way))) for output, way in found)
+    of_output: dict[int, list[tuple[int, ...]]] = {}
+    for output, order in dict.fromkeys(visited):
+        of_output.setdefault(output, []).append(order)
+    for output, orders in of_output.items():
+        cluster, asked = judges[output].cluster, list[tuple[int, ...]]()
+        for order in orders[:_ORDERS]:
+            rest = [member.index for member in cluster.members if member.index not in order]
+            asked += [(*order, *rest), (*rest, *reversed(order))]
+        yield from ((output, way) for way in contiguous(cluster, asked))
 
 
-def bound_s(judge: Judge) -> float:
-    """No plan is faster, as far as layers are alike. One on the head alone, on whichever of its devices, needs no link:
-    the relaxation counts one that leads back."""
-    problem = judge.cluster.problem
-    bounds = list(_hopeful_bounds(judge))
+def bound_s(judges: Judges) -> float:
+    """No plan is faster, as far as layers are alike, wherever it has the output part. One on the head alone, on
+    whichever of its devices, needs no link: the relaxation counts one that leads back."""
+    problem = judges.base.cluster.problem
+    bounds = list(_hopeful_bounds(judges))
     if not problem.output:
-        alone = Cluster.of(msgspec.structs.replace(problem, nodes=(problem.node(problem.head),), links=()))
-        bounds += _hopeful_bounds(Judge(alone))
+        alone = msgspec.structs.replace(problem, nodes=(problem.node(problem.head),), links=())
+        bounds += _hopeful_bounds(Judges.of(alone))
     return min(bounds, default=0.0)
 
 
@@ -68,18 +90,22 @@ def differs(cluster: Cluster) -> bool:
     return len(set(cluster.problem.model.layer_bytes)) > 1
 
 
-def _hopeful_bounds(judge: Judge) -> Iterator[float]:
-    cluster = judge.cluster
+def _hopeful_bounds(judges: Judges) -> Iterator[float]:
+    """For a prompt, nodes that read are visited once, or chunks go round one at a time."""
+    cluster = judges.base.cluster
     if cluster.problem.goal is Goal.TTFT:
-        for chunk in _chunks(cluster):
-            hopeful = Relaxation(judge.timing(cluster.step.of(chunk, 1)).cluster, hopeful=True)
-            yield from (one.bound_s for one in hopeful.prompts(_of_prompt(cluster, chunk)))
+        for chunk, clusters in _of_prompts(judges):
+            hopeful = Relaxation.of(clusters, hopeful=True)
+            asked = _of_prompt(cluster, chunk)
+            yield from (one.bound_s for one in hopeful.prompts(asked))
+            if (best := hopeful.solve(Options(_ALL_VISITS))) is not None:
+                yield best.bound_s * asked.n_chunks
         return
-    best = Relaxation(cluster, hopeful=True).solve(Options(tuple(range(1, 33))))
+    best = Relaxation.of(judges.clusters(cluster.step), hopeful=True).solve(Options(_ALL_VISITS))
     if best is not None:
         yield best.bound_s
     for each, n_steps in _steps(cluster):
-        following = Relaxation(judge.timing(cluster.step.of(each, each)).cluster, hopeful=True)
+        following = Relaxation.of(judges.clusters(cluster.step.of(each, each)), hopeful=True)
         best = following.solve(Options((1,), streams=False, n_steps=n_steps))
         if best is not None:
             yield best.bound_s
@@ -88,36 +114,55 @@ def _hopeful_bounds(judge: Judge) -> Iterator[float]:
 # ---------------------------------------------------------------- what is asked
 
 
-def _relaxed(judge: Judge, by_largest: bool) -> Iterator[Relaxed]:
-    cluster = judge.cluster
+def _relaxed(judges: Judges, by_largest: bool) -> Iterator[Relaxed]:
+    cluster = judges.base.cluster
     if cluster.problem.goal is Goal.TTFT and not cluster.problem.rounds:
-        for chunk in _chunks(cluster):
-            relaxation = Relaxation(judge.timing(cluster.step.of(chunk, 1)).cluster, by_largest=by_largest)
+        for chunk, clusters in _of_prompts(judges):
+            relaxation = Relaxation.of(clusters, by_largest=by_largest)
             yield from relaxation.prompts(_of_prompt(cluster, chunk))
         return
-    relaxation = Relaxation(cluster, by_largest=by_largest)
-    found = [best for options in _options(cluster) if (best := relaxation.solve(options)) is not None]
+    relaxation = Relaxation.of(judges.clusters(cluster.step), by_largest=by_largest)
+    found = list(_of_outputs(relaxation, judges, Options(_visits(cluster))))
     yield from found
-    if found and not cluster.problem.rounds and not by_largest:
+    relaxation = relaxation.with_outputs([one.output for one in found] or judges.outputs[:1])
+    found += [best for options in _options(cluster, by_largest) if (best := relaxation.solve(options)) is not None]
+    yield from found
+    if found and not by_largest:
         best = min(found, key=lambda one: one.time_s)
         for without in _least_used(cluster, best):
-            if (left := relaxation.solve(Options(without=without))) is not None:
+            if (left := relaxation.solve(Options(_visits(cluster), without=without))) is not None:
                 yield left
     for each, n_steps in _steps(cluster):
-        following = Relaxation(judge.timing(cluster.step.of(each, each)).cluster, by_largest=by_largest)
+        following = Relaxation.of(judges.clusters(cluster.step.of(each, each)), by_largest=by_largest)
         if (piped := following.solve(Options((1,), streams=False, n_steps=n_steps))) is not None:
             yield piped
 
 
-def _options(cluster: Cluster) -> Iterator[Options]:
+def _of_outputs(relaxation: Relaxation, judges: Judges, options: Options) -> Iterator[Relaxed]:
+    """With the output part where it is best, on the head, and on some other nodes if that is hardly slower."""
+    best = relaxation.solve(options)
+    if best is None:
+        return
+    yield best
+    sums = relaxation.by_output(options, best.time_s)
+    near = sorted((output for output in sums if sums[output] <= _NEAR * best.time_s), key=lambda output: sums[output])
+    for output in dict.fromkeys((judges.outputs[0], *near[:_OUTPUTS])):
+        if output != best.output and (found := relaxation.solve(replace(options, output=output))) is not None:
+            yield found
+
+
+def _visits(cluster: Cluster) -> tuple[int, ...]:
+    return (cluster.problem.rounds,) if cluster.problem.rounds else VISITS
+
+
+def _options(cluster: Cluster, by_largest: bool) -> Iterator[Options]:
+    """Besides any visits with disks of nodes' own."""
     rounds = cluster.problem.rounds
-    shares = sorted({(1.0,) * len(cluster.members), _disk_shares(cluster)}, reverse=True)
-    for disk_share in shares:
-        if rounds:
-            yield Options((rounds,), disk_share)
-            continue
-        yield Options(VISITS, disk_share)
-        for n in _SPREADS:
+    own = (1.0,) * len(cluster.members)
+    for disk_share in sorted({own, _disk_shares(cluster)}, reverse=True):
+        if disk_share != own:
+            yield Options(_visits(cluster), disk_share)
+        for n in () if rounds or by_largest else _SPREADS:
             yield Options((n,) if n == 1 else (1, n), disk_share)
     if not rounds:
         yield Options((1,), streams=False)
@@ -156,25 +201,31 @@ def _gathered(cluster: Cluster) -> int:
     return gathered_tokens(n_bytes, problem.model.row_bytes)
 
 
-def _chunks(cluster: Cluster) -> list[int]:
-    """Of a prompt, that plans may have."""
-    problem = cluster.problem
-    usual = {
-        usual_chunk(on_gpu, is_alone, n)
-        for on_gpu in {not is_cpu(place.id) for place in cluster.places}
-        for is_alone in (False, True)
-        for n in (0, _gathered(cluster))
-    }
-    return sorted({min(problem.chunk or chunk, problem.n_prompt) for chunk in usual})
+def _of_prompts(judges: Judges) -> Iterator[tuple[int, list[Cluster]]]:
+    """Chunks that plans may have, with what they may use then: with a GPU they are longer."""
+    cluster = judges.base.cluster
+    problem, gathered = cluster.problem, (0, _gathered(cluster))
+    for on_gpu in sorted({not is_cpu(place.id) for place in cluster.places}):
+        usual = {usual_chunk(on_gpu, is_alone, n) for is_alone in (False, True) for n in gathered}
+        for chunk in sorted({min(problem.chunk or chunk, problem.n_prompt) for chunk in usual}):
+            clusters = judges.clusters(cluster.step.of(chunk, 1))
+            if not on_gpu:
+                clusters = [without for one in clusters if (without := one.on_cpus()) is not None]
+            if clusters:
+                yield chunk, clusters
 
 
 # ---------------------------------------------------------------- ways
 
 
-def _ways(cluster: Cluster, shares: Sequence[Share], ring: Sequence[int], rounds: int) -> Iterator[Way]:
+def _ways(cluster: Cluster, relaxed: Relaxed, rings: Rings) -> Iterator[Way]:
+    """Who has the output part comes last, where that saves a link in the only round."""
+    shares = relaxed.shares
     most = max(share.n_visits for share in shares)
+    others = tuple(share.member for share in shares if share.member != cluster.head)
+    ring = rings(others, relaxed.output if most == 1 else cluster.head)
     yield laid_out(cluster, shares, ring)
-    if not rounds and most > 1:
+    if not cluster.problem.rounds and most > 1:
         yield laid_out(cluster, [_visited(share, most) for share in shares], ring)
         yield laid_out(cluster, [_visited(share, most if share.streams else 1) for share in shares], ring)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 
 from prima_core.plan.costs import LayerCost, PassCost, VisitCost
 from prima_core.plan.overlap import Reader
@@ -23,13 +23,16 @@ PASSES = 4
 
 def turns_of(cluster: Cluster, way: Way) -> list[Turn]:
     """Nodes in turn, each with its runs of layers."""
-    runs, start = list[Run](), 0
-    for number, run in groupby(way):
-        stop = start + sum(1 for _ in run)
-        runs.append((number, start, stop))
-        start = stop
-    places = cluster.places
-    return [(index, list(own)) for index, own in groupby(runs, lambda run: places[run[0]].member)]
+    places, turns, start = cluster.places, list[Turn](), 0
+    for stop in range(1, len(way) + 1):
+        number = way[start]
+        if stop == len(way) or way[stop] != number:
+            index = places[number].member
+            if not turns or turns[-1][0] != index:
+                turns.append((index, []))
+            turns[-1][1].append((number, start, stop))
+            start = stop
+    return turns
 
 
 @dataclass(frozen=True, slots=True)

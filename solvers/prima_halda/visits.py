@@ -19,7 +19,7 @@ _TRIED = 4
 
 def with_fewer_visits(judge: Judge, trials: Sequence[Trial], best: Trial, budget: Budget) -> Trial:
     """Of the trials, and what small changes make of them, the one with the fewest visits that is worth it."""
-    limit = Trial((), WORTH * best.time_s, WORTH * best.time_s, {})
+    limit = Trial((), WORTH * best.time_s, WORTH * best.time_s, {}, best.output)
     found = _thinned(judge, _with_fewest(judge, trials, best, limit, budget), limit, budget)
     return improved(judge, found, budget, same_visits=True)
 
@@ -37,7 +37,7 @@ def _with_fewest(judge: Judge, trials: Sequence[Trial], best: Trial, limit: Tria
     found = by_visits.get(good, best)
     fewer = sorted((n for n in by_visits if n < good), key=lambda n: by_visits[n].time_s)
     for n in sorted(fewer[:_TRIED], reverse=True):
-        share = Budget(judge, judge.n_steps + (budget.n_steps - judge.n_steps) // _TRIED)
+        share = Budget.more(judge.work, budget.left // _TRIED)
         trial = improved(judge, by_visits[n], share, same_visits=True)
         if trial.time_s <= limit.time_s:
             found = trial

@@ -11,7 +11,8 @@ from prima_core.engine.request import Event, Failed, Finished, Piece, Request, S
 from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError, DeviceMemoryError, PlanError, PrimaError
 from prima_core.events import Event as ClusterEvent
-from prima_core.node.driver import Cancel, Driver, Joined, Lost, Member, Reported, State, Stop, Submit
+from prima_core.node.driver import Cancel, Driver, Joined, Lost, Relearned, Reported, State, Stop, Submit
+from prima_core.node.member import Member
 from prima_core.plan.plan import Plan, Residency, Visit
 from prima_core.plan.problem import DeviceFacts
 from prima_core.ring.reports import Collected, LoadFailed, Loading, Ready, Report
@@ -54,6 +55,8 @@ class Rig:
         self.broken_planner: PrimaError | None = None
         self.room = ROOM
         self.now_s = 0.0
+        self.better_plan: Plan | None = None
+        self.asked_for_better: list[tuple[Plan, tuple[Member, ...]]] = []
         self.driver = Driver(
             Engine(tokenizer(), 1000, Room(0, 4, 0), max_waiting=max_waiting),
             self.nodes,
@@ -63,6 +66,7 @@ class Rig:
             wait_for,
             self.emitted.append,
             lambda: self.now_s,
+            self.better,
         )
 
     def plan(self, members: tuple[Member, ...]) -> Plan:
@@ -73,11 +77,25 @@ class Rig:
             raise PlanError(f"{len(names)} nodes have not memory enough", hint="add a node")
         return plan_for(names, self.in_flight)
 
+    def better(self, plan: Plan, members: tuple[Member, ...]) -> Plan | None:
+        if self.broken_planner is not None:
+            raise self.broken_planner
+        self.asked_for_better.append((plan, members))
+        return self.better_plan
+
     # ------------------------------------------------------------ what nodes do
 
     def join(self, *names: str) -> None:
         for name in names:
-            self.driver.handle(Joined(Member(name, 1000, (DeviceFacts("numpy:cpu", 1000),), f"inproc://{name}")))
+            cpu = DeviceFacts("numpy:cpu", 1000, decode_bytes_s=1e9)
+            self.driver.handle(Joined(Member(name, 1000, (cpu,), f"inproc://{name}")))
+
+    def relearn(self, name: str, times: float) -> None:
+        self.driver.handle(Relearned(name, times))
+
+    def passes(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.driver.tick()
 
     def lose(self, name: str, why: str = "nothing was heard of it") -> None:
         self.driver.handle(Lost(name, why))

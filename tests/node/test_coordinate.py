@@ -15,8 +15,8 @@ from prima_core.interfaces import KvType
 from prima_core.memory.residency import SMALLEST_BYTES
 from prima_core.model.weights import Model
 from prima_core.node.coordinate import MAX_SEQUENCES, UNKNOWN_LINK, Planning, links_of, model_facts, room_of
-from prima_core.node.driver import Member
-from prima_core.plan.plan import Plan, Residency, Visit
+from prima_core.node.member import Member
+from prima_core.plan.plan import Certificate, Plan, Residency, Visit
 from prima_core.plan.problem import DeviceFacts, LinkFacts, ModelFacts, Problem
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 
@@ -90,9 +90,50 @@ def test_a_plan_carries_a_forecast_where_the_nodes_rates_are_known() -> None:
     assert forecast is not None
     hops_s = 2 * UNKNOWN_LINK.latency_s  # and 400 bytes of layers, 50 of the output, 200 of 50 positions of KV
     assert forecast.token_s == pytest.approx(0.65 + hops_s)
-    assert planning()((Member("head", 10_000, rated, ""), B)).forecast is None
+    assert planning()((HEAD, B)).forecast is None
     stale = msgspec.structs.replace(PLAN, forecast=forecast)
     assert planning(fixed=stale)((HEAD, B)).forecast is None
+
+
+def test_where_some_rates_are_known_others_are_guessed_and_told() -> None:
+    rated = (msgspec.structs.replace(CPU[0], decode_bytes_s=1e3, prefill_bytes_s=1e5),)
+    members = (Member("head", 10_000, rated, ""), B)
+    all_known = planning()((members[0], Member("b", 10_000, rated, "")))
+
+    def solve(problem: Problem) -> Plan:
+        return msgspec.structs.replace(PLAN, certificate=Certificate(about="by hand"))
+
+    made = Planning(FACTS, "head", 1, solve)
+    plan = made(members)
+    assert plan.forecast == all_known.forecast
+    told = made.explained(plan, members).explanation
+    assert told is not None
+    assert told.guesses == (
+        "how fast numpy:cpu on b computes was not measured:"
+        " it is taken to be as numpy:cpu on head, the slowest of its kind",
+    )
+    assert plan.certificate == Certificate(about=f"by hand; {told.guesses[0]}")
+
+
+def test_a_better_plan_is_one_that_is_foretold_a_tenth_quicker_by_what_is_known_now() -> None:
+    def member(name: str, rate: float) -> Member:
+        cpu = DeviceFacts("numpy:cpu", 1000 * MB, decode_bytes_s=rate, prefill_bytes_s=30 * rate)
+        return Member(name, 1000 * MB, (cpu,), "")
+
+    def solve(problem: Problem) -> Plan:
+        quick = [node for node in problem.nodes if node.devices[0].decode_bytes_s >= 9.5e9]
+        cut = 4 if len(quick) == 2 else 6
+        return Plan(8, "head", (Visit("head", 0, cut), Visit("b", cut, 8)))
+
+    made = Planning(msgspec.structs.replace(LARGE, context_length=100), "head", 1, solve)
+    followed = made((member("head", 1e10), member("b", 1e10)))
+    assert made.better(followed, (member("head", 1e10), member("b", 1e10))) is None
+    assert made.better(followed, (member("head", 1e10), member("b", 9.4e9))) is None, "it is hardly better"
+    better = made.better(followed, (member("head", 1e10), member("b", 4e9)))
+    assert better is not None
+    assert [visit.stop for visit in better.visits] == [6, 8]
+    fixed = Planning(made.model, "head", 1, solve, fixed=followed)
+    assert fixed.better(followed, (member("head", 1e10), member("b", 4e9))) is None, "the user's plan stays"
 
 
 MB = 10**6
@@ -268,7 +309,8 @@ def test_weights_are_read_where_that_is_foretold_much_better_than_a_slow_node() 
 
 def test_who_gets_nothing_to_do_is_named_in_the_plan() -> None:
     idle = Member("idle", 10_000, CPU, "")
-    plan = planning()((HEAD, B, idle))
+    members = (HEAD, B, idle)
+    plan = planning().explained(planning()(members), members)
     assert plan.explanation is not None
     assert [out.node for out in plan.explanation.left_out] == ["idle"]
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
 import pytest
 
 from prima_core.engine.facts import EngineFacts, SequenceFacts
 from prima_core.events import RequestDone
 from prima_core.node.drift import DriftWatch
-from prima_core.node.driver import Member, State, Status
+from prima_core.node.driver import Relearned, State, Status
+from prima_core.node.member import Member
 from prima_core.plan.forecast import Forecast, NodeForecast
 from prima_core.plan.plan import Plan, Visit
-from prima_core.plan.problem import LinkFacts
+from prima_core.plan.problem import DeviceFacts, LinkFacts
 from prima_core.ring.times import NodeTimes
 
 TOKEN_S = 0.1
@@ -28,7 +32,8 @@ class Watch:
 
     def __init__(self) -> None:
         self.told: list[str] = []
-        self.watch = DriftWatch(self.told.append)
+        self.learned: list[Relearned] = []
+        self.watch = DriftWatch(self.told.append, self.learned.append)
         self.times = NodeTimes()
 
     def goes(
@@ -65,6 +70,23 @@ def test_what_has_mended_is_no_longer_off() -> None:
     assert seen.goes(100, TOKEN_S) == ()
     assert len(seen.goes(100, 2 * TOKEN_S)) == 1
     assert len(seen.told) == 1
+
+
+def test_plans_learn_how_fast_a_node_is_and_when_that_has_passed() -> None:
+    seen = Watch()
+    seen.goes(200, 2 * TOKEN_S)
+    [news] = seen.learned
+    assert news.name == "b"
+    assert news.times == pytest.approx(0.5)
+    seen.goes(200, TOKEN_S)
+    assert seen.learned[-1] == Relearned("b", 1.0)
+
+
+def test_a_node_whose_rates_are_guesses_is_not_held_to_them() -> None:
+    guessed = replace(MEMBERS[1], devices=(DeviceFacts("numpy:cpu", 1000),))
+    seen = Watch()
+    assert seen.goes(200, 2 * TOKEN_S, status=replace(STATUS, members=(MEMBERS[0], guessed))) == ()
+    assert seen.learned == []
 
 
 def test_a_few_late_steps_are_no_drift() -> None:
@@ -118,7 +140,7 @@ LINK = LinkFacts("a", "b", 0.003, 4e7)
 
 def test_a_link_that_is_off_twice_is_named_once() -> None:
     told: list[str] = []
-    watch = DriftWatch(told.append)
+    watch = DriftWatch(told.append, lambda news: None)
     assert watch.see_link(LINK, 0.004, 0.008), "to be looked at once more"
     assert (watch.off("a"), told) == ((), [])
     assert not watch.see_link(LINK, 0.004, 0.008)
@@ -131,25 +153,31 @@ def test_a_link_that_is_off_twice_is_named_once() -> None:
 
 @pytest.mark.parametrize(("before_s", "now_s"), [(0.004, 0.0049), (0.0001, 0.0009), (0.02, 0.016)])
 def test_links_may_vary(before_s: float, now_s: float) -> None:
-    watch = DriftWatch(lambda line: None)
+    watch = DriftWatch(lambda line: None, lambda news: None)
     for _ in range(3):
         assert not watch.see_link(LINK, before_s, now_s)
     assert watch.off("a") == ()
 
 
 def test_a_link_that_has_mended_is_no_longer_off() -> None:
-    watch = DriftWatch(lambda line: None)
+    learned: list[Relearned] = []
+    watch = DriftWatch(lambda line: None, learned.append)
     for now_s in (0.02, 0.02):
         watch.see_link(LINK, 0.004, now_s)
     assert len(watch.off("a")) == 1
+    slower = msgspec.structs.replace(LINK, latency_s=5 * LINK.latency_s, bytes_s=LINK.bytes_s / 5)
+    assert learned == [Relearned("a", link=slower)]
     assert not watch.see_link(LINK, 0.004, 0.004)
     assert watch.off("a") == ()
+    assert learned[1:] == [Relearned("a", link=LINK)]
+    watch.see_link(LINK, 0.004, 0.004)
+    assert len(learned) == 2
 
 
 def disk(*reads: tuple[float, float], name: str = "b") -> tuple[tuple[str, ...], list[str]]:
     """What is off after reads of so many bytes in so many seconds."""
     told: list[str] = []
-    watch, n_bytes, reading_s = DriftWatch(told.append), 0.0, 0.0
+    watch, n_bytes, reading_s = DriftWatch(told.append, lambda news: None), 0.0, 0.0
     for size, seconds in reads:
         n_bytes, reading_s = n_bytes + size, reading_s + seconds
         watch.see(name, NodeTimes(read_bytes=round(n_bytes), reading_s=reading_s), STATUS, ONE)
@@ -198,7 +226,7 @@ def test_answers_that_take_longer_than_foretold_are_told(
     answer: RequestDone, engine: EngineFacts, is_told: bool
 ) -> None:
     told: list[str] = []
-    watch = DriftWatch(told.append)
+    watch = DriftWatch(told.append, lambda news: None)
     for _ in "ab":
         watch.answered(answer, FORECAST, engine)
         watch.answered(answer, None, engine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import msgspec
@@ -13,12 +14,14 @@ from prima_core.engine.request import Failed, Finished, FinishReason
 from prima_core.engine.scheduler import Room
 from prima_core.errors import Busy, ClusterError, PluginError, PrimaError, RequestError
 from prima_core.events import NodeJoined, NodeLost, PlanMade
-from prima_core.node.driver import PROBE_AFTER_S, Joined, Lost, Member, State, Submit
+from prima_core.node.driver import IDLE_S, PROBE_AFTER_S, Joined, Lost, Relearned, State, Submit
+from prima_core.node.member import Member
 from prima_core.plan.plan import Plan
+from prima_core.plan.problem import LinkFacts
 from prima_core.ring.reports import Collected, Ready, Unreachable
 from prima_core.ring.wire import Epoch
 from tests.engine.fakes import kv_of, request
-from tests.node.fakes import LAYER_BYTES, Rig
+from tests.node.fakes import LAYER_BYTES, Rig, plan_for
 
 
 def serving(*names: str, **options: int) -> Rig:
@@ -632,3 +635,88 @@ def test_reasons_of_cancelled_requests_are_told() -> None:
     (end,) = rig.events[1]
     assert isinstance(end, Finished)
     assert end.reason is FinishReason.CANCELLED
+
+
+# ---------------------------------------------------------------- what was measured while serving
+
+
+def other_plan() -> Plan:
+    return plan_for(["head"])
+
+
+def test_when_rates_have_changed_and_nobody_asks_a_better_plan_is_looked_for_and_followed() -> None:
+    rig = serving("head", "b")
+    before, rig.better_plan = rig.plan_now, other_plan()
+    rig.relearn("b", 0.5)
+    rig.passes(IDLE_S - 1)
+    assert rig.asked_for_better == []
+    rig.passes(2)
+    [(plan, members)] = rig.asked_for_better
+    assert plan == before
+    assert [member.devices[0].decode_bytes_s for member in members] == [1e9, 5e8]
+    assert rig.state() is State.LOADING
+    assert rig.visited() == ("head",)
+
+
+def test_without_news_no_other_plan_is_looked_for() -> None:
+    rig = serving("head", "b")
+    rig.passes(2 * IDLE_S)
+    rig.relearn("b", 1.0)
+    rig.passes(2 * IDLE_S)
+    assert rig.asked_for_better == []
+
+
+def test_while_requests_run_the_plan_stays() -> None:
+    rig = serving("head", "b")
+    rig.better_plan = other_plan()
+    rig.submit(1, request())
+    rig.relearn("b", 0.5)
+    rig.passes(1)  # whoever asks moves the moment on
+    rig.passes(2 * IDLE_S)
+    assert rig.asked_for_better == []
+    rig.collect_all()
+    assert rig.text(1) == "abc"
+    rig.passes(IDLE_S - 1)
+    assert rig.asked_for_better == []
+    rig.passes(2)
+    assert len(rig.asked_for_better) == 1
+
+
+def test_where_no_plan_is_better_the_present_one_stays_and_is_asked_about_once() -> None:
+    rig = serving("head", "b")
+    epoch = rig.epoch
+    rig.relearn("b", 0.5)
+    rig.passes(2 * IDLE_S)
+    rig.relearn("b", 0.5)
+    rig.passes(2 * IDLE_S)
+    assert len(rig.asked_for_better) == 1
+    assert (rig.state(), rig.epoch) == (State.SERVING, epoch)
+
+
+def test_a_solver_that_breaks_over_news_leaves_the_plan_alone() -> None:
+    rig = serving("head", "b")
+    rig.broken_planner = PluginError("broken")
+    rig.relearn("b", 0.5)
+    rig.passes(2 * IDLE_S)
+    assert rig.state() is State.SERVING
+
+
+def test_how_much_slower_a_node_is_counts_from_when_it_was_planned_with() -> None:
+    rig = serving("head", "b")
+    for times in (0.5, 0.4, 0.4):
+        rig.relearn("b", times)
+    assert rig.driver.status.members[1].devices[0].decode_bytes_s == pytest.approx(4e8)
+    rig.relearn("b", 1.0)
+    assert rig.driver.status.members[1].devices[0].decode_bytes_s == 1e9
+    rig.relearn("nobody", 0.5)
+
+
+def test_a_link_that_has_changed_is_known_to_who_brought_it() -> None:
+    rig = serving("head", "b")
+    link = LinkFacts("head", "b", 0.001, 1e8)
+    rig.driver.handle(Joined(dataclasses.replace(rig.driver.status.members[1], links=(link,))))
+    slower = LinkFacts("head", "b", 0.002, 5e7)
+    rig.driver.handle(Relearned("head", link=slower))
+    assert rig.driver.status.members[1].links == (slower,)
+    rig.driver.handle(Relearned("head", link=LinkFacts("head", "z", 1.0)))
+    assert rig.driver.status.members[1].links == (slower,)

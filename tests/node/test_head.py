@@ -17,8 +17,9 @@ from prima_core.memory.disks import machine_name
 from prima_core.model.chat import ChatPrompt
 from prima_core.model.reasoning import ReasoningTags
 from prima_core.model.weights import Model
-from prima_core.node.driver import Joined, Member, State
+from prima_core.node.driver import Joined, State
 from prima_core.node.head import HeadOptions
+from prima_core.node.member import Member
 from prima_core.node.node import Node, NodeOptions
 from prima_core.node.profiling import Measurer
 from prima_core.node.view import own_rate

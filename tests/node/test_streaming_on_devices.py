@@ -23,7 +23,7 @@ from prima_core.ring.wire import WirePolicy
 from prima_core.testing import cluster as testing
 from prima_core.testing.cluster import NODE, plan_of, ring
 from prima_core.testing.reference import greedy_ids
-from prima_halda import memory, relax
+from prima_halda import filling, memory
 from tests.node.cluster import Cluster
 from tests.node.conftest import N_LAYERS, PROMPTS
 from tests.node.fakegpu import add_fake_gpu
@@ -38,7 +38,7 @@ SMALLEST_BUFFER = MB
 
 @pytest.fixture
 def start(llama: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cluster]]:
-    for module in (stream, fill, memory, relax):
+    for module in (stream, fill, memory, filling):
         monkeypatch.setattr(module, "LEAST_BUFFER_BYTES", SMALLEST_BUFFER)
     with ExitStack() as exits:
 
@@ -193,7 +193,7 @@ def test_a_ring_with_a_gpu_alone_answers_as_one_node(
     llama: Model, site: Site, governed: Governed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Visited twice in a pass; of what passes on it a part stays in its host's memory."""
-    for module in (stream, fill, memory, relax):
+    for module in (stream, fill, memory, filling):
         monkeypatch.setattr(module, "LEAST_BUFFER_BYTES", SMALLEST_BUFFER)
     add_fake_gpu(site, sizes={GPU: int(0.45 * whole(llama))}, copies=True)
     plan = plan_of(("head.2", 0, 3), ("head", 3, 4), ("head.2", 4, 7), ("head", 7, 8))

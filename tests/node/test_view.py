@@ -8,7 +8,8 @@ import pytest
 
 from prima_core.events import RequestDone
 from prima_core.interfaces import Layers
-from prima_core.node.driver import Member, State, Status
+from prima_core.node.driver import State, Status
+from prima_core.node.member import Member
 from prima_core.node.view import BOUNDS_S, DeviceView, Histogram, LinkView, RequestTotals, link_views, node_view
 from prima_core.plan.plan import Plan, Residency, Split, Visit
 from prima_core.plan.problem import DeviceFacts, LinkFacts

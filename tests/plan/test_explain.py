@@ -8,9 +8,12 @@ import pytest
 from bench.solvers import large_problem
 from prima_core.errors import PlanError
 from prima_core.interfaces import Goal
+from prima_core.plan import explain as explain_module
+from prima_core.plan import leftout as leftout_module
 from prima_core.plan.check import complete
-from prima_core.plan.explain import MOST_OF_A_KIND, explain
+from prima_core.plan.explain import FORETOLD_LAYERS, MOST_OF_A_KIND, explain
 from prima_core.plan.explanation import Explanation, WhatIf
+from prima_core.plan.forecast import Forecast
 from prima_core.plan.leftout import MOST_TRIED
 from prima_core.plan.plan import Plan, Visit, plan_from_json, plan_to_json
 from prima_core.plan.predict import predict
@@ -158,13 +161,33 @@ def test_in_a_large_cluster_few_changes_are_tried_and_it_is_told_how_many_were_n
 
     plan = told(solve(problem), problem)
     found = explain(plan, problem, solve, lambda done, of: heard.append((done, of)))
-    assert n_solved == 1 + len(found.what_ifs) == 1 + 4 * MOST_OF_A_KIND
+    assert n_solved == 2, "the plan, and one with what gives most while the layers stay where they are"
+    assert heard == [(0, 1)]
+    assert len(found.what_ifs) == 4 * MOST_OF_A_KIND
+    assert [one.is_estimate for one in found.what_ifs] == [False, *[True] * 15]
+    times = [one.time_s or 0 for one in found.what_ifs if one.is_estimate and one.change == "memory"]
+    assert times == sorted(times)
+    assert all(one.time_s is None for one in found.what_ifs if one.change == "without")
     assert found.n_untried > 0
-    assert heard == [(done, len(found.what_ifs)) for done in range(len(found.what_ifs))]
-    memory = [one.node for one in found.what_ifs if one.change == "memory"]
-    assert plan.forecast is not None
-    stalls = sorted(plan.forecast.nodes, key=lambda one: -one.stall_s)
-    assert memory[0] == stalls[0].node, "where most is waited for first"
+
+
+def test_the_larger_the_model_the_fewer_times_anything_is_foretold_for_what_would_help(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    foretold: list[int] = []
+
+    def counting(plan: Plan, problem: Problem) -> Forecast:
+        foretold.append(plan.n_layers)
+        return predict(plan, problem)
+
+    monkeypatch.setattr(explain_module, "predict", counting)
+    monkeypatch.setattr(leftout_module, "predict", counting)
+    for n_layers in (32, 128, 512):
+        problem = large_problem(32, n_layers, 0.7)
+        plan = told(proportional(msgspec.structs.replace(problem, rounds=1)), problem)
+        foretold.clear()
+        explain(plan, problem, lambda asked: ALONE)
+        assert sum(foretold) <= 4 * FORETOLD_LAYERS, "of each change with two kinds of buffers"
 
 
 def test_another_goal_is_what_is_compared() -> None:

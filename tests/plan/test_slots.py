@@ -20,6 +20,7 @@ from prima_core.model.names import OUTPUT, OUTPUT_NORM
 from prima_core.model.quant import GGUFType
 from prima_core.plan import stream
 from prima_core.plan.check import complete
+from prima_core.plan.cures import with_cures
 from prima_core.plan.plan import Plan, Residency, Visit
 from prima_core.plan.predict import predict
 from prima_core.plan.problem import DeviceFacts, ModelFacts, NodeFacts, Problem, TensorKind
@@ -323,6 +324,7 @@ def test_solvers_stream_on_gpus_that_are_alone(solver: str) -> None:
 
 
 def test_a_host_too_small_for_the_buffer_of_its_gpu_is_told_how_much_more_would_do() -> None:
+    problem = gpu_alone(24, 0.2)
     with pytest.raises(PlanError) as error:
-        Registry.load({"PRIMA_PLUGINS": "halda"}).solver("halda").solve(gpu_alone(24, 0.2))
-    assert re.search(r"let a use [\d.]+ GB more of memory", error.value.hint)
+        Registry.load({"PRIMA_PLUGINS": "halda"}).solver("halda").solve(problem)
+    assert re.search(r"let a use [\d.]+ GB more of memory", with_cures(problem, error.value).hint)

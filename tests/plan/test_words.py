@@ -20,9 +20,9 @@ assert PLAN.forecast is not None
 TIME_S = PLAN.forecast.token_s
 
 
-def explained(*what_ifs: WhatIf, left_out: tuple[LeftOut, ...] = (), n_untried: int = 0, **facts: Goal) -> Plan:
-    explanation = Explanation(time_s=TIME_S, left_out=left_out, what_ifs=what_ifs, n_untried=n_untried, **facts)
-    return msgspec.structs.replace(PLAN, explanation=explanation)
+def explained(*what_ifs: WhatIf, **facts: object) -> Plan:
+    explanation = Explanation(time_s=TIME_S, what_ifs=what_ifs)
+    return msgspec.structs.replace(PLAN, explanation=msgspec.structs.replace(explanation, **facts))
 
 
 def section(plan: Plan, title: str) -> list[str]:
@@ -105,7 +105,7 @@ def test_what_would_help_most_comes_first_and_what_gives_nothing_last() -> None:
         f"1 GB more of memory on desk: {duration(0.5 * TIME_S)} less for a token (50 %).",
         f"A cable to laptop (1 Gbit/s, 0.3 ms): {duration(0.1 * TIME_S)} less for a token (10 %).",
         "Nothing to speak of: a disk twice as fast in desk; 1 GB more of memory on attic.",
-        "3 changes that promised less were not tried.",
+        "3 changes that promised less were not worked out.",
     ]
 
 
@@ -127,6 +127,32 @@ def test_what_each_node_is_worth_is_what_a_token_takes_without_it() -> None:
         "Without nas a token would take about as long.",
         f"Without pi a token would take {duration(TIME_S / 2)} less ({duration(TIME_S / 2)}).",
     ]
+
+
+def test_what_was_not_planned_for_is_told_as_the_least_it_gives_or_as_not_worked_out() -> None:
+    plan = explained(
+        WhatIf("memory", "desk", 0.5 * TIME_S, is_estimate=True),
+        WhatIf("disk", "desk", TIME_S),
+        WhatIf("memory", "attic", TIME_S, is_estimate=True),
+        WhatIf("without", "attic", None, is_estimate=True),
+        WhatIf("without", "laptop", None, is_estimate=True),
+    )
+    assert section(plan, "What would help") == [
+        f"1 GB more of memory on desk: at least {duration(0.5 * TIME_S)} less for a token (50 %).",
+        "Nothing to speak of: a disk twice as fast in desk.",
+        "Nothing to speak of, as long as the layers stay where they are: 1 GB more of memory on attic.",
+        "So large a cluster is not planned anew for each change: with the layers elsewhere some may give more.",
+    ]
+    assert section(plan, "What each is worth") == [
+        "Without attic or laptop: not worked out, as that takes a plan of its own."
+    ]
+
+
+def test_a_guess_is_told_with_the_times_that_come_of_it() -> None:
+    plan = explained(guesses=("the CPU on attic was not measured, and is taken to be slow",))
+    said = "The CPU on attic was not measured, and is taken to be slow."
+    assert section(plan, "How long it takes")[-1] == said
+    assert summary(plan).endswith(said)
 
 
 def test_who_was_left_out_is_told_with_cost_and_reason_and_others_together() -> None:

@@ -15,7 +15,7 @@ from prima_core.plan.plan import Plan
 from prima_core.plan.problem import Problem
 from prima_halda.cluster import Cluster
 from prima_halda.improve import runs_of, way_of
-from prima_halda.judge import Judge, Trial
+from prima_halda.judge import Judge, Judges, Trial
 from prima_halda.solver import plan_of, plan_with_buffers
 
 
@@ -48,9 +48,13 @@ def test_the_judge_and_the_originals_agree_on_what_can_be_and_how_long_it_takes(
         cluster = Cluster.of(problem)
         for _ in range(4):
             way = tuple(sorted(chance.choices(range(len(cluster.places)), k=cluster.n_layers)))
+            cluster = cluster.with_output(chance.choice(Judges.of(problem).outputs))
             trial = Judge(cluster).trial(way)
             if trial is None:
-                assert told(plan_of(cluster, Trial(way, 0.0, 0.0, {})), problem) is None, (seed, way)
+                assert told(plan_of(cluster, Trial(way, 0.0, 0.0, {}, cluster.output.member)), problem) is None, (
+                    seed,
+                    way,
+                )
                 continue
             assert told(plan_with_buffers(cluster, trial), problem) == pytest.approx(trial.time_s, rel=1e-5), (
                 seed,
@@ -79,3 +83,16 @@ def test_a_way_that_is_no_faster_than_its_rival_is_given_up() -> None:
 def test_ways_and_runs_are_the_same_told_otherwise() -> None:
     assert runs_of((0, 0, 2, 1, 1)) == ((0, 2), (2, 1), (1, 2))
     assert way_of(runs_of((0, 0, 2, 1, 1))) == (0, 0, 2, 1, 1)
+
+
+@pytest.mark.parametrize("goal", Goal)
+def test_a_cluster_with_the_output_part_elsewhere_is_that_of_the_problem_asked_so(goal: Goal) -> None:
+    n_compared = 0
+    for seed in range(12):
+        problem = small_problem(seed, goal)
+        cluster = Cluster.of(problem)
+        for member in cluster.members:
+            assert cluster.with_output(member.index) == Cluster.of(problem.with_output(member.name))
+            assert cluster.with_output(member.index).with_output(cluster.head) == cluster
+            n_compared += 1
+    assert n_compared > 30
