@@ -41,8 +41,9 @@ class _Seen:
 
 
 class DriftWatch:
-    """Looks at the times of nodes as they come, from any thread. `tell`: once for each node and what is off there;
-    `learned`: what plans may be made with."""
+    """Looks at the times of nodes as they come, from any thread. `tell`: once for each node and what is off there, when
+    that was so twice in a row: another program may have been at work for a moment. `learned`: what plans may be made
+    with."""
 
     def __init__(self, tell: Callable[[str], None], learned: Callable[[Relearned], None]) -> None:
         self._tell, self._learned = tell, learned
@@ -52,6 +53,7 @@ class DriftWatch:
         self._doubtful: set[tuple[str, str]] = set()  # ends of links that were off the last time
         self._off: dict[tuple[str, str], str] = {}  # by node and what
         self._told: set[tuple[str, str]] = set()
+        self._doubted: set[tuple[str, str]] = set()  # off the last time, and not told
         self._times: dict[str, float] = {}  # how many times as fast as foretold a node was said to compute
 
     def see(self, name: str, times: NodeTimes, status: Status, engine: EngineFacts) -> None:
@@ -86,7 +88,7 @@ class DriftWatch:
             now, before = 1e3 * now_s, 1e3 * before_s
             said = f"sends a token to {link.target} in {now:,.1f} ms; {before:,.1f} ms were measured when they met"
             self._learn_link(link, now_s / before_s if is_off and before_s else 1.0)
-            self._set(link.source, f"link to {link.target}", said if is_off else "")
+            self._set(link.source, f"link to {link.target}", said if is_off else "", is_sure=True)
             if not is_off:
                 self._doubtful.discard((link.source, link.target))
         return False
@@ -98,6 +100,7 @@ class DriftWatch:
             self._read.pop(name, None)
             about = {key for key in (*self._off, *self._told) if key[0] == name or key[1] == f"link to {name}"}
             self._told -= about
+            self._doubted -= about
             self._off = {key: said for key, said in self._off.items() if key not in about}
 
     def off(self, name: str) -> tuple[str, ...]:
@@ -156,15 +159,19 @@ class DriftWatch:
             now = msgspec.structs.replace(link, latency_s=longer * link.latency_s, bytes_s=link.bytes_s / longer)
             self._learned(Relearned(link.source, link=now))
 
-    def _set(self, name: str, what: str, said: str) -> None:
+    def _set(self, name: str, what: str, said: str, is_sure: bool = False) -> None:
         key = name, what
         if not said:
             self._off.pop(key, None)
+            self._doubted.discard(key)
             return
         self._off[key] = said
-        if key not in self._told:
+        if key in self._told:
+            return
+        if is_sure or key in self._doubted:
             self._told.add(key)
             self._tell(f"node {name} {said}" if name else said)
+        self._doubted.add(key)
 
 
 def _is_off(now: float, foretold: float) -> bool:

@@ -23,6 +23,7 @@ from prima_core.errors import ClusterError, PrimaError
 from prima_core.events import Event, NodeJoined, NodeLost, PlanMade
 from prima_core.model.visible import visible
 from prima_core.node.member import Member
+from prima_core.node.running import Running
 from prima_core.plan.plan import Plan
 from prima_core.plan.problem import LinkFacts
 from prima_core.plan.words import summary
@@ -116,17 +117,6 @@ Better = Callable[[Plan, tuple[Member, ...]], Plan | None]
 Planner = Callable[[tuple[Member, ...]], Plan]
 
 
-@dataclass(slots=True)
-class _Running:
-    """The epoch that is loading (`pending` nodes are not ready yet) or serving. `members` as they were planned with."""
-
-    epoch: Epoch
-    plan: Plan
-    pending: set[str]
-    members: Mapping[str, Member]
-    progress: dict[str, float] = field(default_factory=dict)
-
-
 class Driver:
     """`wait_for`: how many nodes must be there before the first plan. `room_of` reads the engine's room off a plan.
     `better` has a plan that is worth changing to by what is known now, or none."""
@@ -159,7 +149,7 @@ class Driver:
         self._unfit: dict[str, PrimaError] = {}  # members that could not load: left out until they join again
         self._short: dict[str, PrimaError] = {}  # members that had less memory than they said when they joined
         self._lost: dict[str, str] = {}  # why nodes are gone that were there since the last plan
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._replan_when_idle = False
         self._better = better
         self._has_relearned = False
@@ -224,7 +214,10 @@ class Driver:
         self.engine_facts = self._engine.facts()
 
     def tick(self) -> None:
-        """Notice that nothing comes back any more, or that nobody asks; to be called now and then."""
+        """Notice that a load does not go on, that nothing comes back or nobody asks; to be called now and then."""
+        stalled = None if self._running is None else self._running.stalled(self._clock())
+        if stalled is not None:
+            self._refuse(*stalled)
         running = self._running
         if not self._engine.is_idle or running is None or running.pending:
             self._busy_s = self._clock()
@@ -247,7 +240,7 @@ class Driver:
                 return
             self._launch(running, planned)
 
-    def _launch(self, running: _Running, planned: PlannedStep) -> None:
+    def _launch(self, running: Running, planned: PlannedStep) -> None:
         self._moved_s = self._clock()
         self._nodes.launch(running.epoch, planned)
 
@@ -274,11 +267,10 @@ class Driver:
                 self._moved_s = self._clock()
                 self._engine.accept(result)
             case Loading(_, done, total):
-                running.progress[name] = min(1.0, done / max(1, total))
+                running.loads(name, min(1.0, done / max(1, total)), self._clock())
                 self._tell()
             case Ready():
-                running.pending.discard(name)
-                running.progress.pop(name, None)
+                running.is_ready(name)
                 self._tell()
                 if not running.pending:
                     self._emit(PlanMade(running.epoch.counter, running.plan))
@@ -374,7 +366,7 @@ class Driver:
             return
         self._begin(plan, why)
 
-    def _reconsider(self, running: _Running) -> None:
+    def _reconsider(self, running: Running) -> None:
         """What was measured while serving may make another plan better."""
         self._has_relearned = False
         try:
@@ -393,7 +385,7 @@ class Driver:
         self._lost = {}
         self._has_relearned = False
         self._engine.restart(self._room_of(plan), _ended(why))
-        self._running = _Running(self._epoch, plan, set(plan.nodes), dict(self._members))
+        self._running = Running(self._epoch, plan, set(plan.nodes), dict(self._members), self._clock())
         addresses = {name: self._members[name].data_address for name in plan.nodes}
         self._tell()
         self._nodes.assign(self._epoch, plan, addresses)

@@ -291,7 +291,7 @@ def test_without_a_system_message_or_a_shift_nothing_special_stays(
 def test_a_node_with_a_slow_disk_is_told_once(alone: Cluster) -> None:
     alone.head.driver.inbox.put(Joined(Member("w", 1000, (), "inproc://w", disk_bytes_s=1e9)))
     until("joining", lambda: len(alone.status.members) == 2)
-    for seconds in (1.0, 4.0, 5.0):
+    for seconds in (1.0, 4.0, 5.0, 8.0, 12.0):
         alone.head._on_timed("w", NodeTimes(read_bytes=int(9e7 * seconds), reading_s=seconds))
         alone.head._on_timed("head", NodeTimes(read_bytes=int(9e7 * seconds), reading_s=seconds))
     told = [line for line in alone.told if "reads its weights" in line]

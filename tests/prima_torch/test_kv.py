@@ -159,19 +159,26 @@ def test_a_step_without_memory_for_it_changes_nothing(capacity: int) -> None:
 def test_a_fork_without_memory_for_its_copy_is_an_error_of_ours_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Not even what the same step drops, in whose place the copy would be."""
     kv = cache(layers=(Layers(0, 1), Layers(1, 3)))
     for layers in (Layers(0, 1), Layers(1, 3)):
         fill(kv, Chunk(0, 0, 6), 1, open_(0), layers=layers)
-    copied = []
+        fill(kv, Chunk(7, 0, 6), 7, open_(7), layers=layers)
+    fill(kv, Chunk(0, 6, 1), 1, layers=Layers(0, 1))  # so that layers have not seen the same steps
+    space, taken = kv_module._space, []
 
-    def copy(pages: torch.Tensor, rows: torch.Tensor) -> None:
-        copied.append(True)
-        if len(copied) == 4:
+    def no_space(like: torch.Tensor, n_pages: int) -> torch.Tensor:
+        taken.append(n_pages)
+        if len(taken) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
+        return space(like, n_pages)
 
-    monkeypatch.setattr(kv_module, "_copy", copy)
-    with pytest.raises(DeviceMemoryError, match="a copy of KV on cpu"):
-        kv.begin(ALL, Step((), (fork(1, 0, 6),)))
+    with monkeypatch.context() as full:
+        full.setattr(kv_module, "_space", no_space)
+        with pytest.raises(DeviceMemoryError, match="a copy of KV on cpu"):
+            kv.begin(ALL, Step((), (drop(7), fork(1, 0, 6))))
+    assert len(taken) == 2
+    assert seen(fill(kv, Chunk(7, 6, 1), 2)) == [7] * 6 + [2]
     assert seen(fill(kv, Chunk(1, 0, 1), 3, open_(1))) == [3], "there is no sequence 1 yet"
     assert seen(fill(kv, Chunk(0, 6, 1), 2)) == [1] * 6 + [2]
 
