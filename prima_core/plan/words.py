@@ -71,7 +71,7 @@ def _part(plan: Plan, name: str) -> str:
     kept, kv = sum(need.pinned_bytes for need in needs), sum(need.kv_bytes for need in needs)
     kept_too = f" and {size(kv)} of KV" if kv else ""
     host = sum(need.host_bytes for need in needs)
-    copies = f", and {size(host)} in the host's, from where every token copies them" if host else ""
+    copies = f", copies {size(host)} from the host's for every token" if host else ""
     keeps = f"it keeps {size(kept)} of weights{kept_too} in memory{copies}"
     part = f"{_layers(plan, name)}{visits}{_devices(plan, name)}{output}"
     return f"{name}{head} computes {part}; {keeps}{_from_disk(plan, name)}"

@@ -61,7 +61,7 @@ def test_what_the_host_of_a_gpu_keeps_is_told_with_what_is_read() -> None:
     [sentence] = section(plan, "Who does what")
     [need], [node] = plan.residency, plan.forecast.nodes if plan.forecast else ()
     host, read = size(need.host_bytes), size(node.read_bytes)
-    assert f"in memory, and {host} in the host's, from where every token copies them and reads {read}" in sentence
+    assert f"in memory, copies {host} from the host's for every token and reads {read} from disk" in sentence
     [[more], *_] = changes(plan, plan.forecast, home(lone)) if plan.forecast else [[]]
     assert (more.change, more.node) == ("memory", "desk")
     plenty = msgspec.structs.replace(lone, memory_bytes=5000 * MB)
