@@ -67,7 +67,7 @@ class DriftWatch:
         """A request has ended."""
         took_s, n_positions = token_s(done), done.n_prompt_tokens + done.n_generated_tokens
         is_plain = done.n_generated_tokens >= LEAST_STEPS and n_positions <= MOST_POSITIONS and len(engine.running) <= 1
-        if forecast is None or took_s is None or not is_plain:
+        if forecast is None or forecast.width > 1 or took_s is None or not is_plain:
             return
         now, foretold = 1e3 * took_s, 1e3 * forecast.token_s
         said = f"an answer took {now:,.1f} ms per token, {foretold:,.1f} ms were foretold (`prima ps` shows for what)"
