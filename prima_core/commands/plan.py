@@ -57,8 +57,7 @@ def plan(
         solved = _own_plan(model, registry, settings)
     made = foretold(solved.plan, solved.problem)
     if shown.svg is not None and made.forecast is None:
-        cure = solved.cure.removeprefix("; ") or "state it in the problem"
-        raise PlanError(_unknown(made, solved.problem), hint=cure)
+        raise PlanError(_unknown(made, solved.problem), hint=solved.cure.removeprefix("; "))
     made = explained(made, solved.problem, solved.solve if shown.explains else None, solved.guesses)
     if shown.svg is not None:
         write_svg(shown.svg, made, solved.problem)
@@ -162,7 +161,7 @@ class _Solved:
     problem: Problem
     solve: Solve | None
     guesses: tuple[str, ...]
-    cure: str = ""
+    cure: str = "; state it in the problem"
 
 
 def _solve_file(model: str | None, path: str, registry: Registry, settings: Settings, given: Given) -> _Solved:
