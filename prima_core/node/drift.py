@@ -25,6 +25,8 @@ LEAST_STEPS, LEAST_S = 32, 1.0
 LEAST_READING_S = 3.0
 LINK_LEAST_S = 0.001
 """Links vary by so much without a reason."""
+LEAST_LINK_S = 1e-6
+"""What is measured of a quick link may come out as nothing."""
 MOST_POSITIONS = 2048
 """Of a sequence: attention over more takes time that no profile knows."""
 
@@ -85,7 +87,7 @@ class DriftWatch:
                 return True
             now, before = 1e3 * now_s, 1e3 * before_s
             said = f"sends a token to {link.target} in {now:,.1f} ms; {before:,.1f} ms were measured when they met"
-            self._learn_link(link, now_s / before_s if is_off and before_s else 1.0)
+            self._learn_link(link, max(now_s, LEAST_LINK_S) / max(before_s, LEAST_LINK_S) if is_off else 1.0)
             self._set(link.source, f"link to {link.target}", said if is_off else "")
             if not is_off:
                 self._doubtful.discard((link.source, link.target))
@@ -153,7 +155,9 @@ class DriftWatch:
     def _learn_link(self, link: LinkFacts, longer: float) -> None:
         """Both of its figures are taken to have changed alike."""
         if longer != 1.0 or (link.source, f"link to {link.target}") in self._off:
-            now = msgspec.structs.replace(link, latency_s=longer * link.latency_s, bytes_s=link.bytes_s / longer)
+            now = msgspec.structs.replace(
+                link, latency_s=longer * max(link.latency_s, LEAST_LINK_S), bytes_s=link.bytes_s / longer
+            )
             self._learned(Relearned(link.source, link=now))
 
     def _set(self, name: str, what: str, said: str) -> None:
