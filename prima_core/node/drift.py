@@ -25,6 +25,8 @@ LEAST_STEPS, LEAST_S = 32, 1.0
 LEAST_READING_S = 3.0
 LINK_LEAST_S = 0.001
 """Links vary by so much without a reason."""
+LEAST_LINK_S = 1e-6
+"""What is measured of a quick link may come out as nothing."""
 MOST_POSITIONS = 2048
 """Of a sequence: attention over more takes time that no profile knows."""
 
@@ -69,7 +71,7 @@ class DriftWatch:
         """A request has ended."""
         took_s, n_positions = token_s(done), done.n_prompt_tokens + done.n_generated_tokens
         is_plain = done.n_generated_tokens >= LEAST_STEPS and n_positions <= MOST_POSITIONS and len(engine.running) <= 1
-        if forecast is None or took_s is None or not is_plain:
+        if forecast is None or forecast.width > 1 or took_s is None or not is_plain:
             return
         now, foretold = 1e3 * took_s, 1e3 * forecast.token_s
         said = f"an answer took {now:,.1f} ms per token, {foretold:,.1f} ms were foretold (`prima ps` shows for what)"
@@ -87,7 +89,7 @@ class DriftWatch:
                 return True
             now, before = 1e3 * now_s, 1e3 * before_s
             said = f"sends a token to {link.target} in {now:,.1f} ms; {before:,.1f} ms were measured when they met"
-            self._learn_link(link, now_s / before_s if is_off and before_s else 1.0)
+            self._learn_link(link, max(now_s, LEAST_LINK_S) / max(before_s, LEAST_LINK_S) if is_off else 1.0)
             self._set(link.source, f"link to {link.target}", said if is_off else "", is_sure=True)
             if not is_off:
                 self._doubtful.discard((link.source, link.target))
@@ -156,7 +158,9 @@ class DriftWatch:
     def _learn_link(self, link: LinkFacts, longer: float) -> None:
         """Both of its figures are taken to have changed alike."""
         if longer != 1.0 or (link.source, f"link to {link.target}") in self._off:
-            now = msgspec.structs.replace(link, latency_s=longer * link.latency_s, bytes_s=link.bytes_s / longer)
+            now = msgspec.structs.replace(
+                link, latency_s=longer * max(link.latency_s, LEAST_LINK_S), bytes_s=link.bytes_s / longer
+            )
             self._learned(Relearned(link.source, link=now))
 
     def _set(self, name: str, what: str, said: str, is_sure: bool = False) -> None:

@@ -168,6 +168,21 @@ def test_links_may_vary(before_s: float, now_s: float) -> None:
     assert watch.off("a") == ()
 
 
+@pytest.mark.parametrize(("before_s", "now_s"), [(0.004, 0.0), (0.0, 0.004)])
+def test_a_link_that_was_or_is_quicker_than_can_be_measured_is_learned_as_very_quick(
+    before_s: float, now_s: float
+) -> None:
+    learned: list[Relearned] = []
+    watch = DriftWatch(lambda line: None, learned.append)
+    link = LinkFacts("a", "b", before_s, 1e8)
+    for _ in range(2):
+        watch.see_link(link, before_s, now_s)
+    [news] = learned
+    assert news.link is not None
+    assert news.link.latency_s == pytest.approx(now_s, abs=1e-5)
+    assert news.link.bytes_s > 0
+
+
 def test_a_link_that_has_mended_is_no_longer_off() -> None:
     learned: list[Relearned] = []
     watch = DriftWatch(lambda line: None, learned.append)

@@ -77,6 +77,17 @@ def test_a_chat_template_that_the_file_does_not_name_is_a_wrong_option(llama: Mo
         Cluster(llama, HeadOptions(node=NODE, chat_template="rag"))
 
 
+# ---------------------------------------------------------------- plans
+
+
+def test_a_plan_is_explained_beside_serving_and_not_before(alone: Cluster) -> None:
+    plan = alone.head.driver.status.plan
+    assert plan is not None
+    assert plan.explanation is None
+    assert alone.head.explainer.explained(plan, DEADLINE_S).explanation is not None
+    assert alone.head.view().summary == "head computes 8 of 8 layers (100 %)."
+
+
 # ---------------------------------------------------------------- events
 
 

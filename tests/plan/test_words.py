@@ -81,7 +81,7 @@ def test_the_time_is_told_with_what_it_goes_to_and_what_limits_it() -> None:
     token, prompt, limit = section(PLAN, "How long it takes")
     assert token.startswith(f"A token takes {duration(TIME_S)}, {1 / TIME_S:.3g} tokens a second: computing ")
     assert "links" in token
-    assert prompt.startswith("The first one after a prompt of 512 tokens comes after ")
+    assert prompt.startswith("The first token after a prompt of 512 comes after ")
     assert limit.startswith("What limits it most: ")
 
 
