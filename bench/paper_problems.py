@@ -76,6 +76,7 @@ def model_facts(shape: Shape) -> ModelFacts:
         largest_tensor_bytes=max(max(sizes) for sizes in tensors),
         input_row_bytes=_bytes("Q4_K", shape.d_model),
         activation_bytes=4 * shape.d_model,
+        logits_bytes=4 * shape.n_vocab,
         tensor_bytes=tensors,
     )
 

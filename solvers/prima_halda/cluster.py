@@ -9,7 +9,7 @@ from typing import TypedDict
 
 from prima_core.interfaces import Goal
 from prima_core.plan.costs import attention_s, compute_s, end_sizes, output_bytes, routed_share, touched_types
-from prima_core.plan.pipeline import CPU_CHUNK
+from prima_core.plan.pipeline import CPU_CHUNK, is_cpu
 from prima_core.plan.problem import OUTPUT, DeviceFacts, LinkFacts, NodeFacts, Problem
 
 Links = Mapping[tuple[str, str], LinkFacts]
@@ -123,16 +123,17 @@ class Cluster:
         problem = self.problem.with_output(self.members[index].name)
         touched = {self.head, self.output.member, index}
         places = tuple(_with_ends(problem, self, place) if place.member in touched else place for place in self.places)
-        members = tuple(
-            replace(
-                member,
-                places=tuple(places[place.number] for place in member.places),
-                streaming=places[member.streaming.number] if member.streaming is not None else None,
-            )
-            for member in self.members
-        )
+        members = tuple(_with_places(member, places) for member in self.members)
         ends = _ends(problem, self.step, self.links, places)
         return replace(self, problem=problem, members=members, places=places, **ends)
+
+    def on_cpus(self) -> Cluster | None:
+        """The same, but nothing is to lie on any other device; None: an end of the model does."""
+        if not (is_cpu(self.end.id) and is_cpu(self.output.id)):
+            return None
+        places = tuple(place if is_cpu(place.id) else replace(place, memory_bytes=0) for place in self.places)
+        members = tuple(_with_places(member, places) for member in self.members)
+        return replace(self, members=members, places=places)
 
     @property
     def n_layers(self) -> int:
@@ -224,6 +225,16 @@ def _ends(problem: Problem, step: Step, links: Links, places: Sequence[Place]) -
         to_output_s=tuple(links[node.name, output].time_s(to_output) for node in problem.nodes),
         back_s=sum(links[output, problem.head].time_s(size) for size in back),
         output_s=compute_s(problem.output_device, {OUTPUT: output_bytes(problem.model)}, step.rows),
+    )
+
+
+def _with_places(member: Member, places: Sequence[Place]) -> Member:
+    """`places`: of all nodes. Nothing is streamed to one without memory."""
+    streaming = places[member.streaming.number] if member.streaming is not None else None
+    return replace(
+        member,
+        places=tuple(places[place.number] for place in member.places),
+        streaming=streaming if streaming is not None and streaming.memory_bytes else None,
     )
 
 

@@ -120,6 +120,7 @@ def _neighbours(cluster: Cluster, runs: Runs, same_visits: bool) -> Iterator[Way
     if same_visits:
         return
     yield from _merges(cluster, runs)
+    yield from _emptied(cluster, runs)
     yield from _swaps(runs)
     yield from _exchanges(cluster, runs)
     yield from _insertions(cluster, runs)
@@ -162,6 +163,24 @@ def _merges(cluster: Cluster, runs: Runs) -> Iterator[Way]:
         for other in range(len(cluster.places)):
             if other != place:
                 yield way_of((*runs[:index], (other, length), *runs[index + 1 :]))
+
+
+def _emptied(cluster: Cluster, runs: Runs) -> Iterator[Way]:
+    """All runs of a place go to another one, or each to the one before or behind."""
+    for place in dict.fromkeys(place for place, _ in runs):
+        for other in range(len(cluster.places)):
+            if other != place:
+                yield way_of([(other if own == place else own, length) for own, length in runs])
+        yield way_of(_given_on(runs, place))
+        yield way_of(_given_on(runs[::-1], place)[::-1])
+
+
+def _given_on(runs: Runs, place: int) -> list[tuple[int, int]]:
+    """What the place has goes to the one before."""
+    given = list[tuple[int, int]]()
+    for own, length in runs:
+        given.append((given[-1][0] if given and own == place else own, length))
+    return given
 
 
 def _swaps(runs: Runs) -> Iterator[Way]:

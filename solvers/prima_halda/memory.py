@@ -193,7 +193,10 @@ class Memory:
 
 def _lack_of(overload: Overload, smallest: int) -> int:
     """Bytes that the memory of a device, or the host's for the buffer, lacks."""
-    passing = overload.passing(overload.over_bytes)
     if not overload.is_beside:
-        return max(0, smallest + passing.slot_bytes - overload.room_bytes)
-    return max(0, overload.lacking_bytes - passing.gained_bytes) + max(0, smallest - (overload.host_room_bytes or 0))
+        slot_bytes = overload.passing(overload.over_bytes).slot_bytes
+        return max(0, smallest + slot_bytes - overload.room_bytes)
+    weights = sum(overload.layer_bytes) + overload.output_bytes
+    short = overload.lacking_bytes - overload.passing(overload.over_bytes).gained_bytes
+    lacks = max(0, overload.over_bytes - weights), max(0, short), max(0, smallest - (overload.host_room_bytes or 0))
+    return sum(lacks)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import permutations
 
 from prima_halda.cluster import Cluster, Place
 from prima_halda.memory import Way
 
 FEW_PLACES = 5
-_MOST_SUMS = 4096
+Fullest = Callable[[int, tuple[int, ...], int], tuple[int, ...]]
+"""Which layers are taken by a place, of those that are left, for so much room."""
+_MOST_SUMS = 512
 """Sums of layers that are told apart."""
 
 
@@ -17,20 +20,21 @@ def packings(cluster: Cluster) -> Iterator[Way]:
     """One place after another is filled as full as can be, in every order where there are few of them: so that the
     last, which may be the slowest, has least."""
     if len(cluster.places) <= FEW_PLACES:
+        fullest = cache(lambda number, left, room: _fullest(cluster, cluster.places[number], left, room))
         for order in permutations(cluster.places):
-            yield _filled(cluster, order)
+            yield _filled(cluster, order, fullest)
 
 
-def _filled(cluster: Cluster, order: Sequence[Place]) -> Way:
+def _filled(cluster: Cluster, order: Sequence[Place], fullest: Fullest) -> Way:
     rooms, hosts = _rooms(cluster)
-    way, left = [_last_resort(cluster)] * cluster.n_layers, list(range(cluster.n_layers))
+    way, left = [_last_resort(cluster)] * cluster.n_layers, tuple(range(cluster.n_layers))
     for place in order:
-        taken = _fullest(cluster, place, left, _room(place, rooms, hosts))
+        taken = fullest(place.number, left, _room(place, rooms, hosts))
         for layer in taken:
             way[layer] = place.number
             if place.shares_host:
                 hosts[place.member] -= place.sizes[layer] + cluster.kv_bytes
-        left = [layer for layer in left if layer not in taken]
+        left = tuple(layer for layer in left if layer not in taken)
     return tuple(way)
 
 

@@ -94,8 +94,8 @@ def _hopeful_bounds(judges: Judges) -> Iterator[float]:
     """For a prompt, nodes that read are visited once, or chunks go round one at a time."""
     cluster = judges.base.cluster
     if cluster.problem.goal is Goal.TTFT:
-        for chunk in _chunks(cluster):
-            hopeful = Relaxation.of(judges.clusters(cluster.step.of(chunk, 1)), hopeful=True)
+        for chunk, clusters in _of_prompts(judges):
+            hopeful = Relaxation.of(clusters, hopeful=True)
             asked = _of_prompt(cluster, chunk)
             yield from (one.bound_s for one in hopeful.prompts(asked))
             if (best := hopeful.solve(Options(_ALL_VISITS))) is not None:
@@ -117,8 +117,8 @@ def _hopeful_bounds(judges: Judges) -> Iterator[float]:
 def _relaxed(judges: Judges, by_largest: bool) -> Iterator[Relaxed]:
     cluster = judges.base.cluster
     if cluster.problem.goal is Goal.TTFT and not cluster.problem.rounds:
-        for chunk in _chunks(cluster):
-            relaxation = Relaxation.of(judges.clusters(cluster.step.of(chunk, 1)), by_largest=by_largest)
+        for chunk, clusters in _of_prompts(judges):
+            relaxation = Relaxation.of(clusters, by_largest=by_largest)
             yield from relaxation.prompts(_of_prompt(cluster, chunk))
         return
     relaxation = Relaxation.of(judges.clusters(cluster.step), by_largest=by_largest)
@@ -201,16 +201,18 @@ def _gathered(cluster: Cluster) -> int:
     return gathered_tokens(n_bytes, problem.model.row_bytes)
 
 
-def _chunks(cluster: Cluster) -> list[int]:
-    """Of a prompt, that plans may have."""
-    problem = cluster.problem
-    usual = {
-        usual_chunk(on_gpu, is_alone, n)
-        for on_gpu in {not is_cpu(place.id) for place in cluster.places}
-        for is_alone in (False, True)
-        for n in (0, _gathered(cluster))
-    }
-    return sorted({min(problem.chunk or chunk, problem.n_prompt) for chunk in usual})
+def _of_prompts(judges: Judges) -> Iterator[tuple[int, list[Cluster]]]:
+    """Chunks that plans may have, with what they may use then: with a GPU they are longer."""
+    cluster = judges.base.cluster
+    problem, gathered = cluster.problem, (0, _gathered(cluster))
+    for on_gpu in sorted({not is_cpu(place.id) for place in cluster.places}):
+        usual = {usual_chunk(on_gpu, is_alone, n) for is_alone in (False, True) for n in gathered}
+        for chunk in sorted({min(problem.chunk or chunk, problem.n_prompt) for chunk in usual}):
+            clusters = judges.clusters(cluster.step.of(chunk, 1))
+            if not on_gpu:
+                clusters = [without for one in clusters if (without := one.on_cpus()) is not None]
+            if clusters:
+                yield chunk, clusters
 
 
 # ---------------------------------------------------------------- ways
