@@ -193,11 +193,11 @@ def _own_plan(model: str | None, registry: Registry, settings: Settings) -> _Sol
         kept = kept_profile(Profiles(cache_folder()), found, opened) or Profile()
         devices = tuple(kept.rated(DeviceFacts.of(device)) for device in found)
         names = [options.name, *(f"{options.name}.{index}" for index in range(2, options.n_local + 2))]
-        memory, rate = options.node.memory, kept.disk_bytes_s
+        memory, disk = options.node.memory, (kept.disk_bytes_s, kept.disk)
         links = tuple(
             msgspec.structs.replace(LOCAL_LINK, source=one, target=other) for one, other in permutations(names, 2)
         )
-        members = tuple(Member(name, memory, devices, "", rate, kept.disk, links) for name in names)
+        members = tuple(Member(name, memory, devices, "", *disk, links, kept.random_bytes_s) for name in names)
         facts = model_facts(opened, options.context, options.kv_type, options.plan)
         solve = registry.solver(options.solver).solve
         planning = Planning(

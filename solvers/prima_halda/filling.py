@@ -136,7 +136,7 @@ def _streaming_way(
         compute_s=compute_s + (passing / streaming.device.copy_bytes_s if streaming.copy_s(1.0) else 0.0),
         passing=passing,
         over=over - demanded,
-        demanded_s=demanded * cluster.routed / member.disk_bytes_s,
+        demanded_s=demanded * cluster.routed / member.demand_bytes_s,
         room=np.maximum(room, 0.0),
         least=least,
         possible=possible & ((passing == 0) | ((least <= room) & (passing <= weights))),

@@ -73,7 +73,7 @@ class Timing:
         return hops_s + self.cluster.to_output_s[stops[-1]] + self.cluster.back_s
 
     def demanded_s(self, load: Load, index: int) -> float:
-        return load.overload.experts_over_bytes * self._routed(load) / self.cluster.members[index].disk_bytes_s
+        return load.overload.experts_over_bytes * self._routed(load) / self.cluster.members[index].demand_bytes_s
 
     def about_s(self, visits: Sequence[Turn], loads: Mapping[int, Load], buffers: Mapping[int, int]) -> float:
         """A simulation in which a visit is one thing: it ends when all is computed, and its last layer was read in
@@ -138,7 +138,10 @@ class Timing:
     def disks(self, buffers: Mapping[int, int]) -> dict[str, Disk]:
         """Of the nodes that stream."""
         members = {index: self.cluster.members[index] for index in buffers}
-        return {one.name: Disk(one.disk_bytes_s, buffers[index], one.disk) for index, one in members.items()}
+        return {
+            one.name: Disk(one.disk_bytes_s, buffers[index], one.disk, one.demand_bytes_s)
+            for index, one in members.items()
+        }
 
     def slowest_s(self, visits: Sequence[Turn], computing: Mapping[int, float]) -> float:
         """Of the stages of steps that follow each other, where nothing is read."""

@@ -31,10 +31,24 @@ def with_experts(problem: Problem) -> Problem:
     model = msgspec.structs.replace(
         problem.model, expert_bytes=experts, n_experts=8, n_experts_used=2, largest_tensor_bytes=4_000_000
     )
-    return msgspec.structs.replace(problem, model=model)
+    nodes = tuple(
+        msgspec.structs.replace(node, random_bytes_s=share * node.disk_bytes_s)
+        for node, share in zip(problem.nodes, itertools.cycle((0.5, 0.0, 1.2)), strict=False)
+    )
+    return msgspec.structs.replace(problem, model=model, nodes=nodes)
 
 
-@pytest.mark.parametrize("kind", ["plain", "experts", "kept", "width", *Goal])
+def with_lone_gpus(problem: Problem) -> Problem:
+    """Each node has one, and of its host's memory twice as much or little."""
+    nodes = []
+    for node, share in zip(problem.nodes, itertools.cycle((2.0, 0.6)), strict=False):
+        device = msgspec.structs.replace(node.places[0], shares_host=False, copies=True, copy_bytes_s=1e10)
+        host = int(share * node.memory_bytes)
+        nodes.append(msgspec.structs.replace(node, devices=(device,), memory_bytes=host))
+    return msgspec.structs.replace(problem, nodes=tuple(nodes))
+
+
+@pytest.mark.parametrize("kind", ["plain", "experts", "gpus", "kept", "width", *Goal])
 def test_the_judge_and_the_originals_agree_on_what_can_be_and_how_long_it_takes(kind: str) -> None:
     chance, n_agreed, n_streaming = random.Random(kind), 0, 0
     for seed in range(60):
@@ -43,6 +57,8 @@ def test_the_judge_and_the_originals_agree_on_what_can_be_and_how_long_it_takes(
             problem = msgspec.structs.replace(small_problem(seed, Goal.THROUGHPUT), goal=Goal.LATENCY)
         elif kind == "experts":
             problem = with_experts(problem)
+        elif kind == "gpus":
+            problem = with_lone_gpus(problem)
         elif kind == "kept":
             problem = msgspec.structs.replace(problem, streaming=False)
         cluster = Cluster.of(problem)
