@@ -189,6 +189,7 @@ def _reader(load: Overload, node: NodeFacts, cost: PassCost) -> Reader:
         least_bytes=load.fluent_buffer,
         most_bytes=load.most_buffer,
         disk=node.disk,
+        spare_bytes=load.spare_bytes,
     )
 
 

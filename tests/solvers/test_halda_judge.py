@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -94,6 +95,27 @@ def test_a_way_that_is_no_faster_than_its_rival_is_given_up() -> None:
     assert len(found) > 3
     assert judge.trial(found[-1].way, found[0]) is None
     assert judge.trial(found[0].way, found[-1]) == found[0]
+
+
+@pytest.mark.parametrize("kind", ["plain", "experts", "gpus"])
+def test_a_way_that_is_faster_than_its_rival_is_never_given_up(kind: str) -> None:
+    chance, n_streaming = random.Random(kind), 0
+    for seed in range(60):
+        problem = small_problem(seed)
+        if kind == "experts":
+            problem = with_experts(problem)
+        elif kind == "gpus":
+            problem = with_lone_gpus(problem)
+        judge = Judge(Cluster.of(problem).with_output(chance.choice(Judges.of(problem).outputs)))
+        for _ in range(4):
+            trial = judge.trial(
+                tuple(sorted(chance.choices(range(len(judge.cluster.places)), k=problem.model.n_layers)))
+            )
+            if trial is not None:
+                rival = replace(trial, time_s=1.001 * trial.time_s)
+                assert judge.trial(trial.way, rival) == trial, (seed, trial.way)
+                n_streaming += bool(trial.buffers)
+    assert n_streaming > 15
 
 
 def test_ways_and_runs_are_the_same_told_otherwise() -> None:
