@@ -18,8 +18,8 @@ model, which is told, in less; and so long a device may take to compile its kern
 @dataclass(slots=True)
 class Running:
     """The epoch that is loading (`pending` nodes are not ready yet) or serving. `members` as they were planned with.
-    `progress`: the loaded share of each node that still loads. `before`: what served till now, where this was begun only
-    because it is better, until it serves too."""
+    `progress`: the loaded share of each node that still loads. `before`: what served till now, where this was begun
+    only because it is better, until it serves too."""
 
     epoch: Epoch
     plan: Plan
