@@ -44,8 +44,8 @@ class _Seen:
 
 class DriftWatch:
     """Looks at the times of nodes as they come, from any thread. `tell`: once for each node and what is off there, when
-    that was so twice in a row: another program may have been at work for a moment. `learned`: what plans may be made
-    with."""
+    that was so twice in a row: another program may have been at work for a moment. `learned`: the same, for plans to be
+    made with, and when it has passed."""
 
     def __init__(self, tell: Callable[[str], None], learned: Callable[[Relearned], None]) -> None:
         self._tell, self._learned = tell, learned
@@ -57,6 +57,7 @@ class DriftWatch:
         self._told: set[tuple[str, str]] = set()
         self._doubted: set[tuple[str, str]] = set()  # off the last time, and not told
         self._times: dict[str, float] = {}  # how many times as fast as foretold a node was said to compute
+        self._longer: dict[tuple[str, str], float] = {}  # how many times as long as measured a link was said to take
 
     def see(self, name: str, times: NodeTimes, status: Status, engine: EngineFacts) -> None:
         member = next((member for member in status.members if member.name == name), None)
@@ -98,6 +99,7 @@ class DriftWatch:
     def lost(self, name: str) -> None:
         with self._lock:
             self._doubtful = {ends for ends in self._doubtful if name not in ends}
+            self._longer = {ends: longer for ends, longer in self._longer.items() if name not in ends}
             self._seen.pop(name, None)
             self._read.pop(name, None)
             about = {key for key in (*self._off, *self._told) if key[0] == name or key[1] == f"link to {name}"}
@@ -139,25 +141,30 @@ class DriftWatch:
         seen.n_steps += n_steps
         if seen.n_steps >= LEAST_STEPS and seen.compute_s >= LEAST_S:
             foretold_s = next((node.compute_s for node in forecast.nodes if node.node == name), 0.0)
-            self._judge(name, seen.compute_s / seen.n_steps, foretold_s)
+            self._judge(name, seen.compute_s / seen.n_steps, foretold_s, plan)
             seen.compute_s, seen.n_steps = 0.0, 0
 
-    def _judge(self, name: str, now_s: float, foretold_s: float) -> None:
+    def _judge(self, name: str, now_s: float, foretold_s: float, plan: Plan) -> None:
         said = f"computes a token in {1e3 * now_s:,.1f} ms; {1e3 * foretold_s:,.1f} ms were foretold"
         is_off = bool(foretold_s) and _is_off(now_s, foretold_s)
+        is_sure = not is_off or (name, "computing") in self._doubted
         self._set(name, "computing", said if is_off else "")
-        self._learn(name, foretold_s / now_s if is_off else 1.0)
+        if is_sure:
+            self._learn(name, foretold_s / now_s if is_off else 1.0, plan)
 
-    def _learn(self, name: str, times: float) -> None:
+    def _learn(self, name: str, times: float, plan: Plan) -> None:
         """What is about as before is no news."""
         before = self._times.get(name, 1.0)
         if abs(times - before) > NEWS * before:
             self._times[name] = times
-            self._learned(Relearned(name, times))
+            self._learned(Relearned(name, times, plan=plan))
 
     def _learn_link(self, link: LinkFacts, longer: float) -> None:
         """Both of its figures are taken to have changed alike."""
-        if longer != 1.0 or (link.source, f"link to {link.target}") in self._off:
+        ends = link.source, link.target
+        before = self._longer.get(ends, 1.0)
+        if abs(longer - before) > NEWS * before:
+            self._longer[ends] = longer
             now = msgspec.structs.replace(
                 link, latency_s=longer * max(link.latency_s, LEAST_LINK_S), bytes_s=link.bytes_s / longer
             )
@@ -170,9 +177,7 @@ class DriftWatch:
             self._doubted.discard(key)
             return
         self._off[key] = said
-        if key in self._told:
-            return
-        if is_sure or key in self._doubted:
+        if key not in self._told and (is_sure or key in self._doubted):
             self._told.add(key)
             self._tell(f"node {name} {said}" if name else said)
         self._doubted.add(key)

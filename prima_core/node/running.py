@@ -18,7 +18,8 @@ model, which is told, in less; and so long a device may take to compile its kern
 @dataclass(slots=True)
 class Running:
     """The epoch that is loading (`pending` nodes are not ready yet) or serving. `members` as they were planned with.
-    `progress`: the loaded share of each node that still loads."""
+    `progress`: the loaded share of each node that still loads. `before`: what served till now, where this was begun
+    only because it is better, until it serves too."""
 
     epoch: Epoch
     plan: Plan
@@ -26,6 +27,7 @@ class Running:
     members: Mapping[str, Member]
     began_s: float
     progress: dict[str, float] = field(default_factory=dict)
+    before: Running | None = None
     _moved_s: dict[str, float] = field(default_factory=dict)  # when each of them last came further
 
     def loads(self, name: str, share: float, now_s: float) -> None:
@@ -36,6 +38,8 @@ class Running:
     def is_ready(self, name: str) -> None:
         self.pending.discard(name)
         self.progress.pop(name, None)
+        if not self.pending:
+            self.before = None
 
     def stalled(self, now_s: float) -> tuple[str, ClusterError] | None:
         """A node that does not come further, and how to say so."""

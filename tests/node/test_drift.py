@@ -87,8 +87,18 @@ def test_plans_learn_how_fast_a_node_is_and_when_that_has_passed() -> None:
     [news] = seen.learned
     assert news.name == "b"
     assert news.times == pytest.approx(0.5)
+    assert news.plan is PLAN
     seen.goes(200, TOKEN_S)
-    assert seen.learned[-1] == Relearned("b", 1.0)
+    assert seen.learned[-1] == Relearned("b", 1.0, plan=PLAN)
+
+
+def test_plans_do_not_learn_what_was_so_for_a_moment() -> None:
+    seen = Watch()
+    seen.goes(10, TOKEN_S)
+    for _ in "abc":
+        seen.goes(35, 2 * TOKEN_S)
+        seen.goes(70, TOKEN_S)
+    assert seen.learned == []
 
 
 def test_a_node_whose_rates_are_guesses_is_not_held_to_them() -> None:
@@ -196,6 +206,18 @@ def test_a_link_that_has_mended_is_no_longer_off() -> None:
     assert learned[1:] == [Relearned("a", link=LINK)]
     watch.see_link(LINK, 0.004, 0.004)
     assert len(learned) == 2
+
+
+def test_a_link_that_stays_off_is_news_only_when_it_has_changed() -> None:
+    learned: list[Relearned] = []
+    watch = DriftWatch(lambda line: None, learned.append)
+    for now_s in (0.008, 0.008, 0.0081, 0.0085, 0.0079, 0.016, 0.0165):
+        watch.see_link(LINK, 0.004, now_s)
+    assert [news.link.latency_s for news in learned if news.link] == pytest.approx([0.006, 0.012])
+    watch.lost("b")
+    for _ in "ab":
+        watch.see_link(LINK, 0.004, 0.016)
+    assert len(learned) == 3, "the node may be another one by now"
 
 
 def disk(*reads: tuple[float, float], name: str = "b") -> tuple[tuple[str, ...], list[str]]:
