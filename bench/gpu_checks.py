@@ -210,6 +210,6 @@ def _steps(n: int, vocab_size: int) -> Iterator[Step]:
     yield step(opened[:2], (0, 0, n), (1, 0, 1))
     for i in range(4):
         yield step((), (0, n + i, 1), (1, 1 + i, 1))
-    yield step([*opened[2:], KvOp(KvKind.TRUNCATE, 0, length=1)], (2, 0, 1), (0, 1, 1), (1, 5, 1))
+    yield step([*opened[2:], KvOp(KvKind.MOVE, 0, length=1, capacity=300, source=0)], (2, 0, 1), (0, 1, 1), (1, 5, 1))
     yield step([KvOp(KvKind.DROP, 0)], (2, 1, 1), (1, 6, 1))
     yield step([KvOp(KvKind.DROP, 1)], (2, 2, 1))

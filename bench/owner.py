@@ -9,11 +9,14 @@ it is this machine, all of it: nothing else may need memory meanwhile; the hog s
 available, and it and the node are the first to be killed. The hog takes what is left and half of what is pinned in a
 group; of a machine, what is left but for half of the reserve.
 
-A file of --file bytes is read before, and again every 3 s, as what its owner uses; how much of it stays cached is
-watched. Beside it a file of a tenth that nobody touches again: a kernel may page out such although nobody needs the
-room (DAMON does, after half a minute). On the machine the hog comes once before the node starts, and leaves as much:
-what is lost then prima is not to blame for, and other programs' stale files are out of the way. What follows `--` goes
-to `prima serve`.
+A file of --file bytes is read twice before, and again every 3 s, as what its owner uses; how much of it stays cached
+is watched. Beside it a file of a tenth that nobody touches again: a kernel may page out such although nobody needs the
+room (DAMON does, after half a minute). What follows `--` goes to `prima serve`.
+
+What a hog costs the file prima is not to blame for. So with --machine the hog comes twice, once without a node, to
+leave as much as node and reserve had together, and once beside it. Both begin in the same state: nothing of the model
+is cached, and all that is free is full of a file that programs have read twice and need no more, before the file in
+use.
 
 Prints a line each second, and what matters at the end.
 """
@@ -21,6 +24,7 @@ Prints a line each second, and what matters at the end.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 import time
@@ -87,23 +91,70 @@ class Moment:
     cold_share: float
 
 
+@dataclass(frozen=True, slots=True)
+class Files:
+    """`used`: is read now and then, `cold`: was read once."""
+
+    used: CachedFile
+    cold: CachedFile
+
+
+@contextmanager
+def same_state(model: Path, n_bytes: int, group: MemoryGroup | None, is_full: bool) -> Iterator[Files]:
+    """Nothing of the model is cached, then the file of `n_bytes` is read twice; before it, where all is to be full, one
+    as large as all that is available."""
+    if sys.platform == "linux":
+        with model.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as exits:
+        if is_full:
+            exits.enter_context(CachedFile(folder / "stale", available(group), group)).read()
+        used = exits.enter_context(CachedFile(folder / "used", n_bytes, group))
+        used.read()
+        cold = exits.enter_context(CachedFile(folder / "cold", n_bytes // 10, group))
+        exits.enter_context(in_use(used))
+        yield Files(used, cold)
+
+
+@contextmanager
+def in_use(file: CachedFile) -> Iterator[None]:
+    """Its owner reads it now and then, whatever else happens."""
+    stopping = threading.Event()
+
+    def read() -> None:
+        while not stopping.wait(USED_EVERY_S):
+            file.read()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def available(group: MemoryGroup | None) -> int:
+    return host().memory().available_bytes if group is None else group.available_bytes
+
+
 @dataclass(slots=True)
 class Scene:
     """Where it happens: `group` None is the machine. `reserve`: what a node leaves of a machine; 0: it is none."""
 
     node: Served | None
     hog: Hog
-    used: CachedFile
-    cold: CachedFile
+    files: Files
     group: MemoryGroup | None
     reserve: int
     calm_bytes: int = 0
-    used_s: float = field(default_factory=time.monotonic)
     moments: list[Moment] = field(default_factory=list)
     began_s: float = field(default_factory=time.monotonic)
 
     def available(self) -> int:
-        return host().memory().available_bytes if self.group is None else self.group.available_bytes
+        return available(self.group)
 
     def look(self) -> Moment:
         times = self.node.times() if self.node else NO_TIMES
@@ -113,13 +164,10 @@ class Scene:
             times["read_bytes"],
             times["n_steps"],
             self.available(),
-            self.used.cached_share(),
-            self.cold.cached_share(),
+            self.files.used.cached_share(),
+            self.files.cold.cached_share(),
         )
         self.moments.append(moment)
-        if time.monotonic() - self.used_s >= USED_EVERY_S:
-            self.used.read()
-            self.used_s = time.monotonic()
         return moment
 
     def watch(self, what: str, for_s: float, is_over: Callable[[Moment], bool] = lambda now: False) -> None:
@@ -136,6 +184,11 @@ class Scene:
         now = self.moments[-1]
         left = now.available_bytes - int(now.pinned_bytes)
         return left - self.reserve // 2 if self.reserve else left + int(now.pinned_bytes) // 2
+
+    @property
+    def used_share(self) -> float:
+        """Of the file in use, what was cached at least."""
+        return min(moment.used_share for moment in self.moments)
 
 
 HEADER = (
@@ -172,19 +225,31 @@ def hog_comes(scene: Scene, wanted: int) -> None:
     scene.hog.hold(0)
 
 
-def tell_without(scene: Scene, left_bytes: int) -> None:
-    """How much of the files a hog alone costs that leaves so much."""
-    taken_before = taken_back()
-    scene.look()
-    print(HEADER)
-    hog_comes(scene, scene.available() - left_bytes)
+def without(args: argparse.Namespace, group: MemoryGroup | None, reserve: int) -> float:
+    """What of the file in use a hog alone leaves that takes as much as it will beside the node."""
+    with ExitStack() as exits:
+        files = exits.enter_context(same_state(args.model, args.file, group, is_full=True))
+        scene = Scene(None, exits.enter_context(a_hog(args, group)), files, group, reserve)
+        taken_before = taken_back()
+        scene.look()
+        print(HEADER)
+        scene.watch("calm", CALM_S)
+        hog_comes(scene, scene.available() - reserve // 2 - args.model.stat().st_size)
     print(f"without a node: {cached(scene)}")
     print(f"pages that the kernel had to take back or swap out: {taken_back() - taken_before}")
+    return scene.used_share
+
+
+@contextmanager
+def a_hog(args: argparse.Namespace, group: MemoryGroup | None) -> Iterator[Hog]:
+    with Hog(group, args.rate, 0 if group else FLOOR_BYTES) as hog:
+        hog.hold(0)
+        yield hog
 
 
 def cached(scene: Scene) -> str:
-    used, cold = (min(shares) for shares in zip(*((m.used_share, m.cold_share) for m in scene.moments), strict=True))
-    return f"cached at least {used:.1%} of the file that is used, {cold:.1%} of the other"
+    cold = min(moment.cold_share for moment in scene.moments)
+    return f"cached at least {scene.used_share:.1%} of the file that is used, {cold:.1%} of the other"
 
 
 def tell(scene: Scene, client: Client, taken_before: int) -> None:
@@ -232,29 +297,33 @@ def main() -> None:
         sys.exit(f"{why}: only --machine without --limit works here")
     if not args.limit and not args.machine:
         parser.error("either --limit or --machine, or both")
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
     be_killed_first()
+    reserve = Memory(args.limit or host().memory().total_bytes, 0).reserve_bytes if args.machine else 0
     with ExitStack() as exits:
         group = exits.enter_context(memory_group(args.limit)) if args.limit else None
-        reserve = Memory(args.limit or host().memory().total_bytes, 0).reserve_bytes if args.machine else 0
-        used = exits.enter_context(CachedFile(folder / "used", args.file, group))
-        cold = exits.enter_context(CachedFile(folder / "cold", args.file // 10, group))
-        hog = exits.enter_context(Hog(group, args.rate, 0 if group else FLOOR_BYTES))
-        hog.hold(0)
-        free = group.available_bytes if group else host().memory().available_bytes
-        if group is None:
-            tell_without(Scene(None, hog, used, cold, group, reserve), reserve // 2 + args.model.stat().st_size)
-        prima = GROUP_IS_MACHINE if args.limit and args.machine else ("-m", "prima_core")
-        options = ("-t", args.threads, "--parallel", "1", "-c", "512", *args.serve)
-        with Served([str(args.model), *options], group, prima) as node:
-            scene = Scene(node, hog, used, cold, group, reserve)
-            client, taken_before = Client(node), taken_back()
-            with client.asking():
-                run(scene, args.hog)
-            total = args.limit or host().memory().total_bytes
-            print(f"memory pressure of the node before the hog: {(free - scene.calm_bytes) / total:.1%}")
-            tell(scene, client, taken_before)
+        alone = without(args, group, reserve) if args.machine else None
+        scene = beside_a_node(args, group, reserve)
+    if alone is not None:
+        shares = f"{alone:.1%} stayed cached without a node, {scene.used_share:.1%} beside it"
+        print(f"of the file that is used {shares}: prima costs it {100 * (alone - scene.used_share):.1f} points")
+
+
+def beside_a_node(args: argparse.Namespace, group: MemoryGroup | None, reserve: int) -> Scene:
+    prima = GROUP_IS_MACHINE if args.limit and args.machine else ("-m", "prima_core")
+    options = ("-t", args.threads, "--parallel", "1", "-c", "512", *args.serve)
+    with ExitStack() as exits:
+        files = exits.enter_context(same_state(args.model, args.file, group, is_full=args.machine))
+        hog = exits.enter_context(a_hog(args, group))
+        free = available(group)
+        node = exits.enter_context(Served([str(args.model), *options], group, prima))
+        scene = Scene(node, hog, files, group, reserve)
+        client, taken_before = Client(node), taken_back()
+        with client.asking():
+            run(scene, args.hog)
+        total = args.limit or host().memory().total_bytes
+        print(f"memory pressure of the node before the hog: {(free - scene.calm_bytes) / total:.1%}")
+        tell(scene, client, taken_before)
+    return scene
 
 
 if __name__ == "__main__":

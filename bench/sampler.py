@@ -43,10 +43,13 @@ def rows(vocab: int) -> dict[str, NDArray[np.float32]]:
 
 def median_us(logits: NDArray[np.float32], sampling: Sampling, draws: int) -> float:
     has_penalties = sampling.repetition_penalty != 1
-    history = (HISTORY, HISTORY) if has_penalties else ((), ())
     taken: list[float] = []
     for index in range(draws):
-        want = Wanted(0, 0, sampling, index, *history)
+        want = (
+            Wanted(0, 0, sampling, index, HISTORY, dict.fromkeys(HISTORY, 1))
+            if has_penalties
+            else Wanted(0, 0, sampling, index)
+        )
         start = time.perf_counter()
         sample(logits, want)
         taken.append(time.perf_counter() - start)

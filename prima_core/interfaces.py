@@ -56,7 +56,6 @@ class KvKind(StrEnum):
     OPEN = "open"
     FORK = "fork"
     MOVE = "move"
-    TRUNCATE = "truncate"
     DROP = "drop"
 
 
@@ -67,8 +66,8 @@ class KvOp:
     open(sequence, capacity): room for `capacity` positions, empty.
     fork(sequence, source, length, capacity): as open, with the first `length` positions of `source` copied.
     move(sequence, source, length, capacity): as fork, and `source` is dropped; where the capacity stays nothing need be
-    copied. `source` may be `sequence` itself: then its room gets another capacity.
-    truncate(sequence, length): positions from `length` on are forgotten.
+    copied. `source` may be `sequence` itself: then its room gets another capacity, or only forgets what is behind
+    `length`.
     drop(sequence): the room is given back; idempotent.
     """
 

@@ -109,7 +109,7 @@ class MlxKv:
             capacities = {sequence: room.capacity for sequence, room in self._rooms[layer].items()}
             for operation in operations:
                 freed = _freed(operation, capacities)
-                if operation.kind not in (KvKind.TRUNCATE, KvKind.DROP):
+                if operation.kind is not KvKind.DROP:
                     stays = operation.kind is KvKind.MOVE and freed == operation.capacity
                     held += 0 if stays else operation.capacity
                     peak = max(peak, held)
@@ -120,9 +120,6 @@ class MlxKv:
 
     def _apply(self, operation: KvOp, rooms: Rooms) -> None:
         match operation.kind:
-            case KvKind.TRUNCATE:
-                room = rooms[operation.sequence]
-                room.length = min(room.length, operation.length)
             case KvKind.DROP:
                 rooms.pop(operation.sequence, None)
             case KvKind.OPEN:

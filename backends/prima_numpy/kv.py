@@ -98,7 +98,7 @@ class NumpyKv:
         """For each operation the new room that it needs, if it does."""
         capacities = {sequence: room.capacity for sequence, room in rooms.items()}
         for operation in operations:
-            if operation.kind in (KvKind.TRUNCATE, KvKind.DROP):
+            if operation.kind is KvKind.DROP:
                 yield None
                 continue
             stays = operation.kind is KvKind.MOVE and capacities[operation.source] == operation.capacity
@@ -138,9 +138,6 @@ def _private(n_bytes: int) -> mmap.mmap:
 def _apply(operation: KvOp, rooms: Rooms, new: Room | None) -> None:
     """`new` is the room that was taken for the operation; a move without one stays where it is."""
     match operation.kind:
-        case KvKind.TRUNCATE:
-            room = rooms[operation.sequence]
-            room.length = min(room.length, operation.length)
         case KvKind.DROP:
             rooms.pop(operation.sequence, None)
         case KvKind.MOVE if new is None:

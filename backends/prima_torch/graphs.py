@@ -144,10 +144,9 @@ class Replays:
         if (refusal := self._refused.get(key[0])) is not None and not refusal.is_over():
             return None
         held = self._held.pop(key, None)
-        inputs = held.inputs if held else Inputs(arrays, self._device)
-        inputs.upload(arrays)
-        held = held or self._recorded(key[0], inputs, compute)
-        if held is None:
+        if held is not None:
+            held.inputs.upload(arrays)
+        elif (held := self._recorded(key[0], arrays, compute)) is None:
             return None
         self._held[key] = held
         held.recording.replay()
@@ -159,11 +158,11 @@ class Replays:
     def clear(self) -> None:
         self._held.clear()
 
-    def _recorded(self, name: str, inputs: Inputs, compute: Compute) -> Held | None:
+    def _recorded(self, name: str, arrays: Arrays, compute: Compute) -> Held | None:
         while len(self._held) >= MOST_RECORDINGS:
             del self._held[next(iter(self._held))]
         try:
-            recording = self._recorder.record(lambda: compute(inputs.device))
+            held = self._record(arrays, compute)
         except RuntimeError as error:
             refusal = self._refused.setdefault(name, _Refusal())
             if not refusal.n_tries:
@@ -171,4 +170,11 @@ class Replays:
             refusal.again()
             return None
         self._refused.pop(name, None)
+        return held
+
+    def _record(self, arrays: Arrays, compute: Compute) -> Held:
+        """Raises RuntimeError, also where there is no memory, on the device or pinned on the host."""
+        inputs = Inputs(arrays, self._device)
+        inputs.upload(arrays)
+        recording = self._recorder.record(lambda: compute(inputs.device))
         return Held(inputs, recording, torch.empty(recording.output.shape, pin_memory=self._device.type == "cuda"))

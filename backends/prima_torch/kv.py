@@ -204,10 +204,12 @@ class TorchKv:
         return inside
 
     def _change(self, groups: Sequence[_Group], operations: Sequence[KvOp]) -> None:
-        """Apply checked operations. All memory is taken first, so that a failed allocation changes nothing."""
+        """Apply checked operations. All memory is taken first, so that a failed allocation changes nothing: a copy may
+        go where a sequence was that the same step drops."""
         changes = [_Change(group, operations) for group in groups]
-        for group, change in zip(groups, changes, strict=True):
-            group.copy(change.copies)
+        copiers = [_Copier(group, change.copies) for group, change in zip(groups, changes, strict=True)]
+        for copier in copiers:
+            copier.copy()
         for group, change in zip(groups, changes, strict=True):
             group.rooms, group.free, group.n_used = change.rooms, change.free, change.n_used
 
@@ -216,7 +218,7 @@ class _Group:
     """Layers that have seen the same steps. Pages are handed out in order; `free` has those that came back."""
 
     def __init__(self, device: torch.device, arrays: dict[int, LayerKv]) -> None:
-        self.arrays, self._device = arrays, device
+        self.arrays, self.device = arrays, device
         self.rooms: dict[int, Room] = {}
         self.free: list[int] = []
         self.n_used = self.n_pages = 0
@@ -235,7 +237,7 @@ class _Group:
 
     def without(self, layers: Iterable[int]) -> _Group:
         """Splits these layers off: another group, with the same rooms, that goes its own way from now on."""
-        group = _Group(self._device, {layer: self.arrays.pop(layer) for layer in layers})
+        group = _Group(self.device, {layer: self.arrays.pop(layer) for layer in layers})
         group.rooms, group.free = dict(self.rooms), list(self.free)
         group.n_used, group.n_pages = self.n_used, self.n_pages
         return group
@@ -252,21 +254,11 @@ class _Group:
         return self._enlarge(n_pages)
 
     def _enlarge(self, n_pages: int) -> None:
-        what = f"{n_pages * PAGE} positions of KV in {len(self.arrays)} layers on {self._device}"
+        what = f"{n_pages * PAGE} positions of KV in {len(self.arrays)} layers on {self.device}"
         with room_for(what, hint="use a smaller context (-c) or more quantised KV (--kv-type q8_0)"):
             for layer, arrays in self.arrays.items():
                 self.arrays[layer] = _grown(arrays, n_pages)
         self.n_pages = n_pages
-
-    def copy(self, copies: Iterable[tuple[PageNumbers, PageNumbers]]) -> None:
-        """Some pages at a time, which are in memory once more. Raises DeviceMemoryError; rooms are as before."""
-        with room_for(f"a copy of KV on {self._device}", hint="use a smaller context (-c)"):
-            for source, target in copies:
-                for start in range(0, len(source), COPIED_PAGES):
-                    numbers = np.stack([source, target])[:, start : start + COPIED_PAGES]
-                    rows = torch.from_numpy(numbers).to(self._device).long()
-                    for pages in (pages for arrays in self.arrays.values() for pages in _tensors(arrays)):
-                        _copy(pages, rows)
 
     def extend(self, chunks: Iterable[Chunk]) -> None:
         """What the chunks will write is there, and what stood after it is forgotten."""
@@ -308,9 +300,6 @@ class _Change:
             case KvKind.MOVE:
                 pages = self._resized(self.rooms.pop(operation.source).pages, capacity)
                 self.rooms[sequence] = Room(pages, length, capacity)
-            case KvKind.TRUNCATE:
-                room = self.rooms[sequence]
-                self.rooms[sequence] = Room(room.pages, min(room.length, length), room.capacity)
             case KvKind.DROP if sequence in self.rooms:
                 self._resized(self.rooms.pop(sequence).pages, 0)
 
@@ -332,9 +321,35 @@ class _Change:
 _NONE = np.empty(0, np.int32)
 
 
-def _copy(pages: torch.Tensor, rows: torch.Tensor) -> None:
-    """`rows`: [2, n], from and to."""
-    pages[rows[1]] = pages[rows[0]]
+class _Copier:
+    """Copies pages of a group to others, some at a time, by way of memory that it takes when it is made.
+
+    Raises DeviceMemoryError then, and no more later.
+    """
+
+    def __init__(self, group: _Group, copies: Sequence[tuple[PageNumbers, PageNumbers]]) -> None:
+        numbers = [
+            np.stack([source, target])[:, start : start + COPIED_PAGES]
+            for source, target in copies
+            for start in range(0, len(source), COPIED_PAGES)
+        ]
+        most = max((part.shape[1] for part in numbers), default=0)
+        self._pages = [pages for arrays in group.arrays.values() for pages in _tensors(arrays)]
+        with room_for(f"a copy of KV on {group.device}", hint="use a smaller context (-c)"):
+            self._rows = [torch.from_numpy(part).to(group.device).long() for part in numbers]
+            alike = {pages.dtype: pages for pages in self._pages}
+            self._between = {dtype: _space(pages, most) for dtype, pages in alike.items()}
+
+    def copy(self) -> None:
+        for source, target in self._rows:
+            for pages in self._pages:
+                between = self._between[pages.dtype][: len(source)]
+                torch.index_select(pages, 0, source, out=between)
+                pages.index_copy_(0, target, between)
+
+
+def _space(like: torch.Tensor, n_pages: int) -> torch.Tensor:
+    return torch.empty((n_pages, *like.shape[1:]), dtype=like.dtype, device=like.device)
 
 
 def _n_pages(n_positions: int) -> int:
@@ -369,7 +384,7 @@ def _grown(arrays: LayerKv, n_pages: int) -> LayerKv:
 
 
 def _enlarged(pages: torch.Tensor, n_pages: int) -> torch.Tensor:
-    larger = torch.empty((n_pages, *pages.shape[1:]), dtype=pages.dtype, device=pages.device)
+    larger = _space(pages, n_pages)
     n_kept = min(n_pages, len(pages))
     larger[:n_kept] = pages[:n_kept]
     return larger

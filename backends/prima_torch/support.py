@@ -21,16 +21,20 @@ Version = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """The installed torch and NVIDIA's driver. `cuda`: what torch was built for; None: the CPU. `driver`: the newest
-    CUDA that the driver can do, or why it cannot be used."""
+    """The installed torch and NVIDIA's driver. `cuda`: what torch was built for; None: the CPU, or GPUs that `others`
+    names. `driver`: the newest CUDA that the driver can do, or why it cannot be used."""
 
     torch: str
     cuda: Version | None
     driver: Version | str
+    others: str = ""
 
     @property
     def fault(self) -> str:
         """Why no GPU can be used; "" where one can."""
+        if self.others:
+            # torch for ROCm has CUDA's names (see its notes on HIP), but nothing of ours was ever run on that.
+            return f"torch {self.torch} was built for {self.others}, which prima does not use"
         if self.cuda is None:
             return f"torch {self.torch} was built without CUDA"
         if isinstance(self.driver, str):
@@ -42,6 +46,8 @@ class Support:
     @property
     def hint(self) -> str:
         """What to do about the fault."""
+        if self.others:
+            return f"compute on the CPU, where numpy:cpu is quicker; for NVIDIA's GPUs: {CUDA_BUILDS}"
         if self.cuda is None:
             return "" if sys.platform == "darwin" else f"for NVIDIA's GPUs: {CUDA_BUILDS}"
         is_old = not isinstance(self.driver, str) and self.fault
@@ -68,7 +74,8 @@ def look() -> Support | None:
         return None
     facts = runpy.run_path(str(Path(spec.submodule_search_locations[0]) / "version.py"))
     cuda = facts["cuda"] and tuple(map(int, facts["cuda"].split(".")[:2]))
-    return Support(str(facts["__version__"]), cuda, _driver())
+    others = "AMD's GPUs (ROCm)" if facts.get("hip") else "Intel's GPUs (XPU)" if facts.get("xpu") else ""
+    return Support(str(facts["__version__"]), cuda, _driver(), others)
 
 
 def _driver() -> Version | str:

@@ -48,13 +48,8 @@ def _check_operation(operation: KvOp, sizes: dict[int, tuple[int, int]]) -> None
     if kind == KvKind.DROP:
         sizes.pop(sequence, None)
         return
-    is_its_own = kind == KvKind.TRUNCATE or (kind == KvKind.MOVE and operation.source == sequence)
+    is_its_own = kind == KvKind.MOVE and operation.source == sequence
     _require((sequence in sizes) == is_its_own, operation, "the sequence is unknown or open already")
-    if kind == KvKind.TRUNCATE:
-        length, capacity = sizes[sequence]
-        _require(operation.length >= 0, operation, "a length is not negative")
-        sizes[sequence] = min(length, operation.length), capacity
-        return
     _require(operation.capacity >= 1, operation, "a sequence needs room for one position at least")
     if kind != KvKind.OPEN:
         _require(operation.source in sizes, operation, "the source is unknown")

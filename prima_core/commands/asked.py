@@ -11,7 +11,8 @@ from click.core import ParameterSource
 from prima_core.commands.setup import Settings
 from prima_core.errors import ConfigError
 from prima_core.interfaces import Goal, KvType
-from prima_core.plan.problem import ModelFacts, Problem
+from prima_core.plan.check import MAX_KV_TOKENS
+from prima_core.plan.problem import MAX_WIDTH, ModelFacts, Problem
 
 _STATED = {
     "memory": "`memory_bytes` of its nodes",
@@ -50,7 +51,8 @@ def check_asked(model: str | None, given: Given, path: str) -> None:
 
 
 def asked(problem: Problem, settings: Settings, given: Given) -> Problem:
-    """The problem with the goal, the context, the KV type, the KV room and the rounds that the user asks for."""
+    """The problem with the goal, the context, the KV type, the KV room and the rounds that the user asks for. Raises
+    ConfigError for more than there can be."""
     model, goal = _model(problem.model, settings, given), problem.goal
     n_contexts = max(1, problem.kv_tokens // max(1, problem.model.context_length))
     if "parallel" in given:
@@ -58,13 +60,20 @@ def asked(problem: Problem, settings: Settings, given: Given) -> Problem:
     if "goal" in given:
         goal = Goal(settings["goal"])
     has_room = "context" not in given and "parallel" not in given
+    kv_tokens = problem.kv_tokens if has_room else n_contexts * model.context_length
+    width = _width(problem, goal, settings, given)
+    if not has_room and kv_tokens > MAX_KV_TOKENS:
+        said = f"{n_contexts} contexts of {model.context_length} tokens are asked for"
+        raise ConfigError(said, hint=f"-c times --parallel is at most {MAX_KV_TOKENS}")
+    if width > MAX_WIDTH:
+        raise ConfigError(f"{width} sequences are asked for", hint=f"--parallel is at most {MAX_WIDTH} for throughput")
     return msgspec.structs.replace(
         problem,
         model=model,
-        kv_tokens=problem.kv_tokens if has_room else n_contexts * model.context_length,
+        kv_tokens=kv_tokens,
         rounds=settings["rounds"] or problem.rounds,
         goal=goal,
-        width=_width(problem, goal, settings, given),
+        width=width,
         n_past=min(problem.n_past, model.context_length) if "context" in given else problem.n_past,
         n_prompt=min(problem.n_prompt, model.context_length) if "context" in given else problem.n_prompt,
     )

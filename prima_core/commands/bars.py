@@ -82,6 +82,11 @@ def time_bars(line: Timeline, width: int, ascii_only: bool) -> list[Text]:
     return [*rows, bars.legend(kind for kind in _LOOKS if kind in seen)]
 
 
+def time_title(line: Timeline) -> str:
+    tokens = "A token" if line.n_tokens == 1 else f"A step of {line.n_tokens} tokens"
+    return f"{tokens}: {duration(line.pass_s)} from left to right"
+
+
 def _computing(lane: Lane) -> str:
     return f"computes {duration(sum(span.stop_s - span.start_s for span in lane.work if span.kind == 'compute'))}"
 
@@ -96,7 +101,7 @@ def _cells(lane: Lane, pass_s: float, n_cells: int) -> list[str]:
         work = max(kinds, key=lambda kind: works[kind][cell])
         is_busy = sum(works[kind][cell] for kind in kinds) >= 0.5
         cells.append(work if is_busy else "read" if reads[cell] >= 0.5 else "")
-    if "compute" not in cells:
+    if "compute" not in cells and any(works["compute"]):
         cells[max(range(n_cells), key=lambda cell: works["compute"][cell])] = "compute"
     return cells
 

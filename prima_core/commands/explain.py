@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from prima_core.commands.bars import memory_bars, time_bars
+from prima_core.commands.bars import memory_bars, time_bars, time_title
 from prima_core.commands.picture import svg
 from prima_core.commands.setup import console as error_console
 from prima_core.errors import ConfigError
@@ -22,7 +22,7 @@ from prima_core.plan.explain import Solve, explain
 from prima_core.plan.plan import Plan
 from prima_core.plan.problem import Problem
 from prima_core.plan.timeline import timeline
-from prima_core.plan.words import duration, told
+from prima_core.plan.words import told
 
 MOST_COLUMNS = 100
 _PATIENCE_S = 1.0
@@ -68,7 +68,7 @@ def print_explained(plan: Plan, problem: Problem) -> None:
     width, is_plain = console.width, console.options.ascii_only
     if plan.forecast is not None:
         line = timeline(plan, problem)
-        _print_bars(console, f"A token: {duration(line.pass_s)} from left to right", time_bars(line, width, is_plain))
+        _print_bars(console, time_title(line), time_bars(line, width, is_plain))
     _print_bars(console, "Memory", memory_bars(plan, problem, width, is_plain))
 
 

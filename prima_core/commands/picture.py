@@ -10,19 +10,19 @@ from collections.abc import Iterable
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from prima_core.commands.bars import short_name
+from prima_core.commands.bars import short_name, time_title
 from prima_core.plan.plan import Plan
 from prima_core.plan.problem import Problem
 from prima_core.plan.simulate import Span
 from prima_core.plan.timeline import Lane, Timeline, memory_parts
-from prima_core.plan.words import duration, size
+from prima_core.plan.words import duration, headline, size
 
 WIDTH = 960
 _LEFT, _RIGHT = 150, 800
 """Where bars begin and end; names stand before, numbers behind."""
 _LANE, _BAR, _DISK = 36, 18, 6
 _MEMORY_ROW = 28
-_MOST_TITLE = 60
+_MOST_TITLE = 40
 _SAYS = {
     "compute": ("#3b8f4a", "computes"),
     "stall": ("#d64541", "waits for its disk"),
@@ -37,9 +37,9 @@ _HOLDS = {
 
 
 def svg(plan: Plan, problem: Problem, line: Timeline) -> str:
-    """Of a completed plan and its timeline."""
+    """Of a completed plan with its forecast and explanation, and its timeline."""
     n_nodes = len(line.lanes)
-    lanes_y = 84
+    lanes_y = 106
     axis_y = lanes_y + n_nodes * _LANE
     memory_y = axis_y + 84
     height = memory_y + 40 + n_nodes * _MEMORY_ROW
@@ -47,8 +47,9 @@ def svg(plan: Plan, problem: Problem, line: Timeline) -> str:
     root.set("font-family", "monospace")
     root.set("font-size", "12")
     _box(root, 0, 0, WIDTH, height, "#ffffff")
-    _text(root, 16, 30, f"{short_name(problem.model.name, _MOST_TITLE)}: a token in {duration(line.pass_s)}", points=18)
-    _legend(root, 58, _SAYS.values())
+    _text(root, 16, 30, f"{short_name(problem.model.name, _MOST_TITLE)}: {headline(plan)}", points=18)
+    _text(root, 16, 54, time_title(line))
+    _legend(root, 80, _SAYS.values())
     _axis(root, lanes_y, axis_y, line.pass_s)
     for index, lane in enumerate(line.lanes):
         _lane(root, lanes_y + index * _LANE, lane, line.pass_s)

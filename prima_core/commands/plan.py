@@ -16,7 +16,7 @@ from prima_core.commands.explain import explained, print_explained, write_svg
 from prima_core.commands.setup import Settings, head_options, open_model_argument, plan_of_file
 from prima_core.commands.table import wide_console
 from prima_core.errors import ConfigError, PlanError
-from prima_core.interfaces import BackendOptions
+from prima_core.interfaces import BackendOptions, Goal
 from prima_core.model.visible import visible
 from prima_core.node.coordinate import Planning, foretold, model_facts
 from prima_core.node.member import Member
@@ -31,7 +31,7 @@ from prima_core.plan.plan import Certificate, Plan, Residency, plan_to_json
 from prima_core.plan.predict import predict
 from prima_core.plan.problem import DeviceFacts, LinkFacts, Problem, problem_from_json
 from prima_core.plan.profile import Profile
-from prima_core.plan.words import guesses, left_out
+from prima_core.plan.words import WHAT, duration, guesses, left_out
 from prima_core.plugins import Registry
 
 LOCAL_LINK = LinkFacts(latency_s=60e-6, bytes_s=4e9)
@@ -56,12 +56,11 @@ def plan(
     else:
         solved = _own_plan(model, registry, settings)
     made = foretold(solved.plan, solved.problem)
-    if shown.svg is not None:
-        if made.forecast is None:
-            cure = solved.cure.removeprefix("; ") or "state it in the problem"
-            raise PlanError(_unknown(made, solved.problem), hint=cure)
-        write_svg(shown.svg, made, solved.problem)
+    if shown.svg is not None and made.forecast is None:
+        raise PlanError(_unknown(made, solved.problem), hint=solved.cure.removeprefix("; "))
     made = explained(made, solved.problem, solved.solve if shown.explains else None, solved.guesses)
+    if shown.svg is not None:
+        write_svg(shown.svg, made, solved.problem)
     if shown.as_json:
         click.echo(plan_to_json(made).decode())
         return
@@ -72,7 +71,7 @@ def plan(
     if made.forecast is None and (shown.explains or any(need.streamed_bytes for need in made.residency)):
         click.echo(f"{_unknown(made, solved.problem)}{solved.cure}")
     if made.certificate is not None:
-        click.echo(_vouched(made.certificate))
+        click.echo(_vouched(made.certificate, solved.problem.goal))
 
 
 def _print(made: Plan) -> None:
@@ -83,13 +82,15 @@ def _print(made: Plan) -> None:
     if made.forecast is not None:
         console.print(_forecast_table(made.forecast))
         click.echo(_told(made.forecast))
+    if made.output:
+        click.echo(visible(f"the output part is on {made.output}, the logits go from there to {made.head}"))
     for sentence in (*left_out(made), *guesses(made)):
         click.echo(visible(sentence))
 
 
-def _vouched(certificate: Certificate) -> str:
-    bound = f"no plan is foretold less than {1e3 * certificate.bound_s:,.1f} ms: " if certificate.bound_s else ""
-    return f"{bound}{certificate.about}"
+def _vouched(certificate: Certificate, goal: Goal) -> str:
+    least = f"no plan is foretold less than {duration(certificate.bound_s)} for {WHAT[goal]}: "
+    return f"{least if certificate.bound_s else ''}{certificate.about}"
 
 
 def _unknown(made: Plan, problem: Problem) -> str:
@@ -129,8 +130,9 @@ def _bytes_of(need: Residency | None, streams: bool) -> tuple[str, ...]:
         return ("",) * (4 if streams else 1)
     buffer = f"{_mb(need.buffer_bytes)}" + (f" + {_mb(need.slot_bytes)}" if need.slot_bytes else "")
     stays = _mb(need.pinned_bytes) + (f" + {_mb(need.host_bytes)}" if need.host_bytes else "")
-    sizes = (stays, _mb(need.disk_bytes), buffer) if streams else ()
-    return f"{_mb(need.weight_bytes)} + {_mb(need.kv_bytes)} MB", *(f"{size} MB" for size in sizes)
+    rows = "" if need.buffer_bytes or not need.disk_bytes else ", only the rows of its tokens"
+    sizes = (f"{stays} MB", f"{_mb(need.disk_bytes)} MB{rows}", f"{buffer} MB") if streams else ()
+    return f"{_mb(need.weight_bytes)} + {_mb(need.kv_bytes)} MB", *sizes
 
 
 def _mb(n_bytes: int) -> str:
@@ -147,8 +149,9 @@ def _forecast_table(forecast: Forecast) -> Table:
 
 def _told(forecast: Forecast) -> str:
     first = f", {forecast.prompt_s:.3g} s to the first of {forecast.n_prompt}" if forecast.prompt_s is not None else ""
+    each = "" if forecast.width == 1 else f" of each of {forecast.width} sequences, {forecast.tokens_s:.3g} tokens/s"
     return (
-        f"foretold: {1e3 * forecast.token_s:,.1f} ms per token (with perfectly even visits"
+        f"foretold: {1e3 * forecast.token_s:,.1f} ms per token{each} (with perfectly even visits"
         f" {1e3 * forecast.bound_s:,.1f}){first}; most of it is {forecast.limit}"
     )
 
@@ -162,7 +165,7 @@ class _Solved:
     problem: Problem
     solve: Solve | None
     guesses: tuple[str, ...]
-    cure: str = ""
+    cure: str = "; state it in the problem"
 
 
 def _solve_file(model: str | None, path: str, registry: Registry, settings: Settings, given: Given) -> _Solved:
@@ -193,11 +196,11 @@ def _own_plan(model: str | None, registry: Registry, settings: Settings) -> _Sol
         kept = kept_profile(Profiles(cache_folder()), found, opened) or Profile()
         devices = tuple(kept.rated(DeviceFacts.of(device)) for device in found)
         names = [options.name, *(f"{options.name}.{index}" for index in range(2, options.n_local + 2))]
-        memory, rate = options.node.memory, kept.disk_bytes_s
+        memory, disk = options.node.memory, (kept.disk_bytes_s, kept.disk)
         links = tuple(
             msgspec.structs.replace(LOCAL_LINK, source=one, target=other) for one, other in permutations(names, 2)
         )
-        members = tuple(Member(name, memory, devices, "", rate, kept.disk, links) for name in names)
+        members = tuple(Member(name, memory, devices, "", *disk, links, kept.random_bytes_s) for name in names)
         facts = model_facts(opened, options.context, options.kv_type, options.plan)
         solve = registry.solver(options.solver).solve
         planning = Planning(

@@ -108,9 +108,15 @@ def _lines(view: ServerView) -> list[str]:
 
 def _speed(view: ServerView) -> Iterator[str]:
     """What the plan foretold of one answer at a time, and what the last one had."""
-    if view.forecast is not None:
+    if view.forecast is None:
+        return
+    ms, limit = 1e3 * view.forecast.token_s, view.forecast.limit
+    if view.forecast.width > 1:
+        together = f"{view.forecast.width} sequences, {view.forecast.tokens_s:.3g} tokens/s"
+        yield f"foretold: {ms:,.1f} ms per token of each of {together}, most of it {limit}"
+    else:
         measured = f", {1e3 * view.token_s:,.1f} ms in the last answer" if view.token_s else ""
-        yield f"foretold: {1e3 * view.forecast.token_s:,.1f} ms per token, most of it {view.forecast.limit}{measured}"
+        yield f"foretold: {ms:,.1f} ms per token, most of it {limit}{measured}"
 
 
 def _links(view: ServerView) -> Iterator[str]:
@@ -124,7 +130,8 @@ def _links(view: ServerView) -> Iterator[str]:
 def _facts(node: NodeView) -> tuple[str, str, str, str]:
     """The last three: a line for each device."""
     ranges = (", ".join(f"[{part.start}, {part.stop})" for part in device.layers) or "-" for device in node.devices)
-    layers = "\n".join(ranges) + (f" loading {node.loaded:.0%}" if node.loaded is not None else "")
+    output = " + output" if node.has_output and not node.is_head else ""
+    layers = "\n".join(ranges) + output + (f" loading {node.loaded:.0%}" if node.loaded is not None else "")
     memory = "\n".join((*(_memory(device, node) for device in node.devices), *_remarks(node)))
     devices = "\n".join(device.id for device in node.devices)
     return f"{node.name} (head)" if node.is_head else node.name, devices, layers, memory

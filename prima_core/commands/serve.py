@@ -231,7 +231,8 @@ def join(head: str, until_stdin_closes: bool, settings: Settings, registry: Regi
     """Compute for a head until Ctrl-C. Raises PrimaError when that cannot work."""
     address = cluster_address(head)
     tell = log.info if until_stdin_closes else say  # of a local node its head tells enough
-    options = replace(_join_options(address, settings), measures=not until_stdin_closes)  # a local one is as its head
+    is_own = not until_stdin_closes  # a local one is as its head
+    options = replace(_join_options(address, settings), measures=is_own, remembers=is_own)
     worker = WorkerNode(options, registry, worker_secret(settings), tell)
     signal.signal(signal.SIGTERM, lambda sig, frame: worker.stop())
     signal.signal(signal.SIGINT, lambda sig, frame: worker.stop())

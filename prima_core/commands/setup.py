@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import rich_click as click
+from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -173,10 +174,11 @@ def sampling(settings: Settings, metadata: Mapping[str, object]) -> Sampling:
 
 
 def plan_of_file(path: str | None) -> Plan | None:
+    """Without its certificate, which may be for another question."""
     if path is None:
         return None
     try:
-        return plan_from_json(Path(path).read_bytes())
+        return replace(plan_from_json(Path(path).read_bytes()), certificate=None)
     except OSError as error:
         raise ConfigError(f"cannot read the plan {path}: {error.strerror}", hint="check --plan") from error
 

@@ -78,7 +78,8 @@ def _adjusted(logits: NDArray[np.float32], want: Wanted) -> NDArray[np.float32]:
                 x[seen] > 0, x[seen] / sampling.repetition_penalty, x[seen] * sampling.repetition_penalty
             )
         if want.generated:
-            said, counts = np.unique(want.generated, return_counts=True)
+            n = len(want.generated)
+            said, counts = np.fromiter(want.generated, np.intp, n), np.fromiter(want.generated.values(), np.int64, n)
             x[said] -= (counts * sampling.frequency_penalty + sampling.presence_penalty).astype(np.float32)
     x[list(want.banned)] = -np.inf
     return x

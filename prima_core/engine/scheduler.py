@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from prima_core.engine.facts import EngineFacts, SequenceFacts
@@ -45,9 +45,13 @@ class Sequence:
     kv: KvSequence | None = None
     n_cached: int = 0
     n_shifted: int = 0
+    _counts: dict[int, int] = field(default_factory=dict)  # of generated tokens
+    _seen: dict[int, None] = field(default_factory=dict)  # all tokens, where a penalty looks at all
 
     def __post_init__(self) -> None:
         self.ids.extend(self.request.prompt)
+        if self.request.sampling.repetition_window < 0:
+            self._seen = dict.fromkeys(self.ids)
 
     @property
     def n_prompt(self) -> int:
@@ -57,7 +61,21 @@ class Sequence:
     def n_generated(self) -> int:
         return len(self.ids) - self.n_prompt
 
+    @property
+    def recent(self) -> tuple[int, ...]:
+        """What the repetition penalty looks at; a token may come several times."""
+        window = self.request.sampling.repetition_window
+        return tuple(self._seen) if window < 0 else tuple(self.ids[max(0, len(self.ids) - window) :])
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """How often each generated token has come: as it is now."""
+        return dict(self._counts)
+
     def append(self, token: int) -> None:
+        self._counts[token] = self._counts.get(token, 0) + 1
+        if self.request.sampling.repetition_window < 0:
+            self._seen[token] = None
         self.ids.append(token)
         if self.kv is not None:
             self.kv.ids.append(token)
@@ -79,8 +97,8 @@ class Sequence:
 class Wanted:
     """A row of the step whose next token is wanted: the `index`-th generated token of `sequence`.
 
-    `recent` are the last tokens that a repetition penalty looks at, `generated` what the other penalties count; both
-    are empty where there is no such penalty. `banned` tokens cannot be drawn.
+    `recent` are the tokens that a repetition penalty looks at, `generated` how often each came that the other penalties
+    count; both are empty where there is no such penalty. `banned` tokens cannot be drawn.
     """
 
     row: int
@@ -88,7 +106,7 @@ class Wanted:
     sampling: Sampling
     index: int
     recent: tuple[int, ...] = ()
-    generated: tuple[int, ...] = ()
+    generated: Mapping[int, int] = field(default_factory=dict)
     banned: tuple[int, ...] = ()
 
 
@@ -218,12 +236,7 @@ class Scheduler:
 def _wanted(row: int, sequence: Sequence) -> Wanted:
     """With the history that its penalties look at, and no more: it is copied for each token."""
     sampling, n_generated = sequence.request.sampling, sequence.n_generated
-    recent = generated = banned = ()  # type: tuple[int, ...]
-    if sampling.repetition_penalty != 1:
-        window = len(sequence.ids) if sampling.repetition_window < 0 else sampling.repetition_window
-        recent = tuple(sequence.ids[max(0, len(sequence.ids) - window) :])
-    if sampling.frequency_penalty or sampling.presence_penalty:
-        generated = tuple(sequence.ids[sequence.n_prompt :])
-    if n_generated < sequence.request.min_tokens:
-        banned = sequence.end_ids
+    recent = sequence.recent if sampling.repetition_penalty != 1 else ()
+    generated = sequence.counts if sampling.frequency_penalty or sampling.presence_penalty else {}
+    banned = sequence.end_ids if n_generated < sequence.request.min_tokens else ()
     return Wanted(row, sequence.number, sampling, n_generated, recent, generated, banned)

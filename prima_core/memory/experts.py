@@ -146,12 +146,14 @@ class LayerExperts:
         self.misses += len(missing)
         coming: deque[tuple[Indices, Batch]] = deque()
         try:
-            missing = self._read_ahead(missing, coming)
+            missing = self._read_ahead(missing, coming, must=not len(here))
             if len(here):
                 yield here, residents.slots(row, here)
                 residents.leave(row, here)
             while coming or len(missing):
                 missing = self._read_ahead(missing, coming)
+                if not coming:
+                    raise self._hangs()
                 group, batch = coming[0]
                 self._wait(batch)
                 yield group, residents.slots(row, group)
@@ -160,17 +162,14 @@ class LayerExperts:
         finally:
             self._end(here, coming)
 
-    def _read_ahead(self, missing: Indices, coming: deque[tuple[Indices, Batch]]) -> Indices:
-        """Begin to read what there is room for; gives those that are left."""
+    def _read_ahead(self, missing: Indices, coming: deque[tuple[Indices, Batch]], must: bool = True) -> Indices:
+        """Begin to read what there is room for; gives those that are left. Raises DeviceMemoryError where something
+        must come, and there is no memory for it."""
         while len(group := self._residents.admit(self._row, missing[: self._n_used])):
+            group = self._claimed(group, must and not coming)
+            if not len(group):
+                break
             slots = self._residents.slots(self._row, group).tolist()
-            try:
-                for slot in slots:
-                    self._slots.claim(slot)
-            except MemoryError as error:
-                self._residents.drop(self._row, group)
-                hint = "end other programs, or start this node with less --memory"
-                raise DeviceMemoryError(f"there is no memory for an expert: {error}", hint=hint) from error
             reads = [
                 read
                 for expert, slot in zip(group.tolist(), slots, strict=True)
@@ -181,12 +180,43 @@ class LayerExperts:
             missing = missing[len(group) :]
         return missing
 
+    def _claimed(self, group: Indices, must: bool) -> Indices:
+        """The first of them, as many as there is memory for, where need be that of others."""
+        for i, expert in enumerate(group.tolist()):
+            try:
+                self._claim_slot(expert)
+            except MemoryError as error:
+                self._residents.give_back(self._row, group[i:])
+                if must and not i:
+                    hint = "end other programs, or start this node with less --memory"
+                    raise DeviceMemoryError(f"there is no memory for an expert: {error}", hint=hint) from error
+                return group[:i]
+        return group
+
+    def _claim_slot(self, expert: int) -> None:
+        try:
+            self._slots.claim(self._slot(expert))
+        except MemoryError:
+            if not self._residents.swap(self._row, expert):
+                raise
+            self._slots.claim(self._slot(expert))
+
+    def _slot(self, expert: int) -> int:
+        return int(self._residents.slots(self._row, np.array([expert]))[0])
+
     def _wait(self, batch: Batch) -> None:
         began = time.monotonic()
         try:
             batch.wait()
         finally:
             self.stall_s += time.monotonic() - began
+
+    def _hangs(self) -> ModelError:
+        return ModelError(
+            f"{self._sources[0].path} cannot be read: the disk has not answered for a while",
+            field="file",
+            hint="check the disk: experts are read again once it answers; if it never does, start again",
+        )
 
     def _end(self, here: Indices, coming: Iterable[tuple[Indices, Batch]]) -> None:
         """Nothing is in use any more; what is being read comes, or does not."""

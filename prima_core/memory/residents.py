@@ -25,6 +25,7 @@ class Residents:
         self._release, self._capacity = release, 1
         self._frequencies = Frequencies(n_layers, n_experts, n_used)
         self._n_passing = 2 * n_used  # one group in use, and the next one on its way
+        self._n_lost, self._most_lost = 0, 4 * self._n_passing  # then a disk hangs: what is in memory is to stay
         self._slots = np.full((n_layers, n_experts), -1, np.intp)
         self._busy = np.zeros(self._slots.shape, bool)
         self._worth = np.full(self._slots.shape, np.inf)  # of those that may go
@@ -60,11 +61,14 @@ class Residents:
     def admit(self, row: int, missing: Indices) -> Indices:
         """The first of the missing that there is room for, with slots; they are busy, and others may have gone.
 
-        At least one where nothing of the layer is busy, if there is a slot at all. Those that are chosen more often go
-        for no more than a few at a time: a long prompt, which needs all experts of a layer, is to leave the others be.
+        At least one where nothing of the layer is busy, unless as many slots are lost as may be. Those that are chosen
+        more often go for no more than a few at a time: a long prompt, which needs all experts of a layer, is to leave
+        the others be.
         """
         n_admitted = 0
         with self._lock:
+            if self._n_lost >= self._most_lost:
+                return missing[:0]
             n_busy = int(self._busy[row].sum())
             for expert in missing.tolist():
                 n_coming = n_busy + n_admitted
@@ -91,16 +95,37 @@ class Residents:
             self._lose(row, experts)
             self._shrink()
 
+    def give_back(self, row: int, experts: Indices) -> None:
+        """They do not come, and the memory of their slots could not be had, or is not wanted."""
+        with self._lock:
+            for slot in self._slots[row, experts].tolist():
+                self._release(slot)
+                self._empty.append(slot)
+            self._lose(row, experts)
+
+    def swap(self, row: int, expert: int) -> bool:
+        """Give an expert a slot that has memory, for one whose memory could not be had. False: nobody may go."""
+        with self._lock:
+            if not self._free and not self._evict():
+                return False
+            slot = int(self._slots[row, expert])
+            self._release(slot)
+            self._empty.append(slot)
+            self._slots[row, expert] = self._free.pop()
+        return True
+
     def lose(self, row: int, experts: Indices) -> list[int]:
         """They did not come, and may still: nobody else gets their slots, which are told, until `regain`."""
         with self._lock:
             slots: list[int] = self._slots[row, experts].tolist()
+            self._n_lost += len(slots)
             self._lose(row, experts)
         return slots
 
     def regain(self, slots: Sequence[int]) -> None:
         """Nothing comes into these any more."""
         with self._lock:
+            self._n_lost -= len(slots)
             self._free += slots
             self._shrink()
 

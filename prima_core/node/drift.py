@@ -25,6 +25,8 @@ LEAST_STEPS, LEAST_S = 32, 1.0
 LEAST_READING_S = 3.0
 LINK_LEAST_S = 0.001
 """Links vary by so much without a reason."""
+LEAST_LINK_S = 1e-6
+"""What is measured of a quick link may come out as nothing."""
 MOST_POSITIONS = 2048
 """Of a sequence: attention over more takes time that no profile knows."""
 
@@ -41,8 +43,9 @@ class _Seen:
 
 
 class DriftWatch:
-    """Looks at the times of nodes as they come, from any thread. `tell`: once for each node and what is off there;
-    `learned`: what plans may be made with."""
+    """Looks at the times of nodes as they come, from any thread. `tell`: once for each node and what is off there, when
+    that was so twice in a row: another program may have been at work for a moment. `learned`: the same, for plans to be
+    made with, and when it has passed."""
 
     def __init__(self, tell: Callable[[str], None], learned: Callable[[Relearned], None]) -> None:
         self._tell, self._learned = tell, learned
@@ -52,7 +55,9 @@ class DriftWatch:
         self._doubtful: set[tuple[str, str]] = set()  # ends of links that were off the last time
         self._off: dict[tuple[str, str], str] = {}  # by node and what
         self._told: set[tuple[str, str]] = set()
+        self._doubted: set[tuple[str, str]] = set()  # off the last time, and not told
         self._times: dict[str, float] = {}  # how many times as fast as foretold a node was said to compute
+        self._longer: dict[tuple[str, str], float] = {}  # how many times as long as measured a link was said to take
 
     def see(self, name: str, times: NodeTimes, status: Status, engine: EngineFacts) -> None:
         member = next((member for member in status.members if member.name == name), None)
@@ -67,7 +72,7 @@ class DriftWatch:
         """A request has ended."""
         took_s, n_positions = token_s(done), done.n_prompt_tokens + done.n_generated_tokens
         is_plain = done.n_generated_tokens >= LEAST_STEPS and n_positions <= MOST_POSITIONS and len(engine.running) <= 1
-        if forecast is None or took_s is None or not is_plain:
+        if forecast is None or forecast.width > 1 or took_s is None or not is_plain:
             return
         now, foretold = 1e3 * took_s, 1e3 * forecast.token_s
         said = f"an answer took {now:,.1f} ms per token, {foretold:,.1f} ms were foretold (`prima ps` shows for what)"
@@ -85,8 +90,8 @@ class DriftWatch:
                 return True
             now, before = 1e3 * now_s, 1e3 * before_s
             said = f"sends a token to {link.target} in {now:,.1f} ms; {before:,.1f} ms were measured when they met"
-            self._learn_link(link, now_s / before_s if is_off and before_s else 1.0)
-            self._set(link.source, f"link to {link.target}", said if is_off else "")
+            self._learn_link(link, max(now_s, LEAST_LINK_S) / max(before_s, LEAST_LINK_S) if is_off else 1.0)
+            self._set(link.source, f"link to {link.target}", said if is_off else "", is_sure=True)
             if not is_off:
                 self._doubtful.discard((link.source, link.target))
         return False
@@ -94,10 +99,12 @@ class DriftWatch:
     def lost(self, name: str) -> None:
         with self._lock:
             self._doubtful = {ends for ends in self._doubtful if name not in ends}
+            self._longer = {ends: longer for ends, longer in self._longer.items() if name not in ends}
             self._seen.pop(name, None)
             self._read.pop(name, None)
             about = {key for key in (*self._off, *self._told) if key[0] == name or key[1] == f"link to {name}"}
             self._told -= about
+            self._doubted -= about
             self._off = {key: said for key, said in self._off.items() if key not in about}
 
     def off(self, name: str) -> tuple[str, ...]:
@@ -134,37 +141,46 @@ class DriftWatch:
         seen.n_steps += n_steps
         if seen.n_steps >= LEAST_STEPS and seen.compute_s >= LEAST_S:
             foretold_s = next((node.compute_s for node in forecast.nodes if node.node == name), 0.0)
-            self._judge(name, seen.compute_s / seen.n_steps, foretold_s)
+            self._judge(name, seen.compute_s / seen.n_steps, foretold_s, plan)
             seen.compute_s, seen.n_steps = 0.0, 0
 
-    def _judge(self, name: str, now_s: float, foretold_s: float) -> None:
+    def _judge(self, name: str, now_s: float, foretold_s: float, plan: Plan) -> None:
         said = f"computes a token in {1e3 * now_s:,.1f} ms; {1e3 * foretold_s:,.1f} ms were foretold"
         is_off = bool(foretold_s) and _is_off(now_s, foretold_s)
+        is_sure = not is_off or (name, "computing") in self._doubted
         self._set(name, "computing", said if is_off else "")
-        self._learn(name, foretold_s / now_s if is_off else 1.0)
+        if is_sure:
+            self._learn(name, foretold_s / now_s if is_off else 1.0, plan)
 
-    def _learn(self, name: str, times: float) -> None:
+    def _learn(self, name: str, times: float, plan: Plan) -> None:
         """What is about as before is no news."""
         before = self._times.get(name, 1.0)
         if abs(times - before) > NEWS * before:
             self._times[name] = times
-            self._learned(Relearned(name, times))
+            self._learned(Relearned(name, times, plan=plan))
 
     def _learn_link(self, link: LinkFacts, longer: float) -> None:
         """Both of its figures are taken to have changed alike."""
-        if longer != 1.0 or (link.source, f"link to {link.target}") in self._off:
-            now = msgspec.structs.replace(link, latency_s=longer * link.latency_s, bytes_s=link.bytes_s / longer)
+        ends = link.source, link.target
+        before = self._longer.get(ends, 1.0)
+        if abs(longer - before) > NEWS * before:
+            self._longer[ends] = longer
+            now = msgspec.structs.replace(
+                link, latency_s=longer * max(link.latency_s, LEAST_LINK_S), bytes_s=link.bytes_s / longer
+            )
             self._learned(Relearned(link.source, link=now))
 
-    def _set(self, name: str, what: str, said: str) -> None:
+    def _set(self, name: str, what: str, said: str, is_sure: bool = False) -> None:
         key = name, what
         if not said:
             self._off.pop(key, None)
+            self._doubted.discard(key)
             return
         self._off[key] = said
-        if key not in self._told:
+        if key not in self._told and (is_sure or key in self._doubted):
             self._told.add(key)
             self._tell(f"node {name} {said}" if name else said)
+        self._doubted.add(key)
 
 
 def _is_off(now: float, foretold: float) -> bool:

@@ -23,6 +23,7 @@ from prima_core.errors import ClusterError, PrimaError
 from prima_core.events import Event, NodeJoined, NodeLost, PlanMade
 from prima_core.model.visible import visible
 from prima_core.node.member import Member
+from prima_core.node.running import Running
 from prima_core.plan.plan import Plan
 from prima_core.plan.problem import LinkFacts
 from prima_core.plan.words import summary
@@ -33,7 +34,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 IDLE_S = 30.0
-"""Nobody asks for so long: then a better plan is worth the time that it takes to load weights anew."""
+"""Nobody asks for so long: then a better plan is worth the time that it takes to load weights anew. After each plan
+that was followed for its own sake twice as long: what comes and goes is not to load weights again and again."""
 PROBE_AFTER_S = 5.0
 """When steps are in flight and none has come back for so long, an empty one is sent behind them: see `Engine.probe`."""
 
@@ -99,11 +101,12 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Relearned:
-    """While it served a node computed so many `times` as fast as the plan took it to; or a link has changed."""
+    """While it followed `plan` a node computed so many `times` as fast as that took it to; or a link has changed."""
 
     name: str
     times: float = 1.0
     link: LinkFacts | None = None
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +117,6 @@ class Stop:
 Message = Submit | Cancel | Joined | Lost | Reported | Relearned | Stop
 Better = Callable[[Plan, tuple[Member, ...]], Plan | None]
 Planner = Callable[[tuple[Member, ...]], Plan]
-
-
-@dataclass(slots=True)
-class _Running:
-    """The epoch that is loading (`pending` nodes are not ready yet) or serving. `members` as they were planned with."""
-
-    epoch: Epoch
-    plan: Plan
-    pending: set[str]
-    members: Mapping[str, Member]
-    progress: dict[str, float] = field(default_factory=dict)
 
 
 class Driver:
@@ -159,11 +151,12 @@ class Driver:
         self._unfit: dict[str, PrimaError] = {}  # members that could not load: left out until they join again
         self._short: dict[str, PrimaError] = {}  # members that had less memory than they said when they joined
         self._lost: dict[str, str] = {}  # why nodes are gone that were there since the last plan
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._replan_when_idle = False
         self._better = better
         self._has_relearned = False
-        self._busy_s = clock()  # when there was last something to do
+        self._busy_s = clock()  # when there was last something to do, or a better plan was looked for
+        self._patience_s = IDLE_S
         self._thread = threading.Thread(target=self._main, name="prima-driver", daemon=True)
 
     def start(self) -> None:
@@ -224,11 +217,14 @@ class Driver:
         self.engine_facts = self._engine.facts()
 
     def tick(self) -> None:
-        """Notice that nothing comes back any more, or that nobody asks; to be called now and then."""
+        """Notice that a load does not go on, that nothing comes back or nobody asks; to be called now and then."""
+        stalled = None if self._running is None else self._running.stalled(self._clock())
+        if stalled is not None:
+            self._refuse(*stalled)
         running = self._running
         if not self._engine.is_idle or running is None or running.pending:
             self._busy_s = self._clock()
-        elif self._has_relearned and self._clock() - self._busy_s >= IDLE_S:
+        elif self._has_relearned and self._clock() - self._busy_s >= self._patience_s:
             self._reconsider(running)
         if running is None or not 0 < self._engine.n_in_flight < 2 * running.plan.credit:
             return
@@ -247,7 +243,7 @@ class Driver:
                 return
             self._launch(running, planned)
 
-    def _launch(self, running: _Running, planned: PlannedStep) -> None:
+    def _launch(self, running: Running, planned: PlannedStep) -> None:
         self._moved_s = self._clock()
         self._nodes.launch(running.epoch, planned)
 
@@ -274,11 +270,10 @@ class Driver:
                 self._moved_s = self._clock()
                 self._engine.accept(result)
             case Loading(_, done, total):
-                running.progress[name] = min(1.0, done / max(1, total))
+                running.loads(name, min(1.0, done / max(1, total)), self._clock())
                 self._tell()
             case Ready():
-                running.pending.discard(name)
-                running.progress.pop(name, None)
+                running.is_ready(name)
                 self._tell()
                 if not running.pending:
                     self._emit(PlanMade(running.epoch.counter, running.plan))
@@ -298,6 +293,11 @@ class Driver:
 
     def _refuse(self, name: str, error: PrimaError) -> None:
         log.warning("node %s cannot serve: %s", name, error)
+        before = None if self._running is None else self._running.before
+        if before is not None:
+            log.warning("the plan that served before is followed again")
+            self._begin(before.plan, f"node {name!r} cannot serve: {error}", before.members)
+            return
         self._unfit[name] = error
         self._replan(f"node {name!r} cannot serve: {error}")
 
@@ -324,6 +324,8 @@ class Driver:
         self._unfit.pop(name, None)
         self._short.pop(name, None)
         self._emit(NodeLost(name, why))
+        if self._running is not None and self._running.before is not None and name in self._running.before.plan.nodes:
+            self._running.before = None
         if self._running is None or name in self._running.plan.nodes:
             self._lost[name] = why
             self._replan(f"node {name!r} was lost: {why}")
@@ -336,8 +338,9 @@ class Driver:
         before = dict(self._members)
         if message.link is not None:
             self._members = {name: member.with_link(message.link) for name, member in before.items()}
-        planned = None if self._running is None else self._running.members.get(message.name)
-        if planned is not None and message.name in before and message.link is None:
+        running = self._running
+        planned = None if running is None or running.plan is not message.plan else running.members.get(message.name)
+        if planned is not None and message.name in before:
             devices = planned.computing(message.times).devices
             self._members[message.name] = replace(before[message.name], devices=devices)
         if self._members != before:
@@ -372,11 +375,12 @@ class Driver:
             return
         if self._running is not None and plan == self._running.plan and not why:
             return
+        self._patience_s = IDLE_S
         self._begin(plan, why)
 
-    def _reconsider(self, running: _Running) -> None:
+    def _reconsider(self, running: Running) -> None:
         """What was measured while serving may make another plan better."""
-        self._has_relearned = False
+        self._has_relearned, self._busy_s = False, self._clock()
         try:
             plan = self._better(running.plan, self._fit_members)
         except PrimaError as error:  # also of a solver that is broken
@@ -384,19 +388,22 @@ class Driver:
             return
         if plan is not None:
             log.warning("planned anew, as what was measured while serving makes another plan better")
-            self._begin(plan, "")
+            self._patience_s *= 2
+            self._begin(plan, "").before = running
 
-    def _begin(self, plan: Plan, why: str) -> None:
+    def _begin(self, plan: Plan, why: str, members: Mapping[str, Member] | None = None) -> Running:
+        """`members`: as it was planned with, if that was not now."""
         log.info("%s", visible(summary(plan)))
         self._wait_for = 1  # from now on the cluster goes on with those that are left
         self._epoch = self._epoch.next()
         self._lost = {}
         self._has_relearned = False
         self._engine.restart(self._room_of(plan), _ended(why))
-        self._running = _Running(self._epoch, plan, set(plan.nodes), dict(self._members))
+        self._running = Running(self._epoch, plan, set(plan.nodes), members or dict(self._members), self._clock())
         addresses = {name: self._members[name].data_address for name in plan.nodes}
         self._tell()
         self._nodes.assign(self._epoch, plan, addresses)
+        return self._running
 
     def _wait(self, reason: str, why: str) -> None:
         """No plan: running requests end, waiting ones wait, new ones are refused with the reason."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import secrets
 import threading
 import time
@@ -12,11 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from typing import Any, Self
+from typing import Self
 
 from prima_core.engine.engine import MAX_WAITING, Deliver, Engine
 from prima_core.engine.facts import EngineFacts
-from prima_core.engine.reasoning import ReasoningStream
 from prima_core.engine.request import Request, Sampling
 from prima_core.engine.scheduler import PlannedStep, Room
 from prima_core.errors import ClusterError, ModelError
@@ -24,8 +22,6 @@ from prima_core.events import RequestDone
 from prima_core.interfaces import Credentials, Goal, KvType
 from prima_core.memory.disks import machine_name
 from prima_core.memory.system import host
-from prima_core.model.chat import ChatPrompt, ChatTemplate, Message, encode_chat, n_system_tokens
-from prima_core.model.tokenizer import Tokenizer
 from prima_core.model.visible import visible
 from prima_core.model.vocabulary import DEFAULT_TEMPLATE
 from prima_core.model.weights import Model
@@ -43,6 +39,7 @@ from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions, longest
 from prima_core.node.peers import member_of, report_of
 from prima_core.node.profiles import Profiles, cache_folder
 from prima_core.node.profiling import Measurer
+from prima_core.node.text import ModelText
 from prima_core.node.view import RequestTotals, ServerView, link_views, node_view, token_s
 from prima_core.node.watch import FileWatch
 from prima_core.plan.plan import Plan, plan_to_json
@@ -54,6 +51,7 @@ from prima_core.ring import control
 from prima_core.ring.gather import row_bytes
 from prima_core.ring.membership import Listener, Membership, PeerFacts
 from prima_core.ring.reports import Assignment, Report
+from prima_core.ring.sockets import abandon
 from prima_core.ring.times import NodeTimes
 from prima_core.ring.wire import Epoch, WirePolicy
 
@@ -90,7 +88,7 @@ class HeadOptions:
     log_level: str = "warning"
 
 
-class Head:
+class Head(ModelText):
     """Open it with `start`, use it from any thread, end it with `close` (or `with`)."""
 
     def __init__(
@@ -101,24 +99,21 @@ class Head:
         secret: bytes,
         tell: Callable[[str], None] = log.info,
     ) -> None:
-        self.model = model
+        super().__init__(model, options.chat_template, options.context_shift)
         self.model_name = model.name
         self.model_file = visible(model.path.name)
         self.created = int(time.time())
         self.sampling = options.sampling
-        self.context_shift = options.context_shift
         self._facts = model_facts(model, options.context, options.kv_type, options.plan)
         self.context_length = self._facts.context_length
         if options.context is not None and options.context > self.context_length:
             most = self.context_length
             tell(f"the model's context has {most} tokens, -c {options.context} asks for more: {most} are served")
-        self.tokenizer = Tokenizer.from_metadata(model.file.metadata)
         self._options = options
         self._registry = registry
         self._secret = secret
         self._tell = tell
         self._numbers = itertools.count(1)
-        self._template = ChatTemplate.from_tokenizer(self.tokenizer, options.chat_template)
         self._exits = ExitStack()
         self._membership: Membership | None = None
         credentials = Credentials(secret)
@@ -172,8 +167,8 @@ class Head:
     def start(self) -> None:
         """Start to serve; `driver.status` tells how far it is. Raises PrimaError for a wrong option."""
         with ExitStack() as exits:
-            exits.callback(self._template.close)
-            last_words = LastWords(self._on_files_changed)
+            exits.callback(self.close_text)
+            last_words = LastWords(self._on_files_changed, self._abandon)
             last_words.start()
             exits.callback(last_words.close)
             last_words.watch(self.model)
@@ -211,12 +206,13 @@ class Head:
         node_id = secrets.token_hex(8)
         membership = Membership(self._options.name, node_id, link, self._control.dial, self._secret, listener)
         self._membership = membership
-        own = End(self._options.name, advertised(self.node.data_address, self._options.advertise))
+        own = End(self._options.name, advertised(self.node.data_address, self._options.advertise), machine_name())
         watch = Watch(self._is_idle, self._drift.see_link)
         links = LinkFinder(own, self.node.probes, membership.send, self._facts.activation_bytes, self._tell, watch)
         self._links = links
         links.start()
         exits.callback(links.close)
+        exits.callback(self.node.probes.close)  # before: its thread may be measuring
         membership.start()
         exits.callback(membership.close, "the server is stopping")
         local = LocalOptions(
@@ -245,6 +241,13 @@ class Head:
         """End all threads and child processes. Idempotent. The model stays open: it is the caller's."""
         self._exits.close()
 
+    def _abandon(self) -> None:
+        """What is left behind where the process ends without `close`."""
+        for address in (self.node.data_address, "" if self._membership is None else self._membership.address):
+            abandon(address)
+        for node in self._local:
+            node.abandon()
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -254,63 +257,9 @@ class Head:
 
     # ------------------------------------------------------------ what clients use (any thread)
 
-    @property
-    def fingerprint(self) -> str:
-        """A short name of what makes the answers: another file, another name."""
-        return f"fp_{self.model.fingerprint[:12]}"
-
-    @property
-    def model_facts(self) -> Mapping[str, int]:
-        """Sizes of the model as llama-server tells them: `size` in bytes of its weights."""
-        tensors, spec = self.model.file.tensors.values(), self.model.spec
-        return {
-            "n_vocab": spec.vocab_size,
-            "n_ctx_train": spec.context_length,
-            "n_embd": spec.d_model,
-            "n_params": sum(math.prod(info.shape) for info in tensors),
-            "size": sum(info.n_bytes for info in tensors),
-        }
-
-    @property
-    def chat_template(self) -> str | None:
-        """The Jinja source that conversations are rendered with."""
-        return self._template.source
-
     def engine_facts(self) -> EngineFacts:
         """What the engine is doing now."""
         return self.driver.engine_facts
-
-    def encode_chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        variables: Mapping[str, Any] | None = None,  # Any: JSON
-    ) -> ChatPrompt:
-        """A conversation as the model takes it; `variables` are what chat_template_kwargs are in a request.
-
-        Raises TemplateError when the model's template refuses it or is broken, RequestError for a wrong role or name.
-        """
-        return encode_chat(self.tokenizer, self._template, messages, variables=variables)
-
-    def reasoning_stream(self, prompt: ChatPrompt) -> ReasoningStream:
-        """What cuts the text of the answer to `prompt` into reasoning and content."""
-        tags = self.tokenizer.reasoning_tags
-        return ReasoningStream(tags, starts_inside=tags is not None and tags.are_open_after(prompt.text))
-
-    def n_keep(
-        self,
-        messages: Sequence[Message],
-        ids: Sequence[int],
-        *,
-        variables: Mapping[str, Any] | None = None,  # Any: JSON
-    ) -> int:
-        """`Request.n_keep` of a conversation that was encoded to `ids`: the system's messages at its begin.
-
-        0 where there are none, where the template wants more than them, and where the context does not shift.
-        """
-        if not self.context_shift:
-            return 0
-        return n_system_tokens(self.tokenizer, self._template, messages, ids, variables)
 
     def submit(self, request: Request, deliver: Deliver) -> int:
         """Queue a request; events come to `deliver` on the driver's thread, Finished or Failed last."""
@@ -416,7 +365,7 @@ class Head:
         if self._links is None:
             ready()
         else:
-            self._links.joined(End(facts.name, facts.data_address), ready)
+            self._links.joined(End(facts.name, facts.data_address, facts.profile.machine), ready)
 
     def _on_lost(self, name: str, why: str) -> None:
         if self.driver.status.state is not State.STOPPED:  # else it is our own children leaving

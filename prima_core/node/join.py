@@ -23,6 +23,7 @@ from prima_core.memory.disks import machine_name
 from prima_core.memory.system import host
 from prima_core.model.fingerprint import ModelId, find_by_fingerprint
 from prima_core.model.weights import Model
+from prima_core.node.identity import own_id
 from prima_core.node.lastwords import LastWords
 from prima_core.node.measure import largest_model
 from prima_core.node.network import with_port
@@ -38,6 +39,7 @@ from prima_core.ring.control import Assign, Channel, Hello, Welcome
 from prima_core.ring.membership import HEARTBEAT_S
 from prima_core.ring.probes import LinkFigures
 from prima_core.ring.reports import Assignment, Collected, LoadFailed, Loading, Ready, Report, Unreachable
+from prima_core.ring.sockets import abandon
 from prima_core.ring.wire import Epoch
 
 log = logging.getLogger(__name__)
@@ -54,7 +56,8 @@ SEND_TIMEOUT_S = 0.5
 class JoinOptions:
     """Where the head is (`head`, a full address), where this node listens for it (for frames: at another port of the
     same host), and where it finds model files. `measures`: it finds out how fast it is before it joins, or looks up
-    what it has found out before; one that does not is taken to be as fast as a head on the same machine."""
+    what it has found out before; one that does not is taken to be as fast as a head on the same machine. `remembers`:
+    it keeps an id, by which the head knows it again after a new start."""
 
     head: str
     listen: str
@@ -63,6 +66,7 @@ class JoinOptions:
     advertise: Callable[[str], str] = str
     node: NodeOptions = field(default_factory=NodeOptions)
     measures: bool = False
+    remembers: bool = False
 
 
 class WorkerNode:
@@ -80,7 +84,8 @@ class WorkerNode:
         self._models: dict[str, Model] = {}
         self._in_use: tuple[Epoch, Model] | None = None  # set by the owner thread
         self._told_percent = -1
-        self._last_words = LastWords(lambda error: self._send(control.Bye.because(str(error))))
+        self._last_words = LastWords(lambda error: self._send(control.Bye.because(str(error))), self._abandon)
+        self._control_address = ""  # known when it listens
         self._profile = Profile()
         credentials = Credentials(secret)
         self._control = Dialer(registry, credentials, CONTROL_LIMITS)
@@ -94,6 +99,8 @@ class WorkerNode:
     def run(self) -> None:
         """Join and serve until `stop`. Raises PrimaError for what waiting cannot cure."""
         with ExitStack() as exits:
+            if self._options.remembers:
+                self._id = exits.enter_context(own_id(cache_folder(), self._options.name))
             exits.callback(self._close_models)  # last: the worker thread still has views into them
             self._last_words.start()
             exits.callback(self._last_words.close)
@@ -103,6 +110,7 @@ class WorkerNode:
             self._profile = self._measured()
             link = self._control.listen(self._options.listen)
             exits.callback(link.close)
+            self._control_address = link.address
             while not self._stopping.is_set():
                 self._join_once(link)
 
@@ -289,6 +297,10 @@ class WorkerNode:
         model = self._models[wanted.fingerprint] = open_model(path)
         self._last_words.watch(model)
         return model
+
+    def _abandon(self) -> None:
+        for address in (self._control_address, self._node.data_address):
+            abandon(address)
 
     def _close_models(self) -> None:
         for model in self._models.values():

@@ -30,14 +30,15 @@ def meaning_of(exit_code: int) -> str:
 
 
 class LastWords:
-    """`tell` is called once at most, in a thread of its own that then ends the process with code WEIGHTS_LOST.
+    """`tell` is called once at most, in a thread of its own that then calls `leave`, to clean up, and ends the process
+    with code WEIGHTS_LOST.
 
-    It has about a second. Where the native module is missing, and in Windows, nothing of this happens: there SIGBUS
+    They have about a second. Where the native module is missing, and in Windows, nothing of this happens: there SIGBUS
     ends a process without a word.
     """
 
-    def __init__(self, tell: Callable[[ModelError], None]) -> None:
-        self._tell = tell
+    def __init__(self, tell: Callable[[ModelError], None], leave: Callable[[], None]) -> None:
+        self._tell, self._leave = tell, leave
         self._native = _native()
         self._watched: dict[int, Model] = {}
         self._receive, self._send = -1, -1
@@ -79,6 +80,7 @@ class LastWords:
             log.critical("this process ends: %s", error)
             self._tell(error)
             threading.Event().wait(LINGER_S)
+            self._leave()
         finally:
             os._exit(WEIGHTS_LOST)
 

@@ -18,7 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from prima_core.errors import PrimaError
+from prima_core.errors import ConfigError, PrimaError
+from prima_core.node.network import host_of, is_network
 from prima_core.plan.problem import LinkFacts
 from prima_core.ring import control
 from prima_core.ring.probes import ID_BYTES, LinkFigures
@@ -35,17 +36,27 @@ _LOOK_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """A node, and where it takes activations."""
+    """A node, where it takes activations, and on which machine that is ("": not known)."""
 
     name: str
     address: str
+    machine: str = ""
+
+    @property
+    def place(self) -> tuple[str, str] | None:
+        """Equal of nodes between which links are equal: of one machine, within it or at the same address of it. (Nodes
+        of one machine in different network namespaces have different links.)"""
+        with suppress(ConfigError):  # an address that can never work
+            if self.machine:
+                return self.machine, host_of(self.address) if is_network(self.address) else ""
+        return None
 
 
 class Prober(Protocol):
     """How the head itself measures and answers: `ring.probes.Probes`."""
 
     def answer(self, id: bytes, address: str) -> None: ...
-    def measure(self, id: bytes, address: str, n_bytes: int, is_brief: bool) -> LinkFigures | None: ...
+    def measure(self, id: bytes, address: str, n_bytes: int, is_brief: bool, within_s: float) -> LinkFigures | None: ...
 
 
 Send = Callable[[str, control.Message], None]
@@ -62,7 +73,8 @@ class Watch:
 
 
 class LinkFinder:
-    """Measures in a thread of its own, each pair of nodes both ways. `n_bytes`: of a token's activations."""
+    """Measures in a thread of its own, each pair of nodes both ways, but of each place only one pair, one way: the
+    links inside are alike. `n_bytes`: of a token's activations."""
 
     def __init__(
         self, own: End, prober: Prober, send: Send, n_bytes: int, tell: Callable[[str], None], watch: Watch
@@ -70,6 +82,7 @@ class LinkFinder:
         self._own, self._prober, self._send, self._n_bytes, self._tell = own, prober, send, n_bytes, tell
         self._watch = watch
         self._known: deque[LinkFacts] = deque()  # the thread's; what is looked at next first
+        self._inside: dict[tuple[str, str], LinkFigures] = {}  # the thread's, by place
         self._lock = threading.Lock()  # guards the next two
         self._ends: dict[str, End] = {own.name: own}  # nodes that are known to the driver
         self._joining: dict[str, End] = {}
@@ -137,9 +150,8 @@ class LinkFinder:
     def _take(self, end: End, ready: Ready) -> None:
         if not self._is_there(end):
             return
-        links = tuple(self._links(end))
         self._known = deque(link for link in self._known if end.name not in (link.source, link.target))
-        self._known += links
+        links = tuple(self._links(end))
         with self._lock:
             if self._joining.get(end.name) is not end or self._stopping.is_set():
                 return
@@ -158,7 +170,7 @@ class LinkFinder:
             others = sorted((other for other in self._ends.values()), key=lambda other: other is not self._own)
         unknown: dict[str, None] = {}
         for source, target in (pair for other in others for pair in ((other, end), (end, other))):
-            found = self._measured(source, target, until_s) if time.monotonic() < until_s else None
+            found = self._found(source, target, until_s)
             if self._stopping.is_set() or not self._is_there(end):
                 return
             if found is not None:
@@ -167,6 +179,18 @@ class LinkFinder:
                 unknown[target.name if source is end else source.name] = None
         if unknown:
             self._tell(f"the links between {end.name} and {', '.join(unknown)} could not all be measured")
+
+    def _found(self, source: End, target: End, until_s: float) -> LinkFigures | None:
+        """Measured, unless another link of the same place was."""
+        inside = source.place if source.place == target.place else None
+        if inside in self._inside:
+            return self._inside[inside]
+        found = self._measured(source, target, until_s) if time.monotonic() < until_s else None
+        if found is not None:
+            self._known.append(LinkFacts(source.name, target.name, found.latency_s, found.bytes_s))
+            if inside is not None:
+                self._inside[inside] = found
+        return found
 
     def _measured(self, source: End, target: End, until_s: float, is_brief: bool = False) -> LinkFigures | None:
         try:
@@ -182,7 +206,8 @@ class LinkFinder:
         else:
             self._send(target.name, control.Echo(id, source.address))
         if source is self._own:
-            return self._prober.measure(id, target.address, self._n_bytes, is_brief)
+            within_s = min(until_s - time.monotonic(), PROBE_S)
+            return self._prober.measure(id, target.address, self._n_bytes, is_brief, within_s)
         result = self._asked[id] = Future()
         self._send(source.name, control.Probe(id, target.address, self._n_bytes, is_brief))
         try:

@@ -50,6 +50,10 @@ class LocalNode(Protocol):
         """Idempotent."""
         ...
 
+    def abandon(self) -> None:
+        """For a process that ends without `close`: remove what the node leaves behind when it leaves, too."""
+        ...
+
 
 def start_local(
     options: LocalOptions, registry: Registry, secret: bytes, tell: Callable[[str], None]
@@ -85,6 +89,9 @@ class ThreadNode:
         self._worker.stop()
         self._thread.join(STOP_WITHIN_S)
 
+    def abandon(self) -> None:
+        """It goes with this process."""
+
 
 class ProcessNode:
     """A worker node in a child process (`prima join`)."""
@@ -117,6 +124,9 @@ class ProcessNode:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._folder.cleanup()
+
+    def abandon(self) -> None:
         self._folder.cleanup()
 
 

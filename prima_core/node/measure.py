@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prima_core.model.split import all_parts
+from prima_core.plan.problem import RANDOM_BYTES
 
 if TYPE_CHECKING:
     from prima_core.memory.system import DirectFile, System
@@ -32,7 +33,6 @@ GIVE_UP_AFTER_S = 3.0
 """A disk that hangs is left alone: its file stays open."""
 N_READERS = 4  # as many as read weights: see `memory/reader.py`
 PIECE_BYTES = 4 * 1024 * 1024
-RANDOM_BYTES = 1024 * 1024
 MEMORY_BYTES = 256 * 1024 * 1024
 """More than caches hold."""
 MEMORY_RUNS = 3

@@ -11,8 +11,8 @@ from prima_core.plan.problem import DeviceFacts, LinkFacts, NodeFacts
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A node of the cluster as the planner sees it. `data_address` is where activations are sent to; `disk_bytes_s` and
-    `disk` as in `NodeFacts`; `links`: those to and from nodes that were there before it."""
+    """A node of the cluster as the planner sees it. `data_address` is where activations are sent to; `disk_bytes_s`,
+    `disk` and `random_bytes_s` as in `NodeFacts`; `links`: those to and from nodes that were there before it."""
 
     name: str
     memory_bytes: int
@@ -21,10 +21,12 @@ class Member:
     disk_bytes_s: float = 0.0
     disk: str = ""
     links: tuple[LinkFacts, ...] = ()
+    random_bytes_s: float = 0.0
 
     @property
     def facts(self) -> NodeFacts:
-        return NodeFacts(self.name, self.memory_bytes, self.devices, self.disk_bytes_s, self.disk)
+        disk = self.disk_bytes_s, self.disk, self.random_bytes_s
+        return NodeFacts(self.name, self.memory_bytes, self.devices, *disk)
 
     @property
     def is_measured(self) -> bool:

@@ -112,6 +112,7 @@ class Node:
 
     def _receive(self, link: ReceiveLink) -> None:
         while not self._stopping.is_set():
+            self.probes.let_go()
             try:
                 data = link.receive(POLL_S)
                 (self.probes if is_probe(data) else self.worker).arrived(data)

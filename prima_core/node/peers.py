@@ -14,7 +14,9 @@ def member_of(facts: PeerFacts, links: tuple[LinkFacts, ...] = ()) -> Member:
     profile = facts.profile
     devices = tuple(map(profile.rated, facts.devices))
     disk = profile.disk_bytes_s, profile.disk
-    return Member(facts.name, facts.memory_bytes, devices, facts.data_address, *disk, links)
+    return Member(
+        facts.name, facts.memory_bytes, devices, facts.data_address, *disk, links, random_bytes_s=profile.random_bytes_s
+    )
 
 
 def report_of(message: control.Message) -> Report | None:

@@ -100,9 +100,19 @@ class Measurer:
             computing = ", ".join(device.id for device in node.devices)
             self.tell(f"disk: {profile.disk_bytes_s / 1e9:,.2f} GB/s; now computing on {computing} ...")
             profile = replace(profile, devices=self._rates(node, model, memory_bytes))
-        if profile.devices and not self.stop():
-            self.profiles.save(_key(node.devices, model), profile)
+        if not self.stop():
+            self._keep(profile, node, model)
         return profile
+
+    def _keep(self, profile: Profile, node: Node, model: Model) -> None:
+        """Only a whole one: a device that failed once is not to count as unknown at every start."""
+        unknown = _unknown(profile, node.devices)
+        if not unknown:
+            self.profiles.save(_key(node.devices, model), profile)
+        else:
+            self.tell(
+                f"how fast {', '.join(unknown)} computes is not known (see the log): the next start measures again"
+            )
 
     def _rates(self, node: Node, model: Model, memory_bytes: int, is_brief: bool = False) -> dict[str, DeviceRates]:
         until_s = time.monotonic() + GIVE_UP_AFTER_S
@@ -115,7 +125,7 @@ class Measurer:
             with suppress(NotYet):
                 return result.result(_LOOK_S)
             if time.monotonic() > until_s + HANGS_AFTER_S:
-                self.tell("a device hangs: how fast this machine computes is not known (see `prima doctor`)")
+                self.tell("a device hangs (see `prima doctor`)")
                 break
         return {}
 
@@ -126,9 +136,17 @@ def _has_drifted(now: float, before: float) -> bool:
 
 
 def kept_profile(profiles: Profiles, devices: Sequence[Device], model: Model) -> Profile | None:
-    """What was found out before of such devices of this machine; None: nothing."""
+    """What was found out before of all such devices of this machine; None: nothing."""
     kept = profiles.load(_key(devices, model))
-    return None if kept is None else replace(kept, machine=machine_name(), disk=disk_name(model.path))
+    return (
+        None
+        if kept is None or _unknown(kept, devices)
+        else replace(kept, machine=machine_name(), disk=disk_name(model.path))
+    )
+
+
+def _unknown(profile: Profile, devices: Sequence[Device]) -> list[str]:
+    return [device.id for device in devices if device.id not in profile.devices]
 
 
 def _key(devices: Sequence[Device], model: Model) -> str:

@@ -28,14 +28,15 @@ def turn(path: Path, within_s: float, stop: Callable[[], bool]) -> Iterator[None
         return
     try:
         until_s = time.monotonic() + within_s
-        while not _take(file) and not stop() and time.monotonic() < until_s:
+        while not take_lock(file) and not stop() and time.monotonic() < until_s:
             time.sleep(_LOOK_S)
         yield
     finally:
         os.close(file)
 
 
-def _take(file: int) -> bool:
+def take_lock(file: int) -> bool:
+    """Whether this process has the lock on an open file now, until it closes it or ends."""
     try:
         if sys.platform == "win32":
             import msvcrt

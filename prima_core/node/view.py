@@ -38,7 +38,7 @@ class NodeView:
     that share the host's memory share what of it the node may use.
 
     `loaded`: the share of its weights that is in memory, while it loads. `off`: what it does otherwise than was
-    measured or foretold, by more than a quarter, in words."""
+    measured or foretold, by more than a quarter, in words. `has_output`: it computes the output part."""
 
     name: str
     is_head: bool
@@ -50,11 +50,12 @@ class NodeView:
     loaded: float | None
     times: NodeTimes
     off: tuple[str, ...] = ()
+    has_output: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LinkView:
-    """A way between two nodes, as measured when the later of them joined: see `LinkFacts`."""
+    """A way between two nodes, as measured when the later of them joined, or since: see `LinkFacts`."""
 
     source: str
     target: str
@@ -107,6 +108,7 @@ def node_view(member: Member, head: str, status: Status, times: NodeTimes, off: 
         loaded=status.progress.get(member.name),
         times=times,
         off=off,
+        has_output=plan is not None and plan.output_node == member.name,
     )
 
 

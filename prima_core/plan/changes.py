@@ -87,7 +87,9 @@ def _disks(problem: Problem, streaming: Sequence[NodeFacts]) -> list[Changed]:
 
 def _with_disk(problem: Problem, slow: NodeFacts) -> Problem:
     nodes = tuple(
-        msgspec.structs.replace(node, disk_bytes_s=FASTER_DISK * node.disk_bytes_s)
+        msgspec.structs.replace(
+            node, disk_bytes_s=FASTER_DISK * node.disk_bytes_s, random_bytes_s=FASTER_DISK * node.random_bytes_s
+        )
         if node is slow or (node.disk and node.disk == slow.disk)
         else node
         for node in problem.nodes

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from prima_core.plan.plan import Plan, Residency, Visit
-from prima_core.plan.problem import OUTPUT, DeviceFacts, ModelFacts, Problem
+from prima_core.plan.problem import OUTPUT, RANDOM_BYTES, DeviceFacts, ModelFacts, NodeFacts, Problem
 from prima_core.plan.stream import layers_on
 
 
@@ -57,6 +57,26 @@ class PassCost:
     def hop_s(self, node: str) -> float:
         """Of the ways to the node."""
         return sum(visit.hop_s for visit in self.visits if visit.node == node)
+
+
+def demand_bytes_s(node: NodeFacts, model: ModelFacts) -> float:
+    """How fast experts are read, once a token has chosen them: each matrix of one lies elsewhere than the one before.
+    That takes as long as in order, and the way to it, which `random_bytes_s` tells of pieces of RANDOM_BYTES."""
+    if not (model.expert_bytes and node.random_bytes_s and node.disk_bytes_s):
+        return node.disk_bytes_s
+    way_s = max(0.0, RANDOM_BYTES / node.random_bytes_s - RANDOM_BYTES / node.disk_bytes_s)
+    return 1 / (1 / node.disk_bytes_s + way_s / max(1.0, _expert_matrix_bytes(model)))
+
+
+def _expert_matrix_bytes(model: ModelFacts) -> float:
+    """Of the usual three of an expert, gate, up and down, where the kinds of their stacks are not known."""
+    stacks = [
+        model.kinds[number].n_bytes
+        for kinds, dense in zip(model.layer_kinds, model.tensor_bytes, strict=False)
+        for number in kinds[len(dense) :]
+    ]
+    n_stacks = len(stacks) or 3 * sum(map(bool, model.expert_bytes))
+    return (sum(stacks) or sum(model.expert_bytes)) / max(1, n_stacks * model.n_experts)
 
 
 def missing_rate(plan: Plan, problem: Problem, width: int = 1) -> str:

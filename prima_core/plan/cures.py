@@ -77,15 +77,13 @@ class _Trials:
 def _memory(problem: Problem, trials: _Trials) -> str:
     """On which node the least would do; all are asked whether they would do with less than the best so far."""
     best: tuple[int, str] | None = None
-    if _lacking(problem) > _MOST_BYTES:
-        return ""
     for node in problem.nodes:
 
         def helps(n_bytes: int, node: NodeFacts = node) -> bool:
             return trials.can_be(_with_more(problem, node, n_bytes))
 
         if best is None:
-            n_bytes = _least(helps, _lacking(problem), _MOST_BYTES)
+            n_bytes = _least(helps, min(_lacking(problem), _MOST_BYTES), _MOST_BYTES)
         else:
             less = round(best[0] / _NEAR) - _LEAST_BYTES
             n_bytes = _least(helps, less, less) if less > 0 else None
@@ -94,7 +92,9 @@ def _memory(problem: Problem, trials: _Trials) -> str:
 
 
 def _lacking(problem: Problem) -> int:
-    """What the nodes have too little of in all, about."""
+    """What the nodes have too little of in all, about; of weights that are read from disk nothing has to stay."""
+    if problem.streaming:
+        return _LEAST_BYTES
     needed = problem.layers_bytes(0, problem.model.n_layers) + problem.fixed_bytes(problem.head)
     return max(_LEAST_BYTES, needed - sum(node.room_bytes for node in problem.nodes))
 
@@ -112,9 +112,9 @@ def _least(helps: Callable[[int], bool], first: int, most: int) -> int | None:
     """The least number that helps, about, when all larger ones do; `first`: a guess. None: not even `most` does."""
     low, high = 0, first
     while not helps(high):
-        low, high = high, 4 * high
-        if low >= most:
+        if high >= most:
             return None
+        low, high = high, min(most, 4 * high)
     while high > _NEAR * low + _LEAST_BYTES:
         middle = (low + high) // 2
         low, high = (low, middle) if helps(middle) else (middle, high)

@@ -23,7 +23,8 @@ _ROUNDING = 1 + 1e-9  # buffers are often such that reading takes just as long a
 class Reader:
     """A node that streams. `over_bytes`: what its memory lacks (X), `compute_s`: its own computing in a pass.
 
-    Its buffer is from `least_bytes` to `most_bytes`. Readers with the same `disk` share its rate; "": its own.
+    Its buffer is from `least_bytes` to `most_bytes`, of which `spare_bytes` take the place of nothing that would have
+    to be read ahead then. Readers with the same `disk` share its rate; "": its own.
     """
 
     over_bytes: int
@@ -33,10 +34,11 @@ class Reader:
     least_bytes: int = 0
     most_bytes: int = 1 << 62
     disk: str = ""
+    spare_bytes: int = 0
 
     def read_s(self, buffer_bytes: float) -> float:
         """What it needs of its disk for a pass."""
-        return (self.over_bytes + buffer_bytes) / self.bytes_s
+        return max(0.0, self.over_bytes + buffer_bytes - self.spare_bytes) / self.bytes_s
 
     def stall_s(self, buffer_bytes: float) -> float:
         """Its waiting in a pass, when the disk keeps up with the passes."""

@@ -58,7 +58,7 @@ def _node_s(name: str, cost: PassCost, disk: Disk | None, reading: float) -> flo
     if disk is None:
         return compute_s
     read_s = max(compute_s, reading * cost.streamed_bytes(name) / disk.bytes_s)
-    return read_s + cost.demanded_bytes(name) / disk.bytes_s
+    return read_s + disk.demanded_s(cost.demanded_bytes(name))
 
 
 def prompt_s(cost: PassCost, disks: Mapping[str, Disk], n_chunks: int, n_together: int, one_at_a_time: bool) -> float:

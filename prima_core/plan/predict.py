@@ -116,7 +116,7 @@ def _readers(plan: Plan, problem: Problem, cost: PassCost) -> tuple[list[Reader]
 
 
 def _demanded_s(cost: PassCost, plan: Plan, problem: Problem) -> float:
-    return sum(cost.demanded_bytes(name) / disk.bytes_s for name, disk in disks_of(plan, problem).items())
+    return sum(disk.demanded_s(cost.demanded_bytes(name)) for name, disk in disks_of(plan, problem).items())
 
 
 def _prompt_s(plan: Plan, problem: Problem, chunk: int) -> float:

@@ -20,6 +20,7 @@ PROMPT_TOKENS = 512
 MAX_TENSORS = 16
 """Of a layer, apart from small ones: combinations of them are tried."""
 MAX_KINDS = 1024
+RANDOM_BYTES = 1 << 20
 Rate = Annotated[float, Meta(ge=0, le=1e18)]  # NaN and infinity keep no bounds
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 Name = Annotated[str, Meta(max_length=256, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]  # ends on terminals
@@ -158,6 +159,7 @@ class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `disk_bytes_s`: of large reads of the model's file past the page cache (0: not known; weights may be streamed all
     the same, only no time is foretold then). Nodes that name the same `disk` share its rate; "": a disk of its own.
+    `random_bytes_s`: the same of pieces of RANDOM_BYTES from anywhere in the file (0: as of large reads).
     """
 
     name: Name
@@ -165,6 +167,7 @@ class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: tuple[DeviceFacts, ...] = ()
     disk_bytes_s: Rate = 0.0
     disk: Name = ""
+    random_bytes_s: Rate = 0.0
 
     def __post_init__(self) -> None:
         _check_once("device", (device.id for device in self.devices))

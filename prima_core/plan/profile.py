@@ -25,11 +25,10 @@ class DeviceRates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`machine`: the same for all nodes of one machine ("": not known). `disk` and `disk_bytes_s` as in `NodeFacts`.
-    `devices`: by their ids; empty: not measured.
+    """`machine`: the same for all nodes of one machine ("": not known). `disk`, `disk_bytes_s` and `random_bytes_s` as
+    in `NodeFacts`. `devices`: by their ids; empty: not measured.
 
-    For people only: `random_bytes_s`, what the disk gives in pieces of 1 MiB from anywhere; `memory_bytes_s`, what all
-    cores together read from memory. 0: not known."""
+    For people only: `memory_bytes_s`, what all cores together read from memory. 0: not known."""
 
     machine: Name = ""
     disk: Name = ""

@@ -166,10 +166,23 @@ def _does_not_fit(problem: Problem, nodes: Sequence[NodeFacts]) -> PlanError:
     have = ", ".join(f"{node.name} {_gb(node.room_bytes)}" for node in nodes)
     return PlanError(
         f"{problem.model.name} does not fit: its layers with {problem.kv_tokens} KV positions need"
-        f" {_gb(layers_bytes)}, and input and output part {_gb(fixed)} on {problem.head}; the nodes may use: {have}",
+        f" {_gb(layers_bytes)}, and input and output part {_gb(fixed)} on {problem.head}; the nodes may use:"
+        f" {have}{_least(problem)}",
         hint="add a node, use a smaller model or a shorter context (-c)",
     )
 
 
+def _least(problem: Problem) -> str:
+    """What has to be in memory though weights are read from disk."""
+    if not problem.streaming:
+        return ""
+    kv_bytes = problem.model.kv_bytes_per_token_layer * problem.kv_tokens * problem.model.n_layers
+    return (
+        f"; where weights are read from disk, K and V ({_gb(kv_bytes)} in all) still have to fit, and on each node a"
+        f" buffer for some layers (of {_gb(max(problem.model.layer_bytes))})"
+    )
+
+
 def _gb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.3g} GB"
+    gb = n_bytes / 1e9
+    return f"{gb:,.0f} GB" if gb >= 100 else f"{gb:.3g} GB"

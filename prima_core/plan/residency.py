@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from prima_core.errors import PlanError
-from prima_core.plan.costs import PassCost, missing_rate, pass_cost, routed_share
+from prima_core.plan.costs import PassCost, demand_bytes_s, missing_rate, pass_cost, routed_share
 from prima_core.plan.overlap import Reader, best_buffers
 from prima_core.plan.plan import Plan, Residency
 from prima_core.plan.problem import DeviceFacts, NodeFacts, Problem
@@ -174,7 +174,8 @@ def _best_buffers(plan: Plan, problem: Problem, loads: Mapping[str, Overload]) -
     readers = [_reader(load, problem.node(name), cost) for name, load in loads.items()]
     routed = {name: routed_share(problem.model, 1) if load.slots is None else 1.0 for name, load in loads.items()}
     demanded_s = [
-        routed[name] * load.experts_over_bytes / problem.node(name).disk_bytes_s for name, load in loads.items()
+        routed[name] * load.experts_over_bytes / demand_bytes_s(problem.node(name), problem.model)
+        for name, load in loads.items()
     ]
     return dict(zip(loads, best_buffers(readers, cost.busy_s + sum(demanded_s)), strict=True))
 
@@ -188,6 +189,7 @@ def _reader(load: Overload, node: NodeFacts, cost: PassCost) -> Reader:
         least_bytes=load.fluent_buffer,
         most_bytes=load.most_buffer,
         disk=node.disk,
+        spare_bytes=load.spare_bytes,
     )
 
 

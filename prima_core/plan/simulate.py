@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from prima_core.errors import PlanError
-from prima_core.plan.costs import LayerCost, PassCost
+from prima_core.plan.costs import LayerCost, PassCost, demand_bytes_s
 from prima_core.plan.plan import Plan
 from prima_core.plan.problem import Problem
 
@@ -27,11 +27,15 @@ _EVER = float("inf")
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """How a node reads: nodes with the same `name` share a disk; "": its own."""
+    """How a node reads: nodes with the same `name` share a disk; "": its own. `demand_bytes_s`: experts; 0: as all."""
 
     bytes_s: float
     buffer_bytes: int
     name: str = ""
+    demand_bytes_s: float = 0.0
+
+    def demanded_s(self, n_bytes: float) -> float:
+        return n_bytes / (self.demand_bytes_s or self.bytes_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,10 @@ def disks_of(plan: Plan, problem: Problem) -> dict[str, Disk]:
         if need.buffer_bytes and need.disk_bytes:
             sizes[need.node] = sizes.get(need.node, 0) + need.buffer_bytes
     nodes = {name: problem.node(name) for name in sizes}
-    return {name: Disk(node.disk_bytes_s, sizes[name], node.disk) for name, node in nodes.items()}
+    return {
+        name: Disk(node.disk_bytes_s, sizes[name], node.disk, demand_bytes_s(node, problem.model))
+        for name, node in nodes.items()
+    }
 
 
 def simulate(cost: PassCost, disks: Mapping[str, Disk]) -> Simulated:
@@ -147,12 +154,17 @@ class _Reader:
     """Bytes since the start: `ahead` into the buffer, `freed` out of it, `read` with those on demand."""
 
     node: str
-    bytes_s: float
+    disk: Disk
     buffer_bytes: float
     ahead: float = 0.0
     freed: float = 0.0
     read: float = 0.0
     demanded: float = 0.0
+
+    @property
+    def bytes_s(self) -> float:
+        """Of what it reads next."""
+        return (self.demanded and self.disk.demand_bytes_s) or self.disk.bytes_s
 
     @property
     def wants(self) -> float:
@@ -174,7 +186,7 @@ class _Flow:
     def __init__(self, disks: Mapping[str, Disk]) -> None:
         self.now_s = 0.0
         self.spans: list[Span] | None = None
-        self.readers = {node: _Reader(node, disk.bytes_s, disk.buffer_bytes) for node, disk in disks.items()}
+        self.readers = {node: _Reader(node, disk, disk.buffer_bytes) for node, disk in disks.items()}
         shared: dict[str, _DiskFlow] = {}
         self.disks = {node: shared.setdefault(disk.name or f"\0{node}", _DiskFlow()) for node, disk in disks.items()}
         for node, reader in self.readers.items():

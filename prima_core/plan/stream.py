@@ -140,6 +140,11 @@ class Overload:
         """The part of X that can be read ahead."""
         return self.disk_over_bytes - self.experts_over_bytes
 
+    @property
+    def spare_bytes(self) -> int:
+        """So large a buffer makes nothing be read ahead yet: only experts give way to it, or nothing at all."""
+        return max(0, self.expert_bytes + (self.host_room_bytes or 0) - self.over_bytes)
+
     def least_buffer(self, streamed_bytes: int) -> int:
         """Room for a layer in use and the next one, when so many bytes are streamed (without the table)."""
         if self.tensor_bytes:

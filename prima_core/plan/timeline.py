@@ -27,9 +27,10 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """`lanes` in the order in which nodes come first in the pass, the head before them."""
+    """`lanes` in the order in which nodes come first in the pass, the head before them; `n_tokens` go through in it."""
 
     pass_s: float
+    n_tokens: int
     lanes: tuple[Lane, ...]
 
 
@@ -44,7 +45,7 @@ def timeline(plan: Plan, problem: Problem) -> Timeline:
     pass_s = max(span.stop_s for span in spans)
     if not pass_s:
         raise PlanError("a token takes no time at all", hint="state in the problem how large its layers are")
-    return Timeline(pass_s, tuple(_lane(name, spans, pass_s) for name in plan.nodes))
+    return Timeline(pass_s, width, tuple(_lane(name, spans, pass_s) for name in plan.nodes))
 
 
 def memory_parts(plan: Plan, name: str) -> dict[str, int]:

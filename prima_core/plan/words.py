@@ -20,13 +20,14 @@ _CHANGES = {
 }
 
 
-_WHAT = {Goal.LATENCY: "a token", Goal.THROUGHPUT: "a token of each", Goal.TTFT: "the first token"}
+WHAT = {Goal.LATENCY: "a token", Goal.THROUGHPUT: "a token of each", Goal.TTFT: "the first token"}
 
 
 def summary(plan: Plan) -> str:
     """Of a completed plan, in a paragraph."""
-    parts = [f"{name} computes {_layers(plan, name)}{_from_disk(plan, name)}" for name in plan.nodes]
-    return " ".join((f"{'; '.join(parts)}.", *left_out(plan), *guesses(plan)))
+    does = {name: f"{_layers(plan, name)}{_output(plan, name)}{_from_disk(plan, name)}" for name in plan.nodes}
+    parts = "; ".join(f"{name} computes {part}" for name, part in does.items())
+    return " ".join((f"{parts}.", *left_out(plan), *guesses(plan)))
 
 
 def left_out(plan: Plan) -> list[str]:
@@ -66,14 +67,13 @@ def _part(plan: Plan, name: str) -> str:
     n_visits = sum(visit.node == name for visit in plan.visits)
     visits = f" in {_count(n_visits, 'visit')}" if n_visits > 1 else ""
     head = " (the head)" if name == plan.head else ""
-    output = ", and the output" if name == plan.output and plan.layers_of(name) else ""
     needs = [need for need in plan.residency if need.node == name]
     kept, kv = sum(need.pinned_bytes for need in needs), sum(need.kv_bytes for need in needs)
     kept_too = f" and {size(kv)} of KV" if kv else ""
     host = sum(need.host_bytes for need in needs)
-    copies = f", and {size(host)} in the host's, from where every token copies them" if host else ""
-    keeps = f"it keeps {size(kept)} of weights{kept_too} in memory{copies}"
-    part = f"{_layers(plan, name)}{visits}{_devices(plan, name)}{output}"
+    copies = f", copies {size(host)} from the host's for every token" if host else ""
+    keeps = f"it keeps {size(kept) if kept else 'nothing'} of weights{kept_too} in memory{copies}"
+    part = f"{_layers(plan, name)}{visits}{_devices(plan, name)}{_output(plan, name)}"
     return f"{name}{head} computes {part}; {keeps}{_from_disk(plan, name)}"
 
 
@@ -82,6 +82,11 @@ def _layers(plan: Plan, name: str) -> str:
     if not n_layers:
         return "the output only" if name == plan.output_node else "the input only"
     return f"{n_layers} of {_count(plan.n_layers, 'layer')} ({_percent(n_layers / plan.n_layers)})"
+
+
+def _output(plan: Plan, name: str) -> str:
+    """Where it is not on the head, which is not worth a word."""
+    return ", and the output" if name == plan.output and plan.layers_of(name) else ""
 
 
 def _devices(plan: Plan, name: str) -> str:
@@ -113,7 +118,7 @@ def _waits(plan: Plan, name: str) -> str:
 
 
 def _left_out(out: LeftOut, known: Explanation) -> str:
-    what, more_s = _WHAT[known.goal], (out.time_s or 0.0) - (known.time_s or 0.0)
+    what, more_s = WHAT[known.goal], (out.time_s or 0.0) - (known.time_s or 0.0)
     if abs(more_s) <= _NOTHING * (known.time_s or 0.0):
         return f"{out.node} was left out, as with it {what} would take just as long"
     if more_s < 0:
@@ -131,13 +136,28 @@ def _listed(names: list[str]) -> str:
 
 
 def _durations(forecast: Forecast, goal: Goal) -> Iterator[str]:
-    token = f"A token takes {duration(forecast.token_s)}"
+    token = f"A token takes {duration(forecast.token_s)}, {forecast.tokens_s:.3g} tokens a second"
     if forecast.width > 1:
-        token = f"{forecast.width} tokens together take {duration(forecast.token_s)}"
-    yield f"{token}, {forecast.tokens_s:.3g} tokens a second{_shares(forecast, goal)}."
-    if forecast.prompt_s is not None:
-        yield f"The first one after a prompt of {forecast.n_prompt} tokens comes after {duration(forecast.prompt_s)}."
+        token = f"{_headline(forecast, Goal.THROUGHPUT)}: a token of each takes {duration(forecast.token_s)}"
+    first = f"The first token after a prompt of {forecast.n_prompt} comes after {duration(forecast.prompt_s or 0.0)}."
+    firsts = [first] if forecast.prompt_s is not None else []
+    said = [f"{_capital(token)}{_shares(forecast, goal)}.", *firsts]
+    yield from reversed(said) if goal is Goal.TTFT else said
     yield f"What limits it most: {forecast.limit}."
+
+
+def headline(plan: Plan) -> str:
+    """What the plan is for, as it was foretold, in a few words: of a plan with a forecast and an explanation."""
+    known = plan.explanation or Explanation()
+    return _headline(plan.forecast, known.goal) if plan.forecast is not None else ""
+
+
+def _headline(forecast: Forecast, goal: Goal) -> str:
+    if goal is Goal.THROUGHPUT:
+        return f"{forecast.tokens_s:.3g} tokens a second in {_count(forecast.width, 'sequence')}"
+    if goal is Goal.TTFT and forecast.prompt_s is not None:
+        return f"the first token after {duration(forecast.prompt_s)}"
+    return f"{'a token' if forecast.width == 1 else f'{forecast.width} tokens'} in {duration(forecast.token_s)}"
 
 
 def _shares(forecast: Forecast, goal: Goal) -> str:
@@ -155,7 +175,7 @@ def _gains(known: Explanation, time_s: float) -> Iterator[str]:
     gains = sorted(((time_s - (one.time_s or time_s), one) for one in changes), key=lambda gain: -gain[0])
     for gain_s, one in gains:
         if gain_s > LITTLE * time_s:
-            gain = f"{duration(gain_s)} less for {_WHAT[known.goal]} ({_percent(gain_s / time_s)})"
+            gain = f"{duration(gain_s)} less for {WHAT[known.goal]} ({_percent(gain_s / time_s)})"
             yield f"{_capital(_changed(one))}: {'at least ' if one.is_estimate else ''}{gain}."
     for is_estimate, where in ((False, ""), (True, ", as long as the layers stay where they are")):
         little = [
@@ -185,7 +205,7 @@ def _changed(what_if: WhatIf) -> str:
 def _without(one: WhatIf, time_s: float, goal: Goal) -> str:
     if one.time_s is None:
         return f"Without {one.node} there would be no plan."
-    what, more_s = _WHAT[goal], one.time_s - time_s
+    what, more_s = WHAT[goal], one.time_s - time_s
     if abs(more_s) <= LITTLE * time_s:
         return f"Without {one.node} {what} would take about as long."
     by = f"{duration(abs(more_s))} {'longer' if more_s > 0 else 'less'}"

@@ -92,6 +92,7 @@ class Membership:
         self._clock = clock
         self._peers: dict[int, _Peer] = {}  # by session id
         self._lock = threading.Lock()  # guards `_peers`: the driver's thread looks names up
+        self._telling = threading.RLock()  # that a node is lost is told before it is told that it has joined again
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._main, name="prima-membership", daemon=True)
 
@@ -169,11 +170,12 @@ class Membership:
 
     def _admit(self, peer: _Peer) -> None:
         """The worker has proven that it holds the session's key; an older session of the same node ends here."""
-        for other in self._all():
-            if other is not peer and other.hello.node_id == peer.hello.node_id:
-                self._lose(other, "it joined again")
-        peer.joined = True
-        self._listener.joined(peer.facts)
+        with self._telling:
+            for other in self._all():
+                if other is not peer and other.hello.node_id == peer.hello.node_id:
+                    self._lose(other, "it joined again")
+            peer.joined = True
+            self._listener.joined(peer.facts)
 
     def _beat(self) -> None:
         now = self._clock()
@@ -238,8 +240,9 @@ class Membership:
             log.info("could not reach %s: %s", peer.facts.name, error)
 
     def _lose(self, peer: _Peer, why: str) -> None:
-        if self._forget(peer) and peer.joined:
-            self._listener.lost(peer.facts.name, why)
+        with self._telling:
+            if self._forget(peer) and peer.joined:
+                self._listener.lost(peer.facts.name, why)
 
     def _forget(self, peer: _Peer) -> bool:
         """Whether it was known till now: two threads may lose the same one."""

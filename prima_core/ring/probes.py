@@ -10,6 +10,7 @@ told so by the head: whoever does not know the probe's random id gets no answer.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import struct
 import threading
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from statistics import median
 
-from prima_core.errors import LinkError, LinkTimeout, PrimaError
+from prima_core.errors import LinkClosed, LinkError, LinkTimeout, PrimaError
 from prima_core.interfaces import Buffer, SendLink
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ MAX_PROBES = 256
 MAX_PINGS = 256
 ANSWER_S = 10.0
 """So long after it was asked to a node answers pings."""
+ASKED_S = 5.0
+"""Who asked a node to measure waits no longer."""
 CONNECT_S = 2.0
 KNOCK_S = 0.05
 MEASURE_S = 0.6
@@ -74,6 +77,7 @@ class _Job:
     n_bytes: int
     is_brief: bool
     tell: Callable[[LinkFigures | None], None]
+    until_s: float
 
 
 def is_probe(data: memoryview) -> bool:
@@ -93,8 +97,11 @@ class Probes:
         self._thread: threading.Thread | None = None
 
     def close(self) -> None:
-        """Idempotent."""
+        """Who measures gives up. Idempotent."""
         self._stopping.set()
+        with self._lock:
+            for awaited in self._awaited.values():
+                awaited.put(0)  # wakes it
         if self._thread is not None:
             self._thread.join()
         self._forget_answers(all_of_them=True)
@@ -133,6 +140,11 @@ class Probes:
             with suppress(LinkError):  # there is no way back yet: they ping again
                 answering.link.send([_HEADER.pack(_MAGIC, _VERSION, _Kind.ECHO, id, number)], 0.0)
 
+    def let_go(self) -> None:
+        """Of those probes whose time is over; to be called again and again."""
+        if self._answering:
+            self._forget_answers()
+
     def _forget_answers(self, ended: bytes | None = None, all_of_them: bool = False) -> None:
         """Those that are over."""
         with self._lock:
@@ -151,23 +163,27 @@ class Probes:
             self._thread = threading.Thread(target=self._main, name="prima-probe", daemon=True)
             self._thread.start()
         with suppress(queue.Full):  # nobody asks for so many: as one that does not answer
-            self._jobs.put_nowait(_Job(id, address, n_bytes, is_brief, tell))
+            self._jobs.put_nowait(_Job(id, address, n_bytes, is_brief, tell, time.perf_counter() + ASKED_S))
 
     def _main(self) -> None:
         while not self._stopping.is_set():
             with suppress(queue.Empty):
                 job = self._jobs.get(timeout=KNOCK_S)
-                job.tell(self.measure(job.id, job.address, job.n_bytes, job.is_brief))
+                within_s = job.until_s - time.perf_counter()
+                job.tell(self.measure(job.id, job.address, job.n_bytes, job.is_brief, within_s))
 
-    def measure(self, id: bytes, address: str, n_bytes: int, is_brief: bool = False) -> LinkFigures | None:
+    def measure(
+        self, id: bytes, address: str, n_bytes: int, is_brief: bool = False, within_s: float = math.inf
+    ) -> LinkFigures | None:
         """The way to the node at an address, which has to answer this probe, for activations of so many bytes; None:
-        it does not, or frames are lost on the way. `is_brief`: without the rate."""
+        it does not, or not in time, or frames are lost on the way. `is_brief`: without the rate."""
+        until_s = time.perf_counter() + within_s
         inbox: queue.SimpleQueue[int] = queue.SimpleQueue()
         with self._lock:
             self._awaited[id] = inbox
         try:
             with closing(self._dial(address)) as link:
-                pinger = _Pinger(id, link, inbox, self._stopping)
+                pinger = _Pinger(id, link, inbox, self._stopping, until_s)
                 return pinger.figures(min(n_bytes, MAX_PING_BYTES // 4), is_brief)
         except PrimaError as error:
             log.info("the link to %s is not known: %s", address, error)
@@ -178,10 +194,17 @@ class Probes:
 
 
 class _Pinger:
-    """Raises LinkError."""
+    """Raises LinkError: LinkTimeout for what was lost, LinkClosed when it has to end, at `until_s`."""
 
-    def __init__(self, id: bytes, link: SendLink, inbox: queue.SimpleQueue[int], stopping: threading.Event) -> None:
-        self._id, self._link, self._inbox, self._stopping = id, link, inbox, stopping
+    def __init__(
+        self,
+        id: bytes,
+        link: SendLink,
+        inbox: queue.SimpleQueue[int],
+        stopping: threading.Event,
+        until_s: float = math.inf,
+    ) -> None:
+        self._id, self._link, self._inbox, self._stopping, self._until_s = id, link, inbox, stopping, until_s
         self._number = 0
 
     def figures(self, n_bytes: int, is_brief: bool) -> LinkFigures:
@@ -208,7 +231,7 @@ class _Pinger:
     def _knock(self) -> None:
         """Until there is a way to the other node, and one back."""
         until_s = time.perf_counter() + CONNECT_S
-        while time.perf_counter() < until_s and not self._stopping.is_set():
+        while time.perf_counter() < until_s:
             with suppress(LinkTimeout):
                 self._trip(0, KNOCK_S)
                 return
@@ -217,7 +240,7 @@ class _Pinger:
     def _trip_s(self, n_bytes: int, n_runs: int, until_s: float) -> float:
         """There, and the short way back."""
         times = [self._sure_trip(n_bytes)]
-        while len(times) < n_runs and time.perf_counter() < until_s and not self._stopping.is_set():
+        while len(times) < n_runs and time.perf_counter() < until_s:
             times.append(self._sure_trip(n_bytes))
         return median(times)
 
@@ -232,10 +255,16 @@ class _Pinger:
         header = _HEADER.pack(_MAGIC, _VERSION, _Kind.PING, self._id, self._number)
         parts: list[Buffer] = [header, bytes(n_bytes)] if n_bytes else [header]
         began_s = time.perf_counter()
-        self._link.send(parts, timeout_s)
+        end_s = min(began_s + timeout_s, self._until_s)
+        self._go_on()
+        self._link.send(parts, max(0.0, end_s - began_s))
         try:
-            while self._inbox.get(timeout=max(0.0, began_s + timeout_s - time.perf_counter())) != self._number:
-                pass  # of an earlier ping, which was given up
+            while self._inbox.get(timeout=max(0.0, end_s - time.perf_counter())) != self._number:
+                self._go_on()  # of an earlier ping, which was given up
         except queue.Empty:
             raise LinkTimeout(f"{self._link.peer} does not answer") from None
         return time.perf_counter() - began_s
+
+    def _go_on(self) -> None:
+        if self._stopping.is_set() or time.perf_counter() >= self._until_s:
+            raise LinkClosed(f"the link to {self._link.peer} is not measured any more")

@@ -6,12 +6,13 @@ Layers run together, as in a visit: that is the truth. One by one they tell what
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from prima_core.errors import ClusterError
+from prima_core.errors import ClusterError, DeviceMemoryError
 from prima_core.interfaces import Backend, Device, Layers, Shard, Slice
 from prima_core.memory.system import System
 from prima_core.model.weights import Model, bytes_by_type, end_tensors, layer_names
@@ -48,11 +49,12 @@ _Kind = tuple[tuple[str, int], ...]
 def device_rates(bench: Bench, n_devices: int = 1) -> DeviceRates:
     """In the backend's owner thread; some seconds, fewer where more devices have to be timed.
 
-    Raises PrimaError when the layers cannot be loaded, or the measurement is given up.
+    Raises PrimaError when the layers cannot be loaded, DeviceMemoryError where not one of them fits, ClusterError when
+    the measurement is given up.
     """
     until_s = time.perf_counter() + WITHIN_S / n_devices
     model, stop = bench.model, bench.stop
-    sample = sample_of(model, _bytes_for(bench))
+    sample = sample_of(model, _bytes_for(bench), bench.room_bytes)
     with bench.loaded(_slice(sample)) as shard:
         runs = _best(_timed(shard, sample, model, stop, until_s))
     by_type = _by_type(runs, model)
@@ -70,7 +72,7 @@ def device_rates(bench: Bench, n_devices: int = 1) -> DeviceRates:
 
 def decode_rate(bench: Bench) -> DeviceRates:
     """Only of a token at a time. Raises as `device_rates`."""
-    sample = Sample(typical_layers(bench.model, _bytes_for(bench)))
+    sample = Sample(_fitting(bench.model, _bytes_for(bench), bench.room_bytes))
     with bench.loaded(_slice(sample)) as shard:
         timed = _timed_at(1, shard, sample, False, bench.model.spec.d_model, bench.stop)
     return DeviceRates(_rate(timed, bench.model))
@@ -105,19 +107,37 @@ class Sample:
         return (*(Layers(layer, layer + 1) for layer in self.run), *self.others)
 
 
-def sample_of(model: Model, n_bytes: int) -> Sample:
-    """Layers of about so many bytes."""
-    run = typical_layers(model, n_bytes)
+def sample_of(model: Model, n_bytes: int, most_bytes: float = math.inf) -> Sample:
+    """Layers of about so many bytes, the rarer ones beside them as long as all fit `most_bytes`.
+
+    Raises DeviceMemoryError where not even one does."""
+    run = _fitting(model, n_bytes, most_bytes)
     kinds = [_kind(model, layer) for layer in range(model.spec.n_layers)]
     missing = set(kinds) - {kinds[layer] for layer in run}
     most_seen = sorted(missing, key=lambda kind: (-kinds.count(kind), kinds.index(kind)))
-    firsts = (kinds.index(kind) for kind in most_seen[:MOST_KINDS])
+    taken_bytes = sum(_size(kinds[layer]) for layer in run)
+    firsts: list[int] = []
+    for kind in most_seen[:MOST_KINDS]:
+        if taken_bytes + _size(kind) <= most_bytes:
+            taken_bytes += _size(kind)
+            firsts.append(kinds.index(kind))
     return Sample(run, tuple(Layers(first, first + 1) for first in firsts))
+
+
+def _fitting(model: Model, n_bytes: int, most_bytes: float) -> Layers:
+    run = typical_layers(model, n_bytes)
+    taken_bytes = sum(_size(_kind(model, layer)) for layer in run)
+    if taken_bytes > most_bytes:
+        raise DeviceMemoryError(
+            f"a layer takes {taken_bytes / 1e6:,.0f} MB, more than the {most_bytes / 1e6:,.0f} MB that may be used",
+            hint="more --memory, or a device with more memory of its own",
+        )
+    return run
 
 
 def typical_layers(model: Model, n_bytes: int) -> Layers:
     """Layers that follow each other, of about so many bytes: those whose mean is nearest to the mean of all."""
-    sizes = [sum(size for _, size in _kind(model, layer)) for layer in range(model.spec.n_layers)]
+    sizes = [_size(_kind(model, layer)) for layer in range(model.spec.n_layers)]
     mean = sum(sizes) / len(sizes)
     n = min(len(sizes), max(1, int(n_bytes / mean)))
     starts = range(len(sizes) - n + 1)
@@ -127,6 +147,10 @@ def typical_layers(model: Model, n_bytes: int) -> Layers:
 
 def _kind(model: Model, layer: int) -> _Kind:
     return tuple(sorted(bytes_by_type(model.file, layer_names(model.file, layer)).items()))
+
+
+def _size(kind: _Kind) -> int:
+    return sum(n_bytes for _, n_bytes in kind)
 
 
 def touched_types(model: Model, layer: int, width: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +17,9 @@ from urllib.parse import urlsplit
 from prima_core.errors import LinkBroken
 
 _MAX_PATH_BYTES = 103 if sys.platform == "darwin" else 107  # sun_path without its final zero, unix(7)
+
+
+_OWN_FOLDER = "prima-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,24 @@ class SocketPlace:
 def listen_place(scheme: str, address: str) -> SocketPlace:
     """The place to listen at, a fresh one for `scheme://` alone: its folder is ours alone. Raises LinkBroken."""
     if address == f"{scheme}://":
-        folder = Path(tempfile.mkdtemp(prefix="prima-"))
+        folder = Path(tempfile.mkdtemp(prefix=_OWN_FOLDER))
         return SocketPlace(f"{address}{_checked(folder / 's')}", own_folder=folder)  # a short name: paths are limited
     path = socket_path(scheme, address)
     _prepare_folder(path.parent)
     if path.exists() and not path.is_socket():  # a library might replace any file
         raise LinkBroken(f"{path} is there and is not a socket", hint="choose another path")
     return SocketPlace(f"{scheme}://{path}")
+
+
+def abandon(address: str) -> None:
+    """For a process that ends without closing its links: remove the socket at an address that it listens at, if there
+    is one, and the folder that was made for it."""
+    path = Path(address.partition("://")[2])
+    with suppress(OSError):
+        if path.is_socket():
+            path.unlink()
+            if path.parent.name.startswith(_OWN_FOLDER):
+                path.parent.rmdir()
 
 
 def socket_path(scheme: str, address: str) -> Path:

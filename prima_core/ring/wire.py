@@ -45,7 +45,7 @@ _CHUNK = struct.Struct("<QII")
 _KV_OP = struct.Struct("<IIIIQQ")
 _ROW = np.dtype("<u4")
 
-_KV_CODES = {KvKind.OPEN: 1, KvKind.FORK: 2, KvKind.TRUNCATE: 3, KvKind.DROP: 4, KvKind.MOVE: 5}
+_KV_CODES = {KvKind.OPEN: 1, KvKind.FORK: 2, KvKind.DROP: 4, KvKind.MOVE: 5}
 _KV_KINDS = {code: kind for kind, code in _KV_CODES.items()}
 
 

@@ -242,14 +242,15 @@ class Worker:
         try:
             devices = backend.devices()
         except Exception as error:  # noqa: BLE001 - as below; and somebody waits for an answer
-            log.info("how fast the devices compute is not known: %s", error)
+            log.warning("how fast the devices compute is not known: %s", error)
             return
         for device in devices:
             try:
                 bench = Bench(backend, device, measure.model, measure.memory_bytes, self._system, measure.stop)
                 yield device.id, decode_rate(bench) if measure.is_brief else device_rates(bench, len(devices))
             except Exception as error:  # noqa: BLE001 - the border to a backend: plans can be made without
-                log.info("how fast %s computes is not known: %s", device.id, error)
+                level = logging.INFO if measure.stop() else logging.WARNING
+                log.log(level, "how fast %s computes is not known: %s", device.id, error)
 
     # ------------------------------------------------------------ loading
 

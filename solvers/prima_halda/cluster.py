@@ -8,7 +8,15 @@ from itertools import accumulate
 from typing import TypedDict
 
 from prima_core.interfaces import Goal
-from prima_core.plan.costs import attention_s, compute_s, end_sizes, output_bytes, routed_share, touched_types
+from prima_core.plan.costs import (
+    attention_s,
+    compute_s,
+    demand_bytes_s,
+    end_sizes,
+    output_bytes,
+    routed_share,
+    touched_types,
+)
 from prima_core.plan.pipeline import CPU_CHUNK, is_cpu
 from prima_core.plan.problem import OUTPUT, DeviceFacts, LinkFacts, NodeFacts, Problem
 
@@ -62,6 +70,7 @@ class Member:
     places: tuple[Place, ...]
     streaming: Place | None
     disk_bytes_s: float
+    demand_bytes_s: float
     disk: str
 
 
@@ -200,6 +209,7 @@ def _member(problem: Problem, node: NodeFacts, index: int, places: Sequence[Plac
         places=tuple(places),
         streaming=next((place for place in places if device is not None and place.id == device.id), None),
         disk_bytes_s=node.disk_bytes_s,
+        demand_bytes_s=demand_bytes_s(node, problem.model),
         disk=node.disk,
     )
 

@@ -115,7 +115,7 @@ def _streaming_way(
     assert streaming is not None
     size = _size(streaming, by_largest)
     table = streaming.table_bytes
-    gather = min(GATHER_BYTES, member.memory_bytes // GATHER_SHARE)
+    gather = _gather_bytes(cluster, member, hopeful)
     host, room = member.memory_bytes - taken, np.full_like(taken, float(streaming.memory_bytes))
     in_host = np.minimum(room, host) if streaming.shares_host else room
     room = in_host - own * cluster.kv_bytes
@@ -136,11 +136,17 @@ def _streaming_way(
         compute_s=compute_s + (passing / streaming.device.copy_bytes_s if streaming.copy_s(1.0) else 0.0),
         passing=passing,
         over=over - demanded,
-        demanded_s=demanded * cluster.routed / member.disk_bytes_s,
+        demanded_s=demanded * (1.0 if streaming.device.copies else cluster.routed) / member.demand_bytes_s,
         room=np.maximum(room, 0.0),
         least=least,
         possible=possible & ((passing == 0) | ((least <= room) & (passing <= weights))),
     )
+
+
+def _gather_bytes(cluster: Cluster, member: Member, hopeful: bool) -> int:
+    """All nodes that stream gather as much: as this one can alone, or, to be hopeful, as the smallest of all could."""
+    rooms = [other.memory_bytes for other in cluster.members] if hopeful else [member.memory_bytes]
+    return min(GATHER_BYTES, *(room // GATHER_SHARE for room in rooms))
 
 
 def _least(

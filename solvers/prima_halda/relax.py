@@ -280,7 +280,7 @@ class Relaxation:
             buffers = np.clip(wanted, t.least[:, None, :], np.maximum(t.least, most)[:, None, :])
             exposed_s = np.maximum(0.0, t.over[:, None, :] - hidden * buffers) / rates[:, None, :]
         stall_s = np.maximum(0.0, exposed_s - (t.compute_s + t.ends[:, :1])[:, None, :])
-        waiting_s = np.where(t.over > 0, t.demanded_s, 0.0)[:, None, :] + np.where((t.over > 0)[:, None, :], stall_s, 0)
+        waiting_s = t.demanded_s[:, None, :] + np.where((t.over > 0)[:, None, :], stall_s, 0)
         links_s = (t.hops[:, None, None] * v - t.free_hops[:, None, None]) * (n_layers > 0)
         cost = t.compute_s[:, None, :] + waiting_s + links_s + _end_costs(t, v, n_layers)
         cost = np.where(can[:, None, :] & (v <= np.maximum(n_layers, 1)), cost, np.inf)
@@ -303,7 +303,7 @@ class Relaxation:
         n_layers = np.arange(t.over.shape[1])
         reading_s = np.where(t.over > 0, (t.over + t.least) / t.rates[:, None], 0.0)
         own_s = t.compute_s + t.ends[:, :1]
-        took_s = np.maximum(own_s, reading_s) - t.ends[:, :1] + np.where(t.over > 0, t.demanded_s, 0.0)
+        took_s = np.maximum(own_s, reading_s) - t.ends[:, :1] + t.demanded_s
         further_s = np.maximum(own_s, reading_s * options.reading)
         hop_s = (t.hops - t.free_hops)[:, None] * (n_layers > 0)
         possible = t.possible & (options.streams | (t.passing == 0)) & (further_s <= options.slowest_s)

@@ -70,9 +70,8 @@ def solve(problem: Problem) -> Plan:
     least_s = bound_s(judges)
     if differs(judges.base.cluster) or trials[0].time_s > _AS_GOOD * least_s:
         trials = sorted([*_searched(judges, trials), *trials], key=lambda trial: trial.time_s)
-    try:
-        found = _with_best_output(judges, trials)
-    except PlanError:
+    found = _with_best_output(judges, trials)
+    if found is None:
         return _as_even(problem, "of the search's plans none can be")
     if not problem.rounds:
         found = _with_fewer_visits(judges, trials, found)
@@ -85,14 +84,14 @@ def _as_even(problem: Problem, why: str) -> Plan:
     return msgspec.structs.replace(shared_out(problem), solver="halda", certificate=certificate)
 
 
-def _with_best_output(judges: Judges, trials: Sequence[Trial]) -> Final:
+def _with_best_output(judges: Judges, trials: Sequence[Trial]) -> Final | None:
     """Another node does the head's work only if that is worth it."""
     best, head = fastest(judges, trials), judges.base.cluster.head
+    if best is None or not best.plan.output:
+        return best
     of_head = [trial for trial in trials if trial.output == head and trial.time_s <= best.time_s / _BETTER]
-    if best.plan.output and of_head:
-        on_head = fastest(judges, of_head)
-        return on_head if on_head.time_s <= best.time_s / _BETTER else best
-    return best
+    on_head = fastest(judges, of_head)
+    return on_head if on_head is not None and on_head.time_s <= best.time_s / _BETTER else best
 
 
 def _with_fewer_visits(judges: Judges, trials: Sequence[Trial], found: Final) -> Final:
@@ -101,6 +100,8 @@ def _with_fewer_visits(judges: Judges, trials: Sequence[Trial], found: Final) ->
     budget = Budget.more(judges.work, _FEWER_STEPS // n_members)
     alike = [trial for trial in trials if trial.output == found.trial.output]
     other = fastest(judges, [with_fewer_visits(judge, alike, alike[0], budget)])
+    if other is None:
+        return found
     is_worth_it = len(other.plan.visits) < len(found.plan.visits) and other.time_s <= WORTH * found.time_s
     return other if is_worth_it or other.time_s < found.time_s else found
 
@@ -218,8 +219,8 @@ class Final:
     trial: Trial
 
 
-def fastest(judges: Judges, trials: Sequence[Trial]) -> Final:
-    """Of trials, the best of which come first. Raises PlanError where none can be."""
+def fastest(judges: Judges, trials: Sequence[Trial]) -> Final | None:
+    """Of trials, the best of which come first; None: none can be."""
     finals = list[Final]()
     for trial in trials:
         if finals and (len(finals) >= 2 * _FINALISTS or trial.time_s > _FOLLOWED * min(map(_final_s, finals))):
@@ -230,9 +231,7 @@ def fastest(judges: Judges, trials: Sequence[Trial]) -> Final:
                 finals.append(Final(plan, _foretold(cluster, plan), trial))
             except PlanError:
                 continue
-    if not finals:
-        raise PlanError("none of these plans can be")
-    return min(finals, key=_final_s)
+    return min(finals, key=_final_s, default=None)
 
 
 def _final_s(final: Final) -> float:

@@ -57,6 +57,7 @@ class Timing:
                 least_bytes=load.smallest,
                 most_bytes=load.overload.most_buffer,
                 disk=member.disk,
+                spare_bytes=load.overload.spare_bytes,
             )
         return readers
 
@@ -73,7 +74,7 @@ class Timing:
         return hops_s + self.cluster.to_output_s[stops[-1]] + self.cluster.back_s
 
     def demanded_s(self, load: Load, index: int) -> float:
-        return load.overload.experts_over_bytes * self._routed(load) / self.cluster.members[index].disk_bytes_s
+        return load.overload.experts_over_bytes * self._routed(load) / self.cluster.members[index].demand_bytes_s
 
     def about_s(self, visits: Sequence[Turn], loads: Mapping[int, Load], buffers: Mapping[int, int]) -> float:
         """A simulation in which a visit is one thing: it ends when all is computed, and its last layer was read in
@@ -103,7 +104,8 @@ class Timing:
     def _turn(
         self, index: int, runs: Sequence[Run], load: Load | None, buffer_bytes: int
     ) -> tuple[int, float, float, float]:
-        """The node, its computing in all and of the last layer that is read, and what it has to read."""
+        """The node, its computing in all, experts' coming with it, and of the last layer that is read; and what it has
+        to read ahead."""
         places = self.cluster.places
         compute_s = sum(places[number].compute_s(start, stop) for number, start, stop in runs)
         if load is None:
@@ -115,7 +117,10 @@ class Timing:
         number, _, stop = streaming[-1]
         share = n_layers / load.n_layers
         compute_s += places[number].copy_s(load.streamed(buffer_bytes) * share)
-        return index, compute_s, places[number].compute_s(stop - 1, stop), load.read(buffer_bytes) * share
+        read = load.read(buffer_bytes)
+        experts = min(read, load.overload.expert_bytes)
+        compute_s += experts * share * self._routed(load) / self.cluster.members[index].demand_bytes_s
+        return index, compute_s, places[number].compute_s(stop - 1, stop), (read - experts) * share
 
     def pass_cost(self, visits: Sequence[Turn], loads: Mapping[int, Load], buffers: Mapping[int, int]) -> PassCost:
         cluster = self.cluster
@@ -138,7 +143,10 @@ class Timing:
     def disks(self, buffers: Mapping[int, int]) -> dict[str, Disk]:
         """Of the nodes that stream."""
         members = {index: self.cluster.members[index] for index in buffers}
-        return {one.name: Disk(one.disk_bytes_s, buffers[index], one.disk) for index, one in members.items()}
+        return {
+            one.name: Disk(one.disk_bytes_s, buffers[index], one.disk, one.demand_bytes_s)
+            for index, one in members.items()
+        }
 
     def slowest_s(self, visits: Sequence[Turn], computing: Mapping[int, float]) -> float:
         """Of the stages of steps that follow each other, where nothing is read."""

@@ -76,13 +76,13 @@ def test_a_step_without_rows_changes_the_cache_only() -> None:
         pass_through([(one, Layers(0, 6))], step_of(0, [1], start=len(IDS)))
 
 
-def test_fork_and_truncate_go_on_as_a_fresh_sequence_would() -> None:
+def test_a_fork_and_what_is_made_shorter_go_on_as_a_fresh_sequence_would() -> None:
     visits = [(whole(), Layers(0, 6))]
     fresh = logits_of_all([(whole(), Layers(0, 6))], step_of(0, [*IDS[:9], 3, 4], kv=[opened(0)]))[9:]
     logits_of_all(visits, step_of(0, IDS, kv=[opened(0)]))
     fork = KvOp(KvKind.FORK, 1, length=9, capacity=20, source=0)
-    truncate = KvOp(KvKind.TRUNCATE, 0, length=9)
-    forked = Step((Chunk(1, 9, 2), Chunk(0, 9, 2)), (fork, truncate), (3, 4, 3, 4))
+    shorter = KvOp(KvKind.MOVE, 0, length=9, capacity=64, source=0)
+    forked = Step((Chunk(1, 9, 2), Chunk(0, 9, 2)), (fork, shorter), (3, 4, 3, 4))
     both = logits_of_all(visits, forked)
     np.testing.assert_array_equal(both[:2], fresh)
     np.testing.assert_array_equal(both[2:], fresh)

@@ -123,3 +123,28 @@ def test_what_does_not_fit_is_told_with_what_would_help_whatever_the_solver(prim
         said = " ".join(ended.err.split())
         assert "does not fit" in said
         assert "GB more of memory; or let weights that do not fit be read from disk" in said
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("-c", 10**30), ("--parallel", 2**32, "-c", 1), ("--goal", "throughput", "--parallel", 4097, "-c", 1)],
+)
+def test_more_than_can_ever_be_is_refused_by_name(prima: Prima, tmp_path: Path, options: tuple[object, ...]) -> None:
+    file = tmp_path / "problem.json"
+    file.write_bytes(problem_to_json(ROOMY))
+    shown = prima("plan", "--problem", file, *options)
+    assert shown.code != 0
+    assert str(options[1] if options[0] == "-c" else options[options.index("--parallel") + 1]) in shown.err
+    assert "at most" in shown.err
+    assert "solver" not in shown.err
+
+
+def test_of_a_plan_file_nobody_says_how_near_the_best_it_is_for_another_question(prima: Prima, tmp_path: Path) -> None:
+    problem, plan = tmp_path / "problem.json", tmp_path / "plan.json"
+    problem.write_bytes(problem_to_json(ROOMY))
+    plan.write_text(prima("plan", "--problem", problem, "--json").out)
+    made = prima("plan", "--problem", problem, "--json").json
+    assert made["certificate"] is not None
+    again = prima("plan", "--problem", problem, "--plan", plan, "--goal", "ttft", "--json").json
+    assert again["visits"] == made["visits"]
+    assert again["certificate"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Iterator
 from itertools import combinations
@@ -14,13 +15,13 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from prima_core.commands import explain
-from prima_core.commands.bars import MOST_NAME, short_name, time_bars
+from prima_core.commands.bars import MOST_NAME, short_name, time_bars, time_title
 from prima_core.commands.picture import svg
-from prima_core.plan.plan import Plan, plan_from_json
+from prima_core.plan.plan import Plan, Visit, plan_from_json
 from prima_core.plan.problem import NodeFacts, Problem, problem_to_json
 from prima_core.plan.timeline import timeline
 from tests.commands.conftest import Prima
-from tests.plan.home import ATTIC, DESK, LAPTOP, PHONE, TWO_VISITS, home, told
+from tests.plan.home import ATTIC, DESK, LAPTOP, PHONE, TWO_VISITS, home, node, told
 
 HOME = home(DESK, LAPTOP, ATTIC, PHONE)
 PLAN = told(TWO_VISITS, HOME)
@@ -161,7 +162,49 @@ def test_progress_is_shown_only_where_it_takes_time(monkeypatch: pytest.MonkeyPa
     assert "trying what would help" in screen.file.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("goal", "headline", "step"),
+    [
+        ("latency", "a token in ", "A token: "),
+        ("throughput", " tokens a second in 4 sequences", " from left to right"),
+        ("ttft", "the first token after ", "A token: "),
+    ],
+)
+def test_a_picture_says_what_the_plan_is_for(
+    prima: Prima, problem_file: Path, tmp_path: Path, goal: str, headline: str, step: str
+) -> None:
+    file = tmp_path / "plan.svg"
+    assert prima("plan", "--problem", problem_file, "--solver", "even", "--svg", file, "--goal", goal).code == 0
+    title, below, *_ = [one.text or "" for one in ElementTree.parse(file).getroot() if one.tag.endswith("text")]
+    assert title.startswith("eight layers: ")
+    assert headline in title
+    assert step in below
+
+
+def test_where_the_output_part_is_is_told_if_that_is_not_the_head(prima: Prima, tmp_path: Path) -> None:
+    problem = tmp_path / "problem.json"
+    problem.write_bytes(problem_to_json(msgspec.structs.replace(HOME, output="laptop")))
+    options = ("plan", "--problem", problem, "--solver", "even")
+    assert "the output part is on laptop, the logits go from there to desk" in prima(*options).out
+    assert ", and the output;" in " ".join(prima(*options, "--explain").out.split())
+
+
 # ---------------------------------------------------------------- bars
+
+
+def test_steps_of_several_tokens_are_called_so() -> None:
+    line = timeline(PLAN, HOME)
+    assert time_title(line).startswith("A token: ")
+    assert time_title(dataclasses.replace(line, n_tokens=3)).startswith("A step of 3 tokens: ")
+
+
+def test_a_node_that_computes_nothing_has_a_bar_without_computing() -> None:
+    large = node("attic", 3000, 9e9)
+    problem = home(node("desk", 400, 15e9), large)
+    plan = told(Plan(8, "desk", (Visit("attic", 0, 8),), output="attic"), problem)
+    desk, attic, _ = (text.plain for text in time_bars(timeline(plan, problem), 60, ascii_only=True))
+    assert "#" not in desk
+    assert "#" in attic
 
 
 def test_bars_show_what_takes_most_of_each_cell_and_every_node_that_computes() -> None:

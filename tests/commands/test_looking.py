@@ -18,6 +18,7 @@ from prima_core.node.coordinate import model_facts
 from prima_core.plan.plan import plan_from_json
 from prima_core.plan.problem import DeviceFacts, ModelFacts, NodeFacts, Problem, problem_to_json
 from prima_core.plan.profile import Profile
+from prima_core.plan.words import duration
 from prima_core.testing.tinyvocab import tiny_vocab
 from prima_numpy.kernels import Kernels
 from prima_numpy.threads import default_threads
@@ -166,7 +167,7 @@ def test_what_a_solver_vouches_for_is_shown(prima: Prima, tmp_path: Path) -> Non
     problem.write_bytes(problem_to_json(large_problem(1e9)))
     plan = ("plan", "--problem", problem, "--solver", "halda")
     certificate = prima(*plan, "--json").json["certificate"]
-    assert f"no plan is foretold less than {1e3 * certificate['bound_s']:,.1f} ms: " in prima(*plan).out
+    assert f"no plan is foretold less than {duration(certificate['bound_s'])} for a token: " in prima(*plan).out
     problem.write_bytes(problem_to_json(Problem(ModelFacts("m", (9,), 0, 0, 0, 9), (NodeFacts("a", 99),), "a", 1)))
     assert "as `even`: decode_bytes_s of the memory on a is not known" in prima(*plan).out.splitlines()
 

@@ -226,3 +226,16 @@ def test_a_watch_goes_on_until_the_server_has_gone() -> None:
     assert slept == [1.0, 1.0]
     assert isinstance(console.file, io.StringIO)
     assert " 30/s " in console.file.getvalue()
+
+
+def test_the_node_with_the_output_part_is_told_if_that_is_not_the_head() -> None:
+    attic = replace(HEAD, name="attic", is_head=False, has_output=True)
+    assert "[0, 5) + output" in text(replace(VIEW, nodes=(replace(HEAD, layers=()), attic)))
+    assert "output" not in text(replace(VIEW, nodes=(replace(HEAD, has_output=True),)))
+
+
+def test_what_was_foretold_of_several_sequences_is_told_of_all_and_not_held_against_one_answer() -> None:
+    forecast = Forecast(0.2, 0.2, None, 512, 4, "computing", (), tokens_s=20.0)
+    shown = text(replace(VIEW, forecast=forecast, token_s=0.05))
+    assert "foretold: 200.0 ms per token of each of 4 sequences, 20 tokens/s, most of it computing" in shown
+    assert "in the last answer" not in shown

@@ -89,7 +89,6 @@ class KvLedger:
             self.held.pop(op.sequence, None)
             self.capacities.pop(op.sequence, None)
             return
-        assert op.kind is not KvKind.TRUNCATE, "a position is written once"
         ids = [] if op.kind is KvKind.OPEN else self._copied(op)
         if op.kind is KvKind.MOVE:
             del self.held[op.source], self.capacities[op.source]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -24,7 +25,8 @@ def row(values: Sequence[float]) -> NDArray[np.float32]:
 
 
 def draw(logits: NDArray[np.float32], sampling: Sampling, index: int, /, **history: tuple[int, ...]) -> int:
-    return sample(logits, Wanted(0, 0, sampling, index, **history)).token
+    counts = Counter(history.pop("generated", ()))
+    return sample(logits, Wanted(0, 0, sampling, index, generated=counts, **history)).token
 
 
 def drawn(logits: Sequence[float], sampling: Sampling, n: int = N_DRAWS, /, **history: tuple[int, ...]) -> list[int]:
@@ -180,7 +182,7 @@ def test_the_likeliest_token_is_the_likeliest_after_bias_penalties_and_bans(samp
 
 def test_the_logits_are_left_as_they_are() -> None:
     logits = row(LOGITS)
-    sample(logits, Wanted(0, 0, Sampling(logit_bias=((1, 5.0),), repetition_penalty=2.0), 0, (1,), (1,), (2,)))
+    sample(logits, Wanted(0, 0, Sampling(logit_bias=((1, 5.0),), repetition_penalty=2.0), 0, (1,), {1: 1}, (2,)))
     assert logits.tolist() == list(LOGITS)
 
 

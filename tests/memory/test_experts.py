@@ -2,8 +2,8 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -323,6 +323,60 @@ def test_the_slots_of_a_disk_that_hangs_are_used_again_once_it_has_answered(
             for group in groups(experts, 0, [7, 9]):
                 assert is_right(file, experts, 0, group)
             assert time.monotonic() < deadline, "slots are missing"
+
+
+def test_a_disk_that_hangs_for_hours_is_an_error_of_every_request_and_none_once_it_has_answered(
+    file: GGUFFile, system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_open = threading.Event()
+    with opened(file, system, one(file, 2 * N_EXPERTS)) as experts:
+        require(experts, 0, [0])
+        system.fault = lambda offset: None if is_open.wait(30) else pytest.fail("nobody opened it")
+        monkeypatch.setattr(readers, "STALLED_AFTER_S", 0.0)
+        said = []
+        for _ in range(4 * N_EXPERTS):
+            with pytest.raises(ModelError) as caught:
+                require(experts, 1, [3, 5])
+            said.append(caught.value.message)
+        assert "gave nothing" in said[0]
+        assert "has not answered for a while" in said[-1]
+        assert require(experts, 0, [0]) == [[0]], "what is in memory needs no disk"
+        monkeypatch.setattr(readers, "STALLED_AFTER_S", 30.0)
+        is_open.set()
+        deadline = time.monotonic() + 30
+        while True:
+            with suppress(ModelError):
+                require(experts, 1, [3, 5])
+                break
+            assert time.monotonic() < deadline, "slots are missing"
+
+
+def test_where_there_is_no_more_memory_others_go(file: GGUFFile, system: FakeSystem) -> None:
+    """As on Windows, where memory has to be claimed before it is written."""
+    with opened(file, system, one(file, 2 * N_EXPERTS)) as experts:
+        require(experts, 0, [3, 5])
+        n_bytes = experts.n_bytes
+        system.claim = claimed_already(system, experts)  # type: ignore[method-assign, assignment]  # a fake of a fake
+        for group in groups(experts, 0, [5, 7, 9, 11]):
+            assert is_right(file, experts, 0, group)
+        assert experts.n_bytes == n_bytes
+
+
+def claimed_already(system: FakeSystem, experts: Experts) -> Callable[[memoryview], None]:
+    """Memory that is there can be claimed, and no other."""
+    kind = experts._kinds[0]
+    there = {
+        kind.slots.place(stack, slot).ctypes.data
+        for slot in range(kind.n_slots)
+        if slot not in kind.residents._empty
+        for stack in range(len(NAMES))
+    }
+
+    def claim(part: memoryview) -> None:
+        if np.frombuffer(part, np.uint8).ctypes.data not in there:
+            raise MemoryError(f"no {len(part)} bytes")
+
+    return claim
 
 
 def test_an_expert_that_finds_no_memory_comes_when_there_is_some(file: GGUFFile, system: FakeSystem) -> None:

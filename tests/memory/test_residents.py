@@ -114,6 +114,38 @@ def test_the_slot_of_a_failed_read_is_used_again_but_not_of_one_that_may_still_c
     assert table.n_with_memory == 1
 
 
+def test_no_more_slots_are_lost_than_may_be_and_what_is_in_memory_stays() -> None:
+    """A disk that hangs for hours is asked again and again."""
+    table = residents(200)
+    use(table, 0, np.arange(40))
+    lost: list[int] = []
+    while len(came := table.admit(1, np.arange(N_USED))):
+        lost += table.lose(1, came)
+    assert len(lost) == 8 * N_USED
+    assert len(table.hold(0, np.arange(40))) == 40
+    table.regain(lost)
+    assert len(table.admit(1, np.arange(N_USED))) == N_USED
+
+
+def test_an_expert_whose_memory_cannot_be_had_takes_the_slot_of_another() -> None:
+    released: list[int] = []
+    table = residents(10, released)
+    use(table, 0, some(1))
+    [theirs] = table.slots(0, some(1))
+    table.admit(1, some(2, 3))
+    [without, other] = table.slots(1, some(2, 3))
+    assert table.swap(1, 2)
+    assert table.slots(1, some(2)) == theirs
+    assert released == [without]
+    assert not table.swap(1, 3), "all others are busy"
+    table.give_back(1, some(3))
+    assert released == [without, other]
+    assert table.n_with_memory == 1
+    table.leave(1, some(2))
+    use(table, 0, some(1))
+    assert table.n_with_memory == 2
+
+
 def test_a_smaller_capacity_gives_memory_back_at_once() -> None:
     released: list[int] = []
     table = residents(10, released)

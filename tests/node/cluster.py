@@ -55,23 +55,26 @@ def worker_thread(
 
 @contextmanager
 def worker_process(
-    head: str, name: str, models: Path, secret: bytes = SECRET, backend: str = "numpy"
+    head: str, name: str, models: Path, secret: bytes = SECRET, backend: str = "numpy", cache: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`prima join` as a user types it."""
+    """`prima join` as a user types it; without a `cache` folder it is as a head starts it."""
+    as_child = ["--until-stdin-closes"] if cache is None else []
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "prima_core", "join", head, "--name", name, "--models", str(models)),
-            *("--backend", backend, "--threads", "1", "--until-stdin-closes"),
+            *("--backend", backend, "--threads", "1", *as_child),
         ],
         stdin=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PRIMA_TOKEN": format_token(secret)},
+        env={**os.environ, "PRIMA_TOKEN": format_token(secret), "XDG_CACHE_HOME": str(cache or "")},
     )
     try:
         yield process
     finally:
         assert process.stdin is not None
         process.stdin.close()
+        if cache is not None:
+            process.terminate()
         try:
             process.wait(DEADLINE_S)
         finally:

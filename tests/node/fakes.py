@@ -91,7 +91,7 @@ class Rig:
             self.driver.handle(Joined(Member(name, 1000, (cpu,), f"inproc://{name}")))
 
     def relearn(self, name: str, times: float) -> None:
-        self.driver.handle(Relearned(name, times))
+        self.driver.handle(Relearned(name, times, plan=self.driver.status.plan))
 
     def passes(self, seconds: float) -> None:
         self.now_s += seconds

@@ -13,6 +13,7 @@ from prima_core.arch.families import open_model
 from prima_core.interfaces import KvType
 from prima_core.node.head import HeadOptions
 from prima_core.node.node import NodeOptions
+from prima_core.plan.plan import Plan, Visit
 from prima_core.ring.wire import WirePolicy
 from prima_core.testing.cluster import NODE, Cluster, dealt, ring, until
 from prima_core.testing.examples import example
@@ -60,6 +61,20 @@ def test_threads_of_three_backends_say_what_the_exact_twin_says(path: Path) -> N
 def test_any_backend_can_be_the_head(builtin: Path, backends: list[str]) -> None:
     with ring(builtin, backends, OPTIONS) as cluster:
         check_answers(cluster, builtin)
+
+
+@pytest.mark.parametrize(("head", "output"), [("torch", "mlx"), ("mlx", "torch")])
+@pytest.mark.parametrize("has_layers", [False, True], ids=["ends alone", "ends and layers"])
+def test_any_backend_can_have_one_end_of_the_model(path: Path, head: str, output: str, has_layers: bool) -> None:
+    with open_model(path) as model:
+        n_layers = model.spec.n_layers
+    names = ["head", "head.2", "head.3"] if has_layers else ["head.3"]
+    visits = [Visit(visit.node, visit.start, visit.stop) for visit in dealt(n_layers, names).visits]
+    plan = Plan(n_layers, "head", tuple(visits), output="head.2")
+    with ring(path, [head, output, EXACT], replace(OPTIONS, plan=plan)) as cluster:
+        check_answers(cluster, path)
+        assert cluster.status.plan is not None
+        assert cluster.status.plan.stops[-2:] == ("head.2", "head")
 
 
 def test_processes_of_three_backends_say_what_the_exact_twin_says(builtin: Path) -> None:

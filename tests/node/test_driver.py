@@ -16,6 +16,7 @@ from prima_core.errors import Busy, ClusterError, PluginError, PrimaError, Reque
 from prima_core.events import NodeJoined, NodeLost, PlanMade
 from prima_core.node.driver import IDLE_S, PROBE_AFTER_S, Joined, Lost, Relearned, State, Submit
 from prima_core.node.member import Member
+from prima_core.node.running import LOAD_STALLS_AFTER_S
 from prima_core.plan.plan import Plan
 from prima_core.plan.problem import LinkFacts
 from prima_core.ring.reports import Collected, Ready, Unreachable
@@ -720,3 +721,71 @@ def test_a_link_that_has_changed_is_known_to_who_brought_it() -> None:
     assert rig.driver.status.members[1].links == (slower,)
     rig.driver.handle(Relearned("head", link=LinkFacts("head", "z", 1.0)))
     assert rig.driver.status.members[1].links == (slower,)
+
+
+def test_how_fast_a_node_was_under_an_older_plan_is_not_counted_from_the_newer_one() -> None:
+    rig = serving("head", "b")
+    before, rig.better_plan = rig.plan_now, plan_for(["head", "b"])
+    rig.relearn("b", 0.5)
+    rig.passes(2 * IDLE_S)
+    rig.driver.handle(Relearned("b", 0.4, plan=before))
+    assert rig.driver.status.members[1].devices[0].decode_bytes_s == 5e8
+
+
+def test_a_better_plan_that_cannot_be_loaded_gives_way_to_the_one_that_served() -> None:
+    rig = serving("head", "b")
+    before, rig.better_plan = rig.plan_now, plan_for(["b", "head"])
+    rig.relearn("b", 0.5)
+    rig.passes(2 * IDLE_S)
+    assert rig.plan_now != before
+    rig.submit(1, request())
+    rig.refuse("b")
+    assert rig.plan_now == before
+    rig.ready()
+    rig.collect_all()
+    assert rig.text(1) == "abc"
+    rig.refuse("b")
+    assert rig.visited() == ("head",), "that plan is not excused"
+
+
+def test_a_better_plan_that_does_not_get_on_with_loading_gives_way_to_the_one_that_served() -> None:
+    rig = serving("head", "b")
+    before, rig.better_plan = rig.plan_now, plan_for(["b", "head"])
+    rig.relearn("b", 0.5)
+    rig.passes(2 * IDLE_S)
+    rig.passes(LOAD_STALLS_AFTER_S + 1)
+    assert rig.plan_now == before
+
+
+def test_when_a_node_is_lost_there_is_no_way_back_to_a_plan_with_it() -> None:
+    rig = serving("head", "b")
+    rig.better_plan = plan_for(["head"])
+    rig.relearn("b", 0.5)
+    rig.passes(2 * IDLE_S)
+    rig.lose("b")
+    rig.refuse("head")
+    assert rig.state() is State.WAITING
+
+
+def test_rates_that_come_and_go_change_plans_less_and_less_often() -> None:
+    rig = serving("head", "b")
+    rig.better_plan = other_plan()
+    waited_s = []
+    for times in (0.5, 2.0, 0.5):
+        rig.relearn("b" if "b" in rig.visited() else "head", times)
+        epoch, began_s = rig.epoch, rig.now_s
+        rig.better_plan = plan_for(["head", "b"]) if rig.visited() == ("head",) else other_plan()
+        while rig.epoch == epoch:
+            rig.passes(1)
+        waited_s.append(rig.now_s - began_s)
+        rig.ready()
+        rig.passes(0)
+    assert waited_s == [IDLE_S, 2 * IDLE_S, 4 * IDLE_S]
+
+
+def test_news_that_comes_all_the_time_is_thought_about_now_and_then() -> None:
+    rig = serving("head", "b")
+    for number in range(round(3 * IDLE_S)):
+        rig.relearn("b", 0.5 + 0.001 * number)
+        rig.passes(1)
+    assert len(rig.asked_for_better) == 3

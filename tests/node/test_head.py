@@ -77,6 +77,17 @@ def test_a_chat_template_that_the_file_does_not_name_is_a_wrong_option(llama: Mo
         Cluster(llama, HeadOptions(node=NODE, chat_template="rag"))
 
 
+# ---------------------------------------------------------------- plans
+
+
+def test_a_plan_is_explained_beside_serving_and_not_before(alone: Cluster) -> None:
+    plan = alone.head.driver.status.plan
+    assert plan is not None
+    assert plan.explanation is None
+    assert alone.head.explainer.explained(plan, DEADLINE_S).explanation is not None
+    assert alone.head.view().summary == "head computes 8 of 8 layers (100 %)."
+
+
 # ---------------------------------------------------------------- events
 
 
@@ -291,7 +302,7 @@ def test_without_a_system_message_or_a_shift_nothing_special_stays(
 def test_a_node_with_a_slow_disk_is_told_once(alone: Cluster) -> None:
     alone.head.driver.inbox.put(Joined(Member("w", 1000, (), "inproc://w", disk_bytes_s=1e9)))
     until("joining", lambda: len(alone.status.members) == 2)
-    for seconds in (1.0, 4.0, 5.0):
+    for seconds in (1.0, 4.0, 5.0, 8.0, 12.0):
         alone.head._on_timed("w", NodeTimes(read_bytes=int(9e7 * seconds), reading_s=seconds))
         alone.head._on_timed("head", NodeTimes(read_bytes=int(9e7 * seconds), reading_s=seconds))
     told = [line for line in alone.told if "reads its weights" in line]

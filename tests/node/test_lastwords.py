@@ -23,7 +23,7 @@ from prima_core.ring.security import format_token
 from prima_core.ring.wire import WirePolicy
 from prima_core.testing.cluster import DEADLINE_S, SECRET, plan_of, until
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
-from tests.node.cluster import Cluster, free_port
+from tests.node.cluster import Cluster, free_port, left_behind
 
 if sys.platform == "win32":
     pytest.skip("Windows cuts no file that is mapped, and has no SIGBUS", allow_module_level=True)
@@ -54,14 +54,14 @@ def written(path: Path) -> Path:
 
 
 @contextmanager
-def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+def process(*command: str, folder: Path | None = None) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """A program of prima's and what it says on standard error."""
     running = subprocess.Popen(
         [sys.executable, "-c", PRIMA, *command],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PRIMA_TOKEN": format_token(SECRET)},
+        env={**os.environ, "PRIMA_TOKEN": format_token(SECRET), "TMPDIR": str(folder or "")},
     )
     pipe, said = running.stderr, list[str]()
     assert pipe is not None
@@ -105,9 +105,12 @@ def test_a_worker_whose_file_is_cut_says_why_and_the_head_lives(
         head.head.close()
 
 
-def test_a_head_whose_file_is_cut_tells_its_clients_why(tmp_path: Path) -> None:
-    copy = written(tmp_path / "copy.gguf")
-    with process("serve", str(copy), "--port", "0", "--threads", "1", "-c", "4096") as (server, said):
+@pytest.mark.parametrize("n_nodes", ["1", "2"])
+def test_a_head_whose_file_is_cut_tells_its_clients_why_and_leaves_no_sockets(tmp_path: Path, n_nodes: str) -> None:
+    copy, folder = written(tmp_path / "copy.gguf"), tmp_path / "temporary"
+    folder.mkdir()
+    options = ("--port", "0", "--threads", "1", "-c", "4096", "--nodes", n_nodes)
+    with process("serve", str(copy), *options, folder=folder) as (server, said):
         until("serving", lambda: any("serving " in line for line in said) or server.poll() is not None)
         url = next(found[0] for line in said if (found := re.search(r"http://\S+/v1", line)))
         body = {"prompt": "a", "max_tokens": LONG, "stream": True, "ignore_eos": True}
@@ -121,6 +124,7 @@ def test_a_head_whose_file_is_cut_tells_its_clients_why(tmp_path: Path) -> None:
         assert "was changed or replaced while it was in use" in rest
         assert server.wait(DEADLINE_S) == WEIGHTS_LOST
     assert any("this process ends" in line for line in said), said
+    assert left_behind(folder) == []
 
 
 # ---------------------------------------------------------------- the handler alone
@@ -141,7 +145,7 @@ def say(error):
     print(error, flush=True)
 
 model = open_model(sys.argv[1])
-words = LastWords({"hang": hang, "raise": raise_}.get(sys.argv[2], say))
+words = LastWords({"hang": hang, "raise": raise_}.get(sys.argv[2], say), lambda: print("left", flush=True))
 words.start()
 words.watch(model)
 os.truncate(sys.argv[1], 4096)
@@ -168,6 +172,7 @@ def test_a_thread_that_holds_the_gil_does_not_keep_the_words_in(file: Path, prog
     code, said = alone(file, program)
     assert code == WEIGHTS_LOST
     assert f"{file} was changed or replaced" in said
+    assert said.endswith("left\n")
 
 
 @pytest.mark.parametrize("tell", ["hang", "raise"])

@@ -12,8 +12,8 @@ from prima_core.model.weights import Model
 from prima_core.node import links
 from prima_core.node.links import End, LinkFinder, Watch
 from prima_core.plan.problem import LinkFacts
-from prima_core.ring import control
-from prima_core.ring.probes import LinkFigures
+from prima_core.ring import control, probes
+from prima_core.ring.probes import LinkFigures, Probes
 from prima_core.testing.cluster import DEADLINE_S, until
 from tests.node.cluster import Cluster, worker_process, worker_thread
 
@@ -25,9 +25,10 @@ Start = Callable[..., Cluster]
 class Nodes:
     """A head, and workers that measure a millisecond to every node that answers; `silent` ones say nothing."""
 
-    def __init__(self) -> None:
-        self.finder = LinkFinder(HEAD, self, self.send, 100, self.tell, Watch(lambda: self.is_idle, self.look))
+    def __init__(self, own: End = HEAD) -> None:
+        self.finder = LinkFinder(own, self, self.send, 100, self.tell, Watch(self.ask, self.look))
         self.is_idle = True
+        self.n_asked = 0  # whether it is idle
         self.is_doubtful = False
         self.looked: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self.echoing: dict[bytes, str] = {}
@@ -39,6 +40,10 @@ class Nodes:
     def tell(self, line: str) -> None:
         self.told.append(line)
 
+    def ask(self) -> bool:
+        self.n_asked += 1
+        return self.is_idle
+
     def look(self, link: LinkFacts, before_s: float, now_s: float) -> bool:
         assert (before_s, now_s) == (0.001 + 100 / 1e8, 0.001)
         self.looked.put((link.source, link.target))
@@ -47,7 +52,8 @@ class Nodes:
     def answer(self, id: bytes, address: str) -> None:
         self.echoing[id] = HEAD.name
 
-    def measure(self, id: bytes, address: str, n_bytes: int, is_brief: bool) -> LinkFigures | None:
+    def measure(self, id: bytes, address: str, n_bytes: int, is_brief: bool, within_s: float) -> LinkFigures | None:
+        assert 0 < within_s <= links.PROBE_S
         target = address.removeprefix("inproc://")
         self.probed.append((HEAD.name, target))
         assert self.echoing.pop(id) == target
@@ -65,8 +71,8 @@ class Nodes:
                 known = (True, 0.001, 1e8) if target not in self.silent else (False,)
                 self.finder.probed(control.Probed(message.id, *known))
 
-    def join(self, name: str) -> None:
-        self.finder.joined(End(name, f"inproc://{name}"), lambda found: self.ready.put((name, found)))
+    def join(self, name: str, machine: str = "") -> None:
+        self.finder.joined(End(name, f"inproc://{name}", machine), lambda found: self.ready.put((name, found)))
 
     def next(self) -> tuple[str, Found]:
         return self.ready.get(timeout=DEADLINE_S)
@@ -93,6 +99,38 @@ def test_each_node_that_joins_is_measured_with_all_before_it_both_ways(nodes: No
     assert nodes.probed[2:4] == [("head", "c"), ("c", "head")], "the head's own first"
 
 
+def test_of_the_links_within_a_machine_one_is_measured() -> None:
+    nodes = Nodes(End("head", "inproc://head", "m"))
+    nodes.finder.start()
+    names = [str(number) for number in range(7)]
+    for name in names:
+        nodes.join(name, "m")
+    found = [link for _ in names for link in nodes.next()[1]]
+    assert {(link.source, link.target) for link in found} == {
+        (a, b) for a in ("head", *names) for b in ("head", *names) if a != b
+    }
+    assert {(link.latency_s, link.bytes_s) for link in found} == {(0.001, 1e8)}
+    assert nodes.probed == [("head", "0")]
+    nodes.join("far", "other")
+    nodes.next()
+    assert len(nodes.probed) == 1 + 2 * 8
+    nodes.finder.close()
+
+
+@pytest.mark.parametrize(
+    ("machine", "address", "place"),
+    [
+        ("m", "unix:///tmp/s", ("m", "")),
+        ("m", "inproc://x", ("m", "")),
+        ("m", "tcp://10.0.0.1:7000", ("m", "10.0.0.1")),
+        ("m", "tcp://[::1", None),
+        ("", "unix:///tmp/s", None),
+    ],
+)
+def test_a_place_is_an_address_of_a_machine(machine: str, address: str, place: tuple[str, str] | None) -> None:
+    assert End("b", address, machine).place == place
+
+
 def test_a_node_that_does_not_answer_joins_all_the_same(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "PROBE_S", 0.05)
     nodes.silent.add("b")
@@ -111,7 +149,7 @@ def test_an_address_that_can_never_work_hinders_nobody_else(nodes: Nodes, monkey
             raise LinkBroken(f"{address} is no address")
 
     monkeypatch.setattr(nodes, "answer", answer)
-    monkeypatch.setattr(nodes, "measure", lambda id, address, n_bytes, is_brief: None)
+    monkeypatch.setattr(nodes, "measure", lambda id, address, n_bytes, is_brief, within_s: None)
     nodes.finder.joined(End("b", "nonsense"), lambda found: nodes.ready.put(("b", found)))
     assert nodes.next() == ("b", ())
     nodes.finder.lost("b")
@@ -170,11 +208,11 @@ def test_links_are_looked_at_again_in_turn(nodes: Nodes, monkeypatch: pytest.Mon
 def test_while_requests_run_links_are_left_alone(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes.is_idle = False
     nodes.finder.joined(End("b", "inproc://b"), lambda found: monkeypatch.setattr(links, "AGAIN_S", 0.001))
-    nodes.join("c")
-    nodes.next()
-    nodes.join("d")
-    nodes.next()
+    until("it would look, and again", lambda: nodes.n_asked > 2)
     assert nodes.looked.empty()
+    assert len(nodes.probed) == 2, "those of the join"
+    nodes.is_idle = True
+    nodes.looked.get(timeout=DEADLINE_S)
 
 
 def test_what_nobody_asked_for_is_dropped(nodes: Nodes) -> None:
@@ -194,6 +232,17 @@ def test_the_links_of_a_real_cluster_are_in_its_problem(cluster: Start, llama: M
     seen = {(link.source, link.target): link for link in made.head.view().links}
     assert set(seen) == {(a, b) for a in names for b in names if a != b}
     assert all(link.latency_s < 1 and link.bytes_s > 1e6 for link in seen.values())
+
+
+def test_a_head_that_measures_a_link_can_be_closed(
+    cluster: Start, llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in ((probes, "CONNECT_S"), (probes, "LOST_AFTER_S"), (links, "JOIN_S"), (links, "PROBE_S")):
+        monkeypatch.setattr(module, name, 10 * DEADLINE_S)
+    monkeypatch.setattr(Probes, "answer", lambda probes, id, address: None)
+    made = cluster(llama, listen="inproc://", n_local=1)
+    until("it measures", lambda: bool(made.head.node.probes._awaited))
+    made.head.close()
 
 
 def test_a_node_that_joins_while_others_serve_is_measured_too(cluster: Start, llama: Model) -> None:

@@ -16,11 +16,11 @@ from prima_core.node.measure import (
     MEMORY_BYTES,
     N_READERS,
     PIECE_BYTES,
-    RANDOM_BYTES,
     disk_rate,
     memory_rate,
     random_disk_rate,
 )
+from prima_core.plan.problem import RANDOM_BYTES
 
 LARGE = (N_READERS + 4) * PIECE_BYTES
 

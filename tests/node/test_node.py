@@ -13,6 +13,8 @@ from prima_core.memory.governor import PROCESS_BYTES
 from prima_core.memory.system import Memory, host
 from prima_core.node.node import DATA_LIMITS, Dialer, Node, NodeOptions, longest_chunk, parse_bytes
 from prima_core.plugins import Registry
+from prima_core.ring import probes
+from prima_core.testing.cluster import until
 
 GB = 10**9
 
@@ -48,6 +50,15 @@ def test_a_closed_node_leaves_no_socket_and_no_thread(temporary_folder: Path) ->
     assert psutil.Process().num_threads() <= n_threads + 12, "nng keeps some threads of its own"
     with pytest.raises(LinkTimeout):
         dialer().dial(made.data_address).send([b""], 0.05)
+
+
+def test_a_node_lets_go_of_probes_that_are_over(temporary_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "ANSWER_S", 0.0)
+    made = node()
+    made.start()
+    made.probes.answer(b"i" * 16, made.data_address)
+    until("it is over", lambda: not made.probes._answering)
+    made.close()
 
 
 def test_a_node_that_is_never_started_opens_nothing(temporary_folder: Path) -> None:

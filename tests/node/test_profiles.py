@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from prima_core.interfaces import Device
 from prima_core.memory.disks import disk_name, machine_name
@@ -97,10 +99,11 @@ class Machine:
     asked: list[int] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     answers: bool = True
+    devices: tuple[Device, ...] = (CPU,)
 
     @property
     def node(self) -> Node:
-        return cast("Node", SimpleNamespace(devices=(CPU,), worker=self))
+        return cast("Node", SimpleNamespace(devices=self.devices, worker=self))
 
     def measure(
         self, model: Model, memory_bytes: int, stop: Callable[[], bool], is_brief: bool = False
@@ -189,8 +192,26 @@ def test_a_backend_that_hangs_is_not_waited_for(
     machine.answers = False
     found = machine.measurer().profile(machine.node, llama, 50)
     assert (found.disk_bytes_s, found.devices) == (1e9, {})
-    assert machine.told[-1].startswith("a device hangs")
+    assert machine.told[-2].startswith("a device hangs")
     assert not (machine.folder / "profiles").exists()
+
+
+def test_a_profile_without_one_of_the_devices_is_not_kept_and_says_whose_rate_is_missing(
+    machine: Machine, llama: Model
+) -> None:
+    machine.devices = (CPU, Device("torch:cuda:0", 1000, "a card whose driver has gone"))
+    found = machine.measurer().profile(machine.node, llama, 50)
+    assert found.devices == FOUND
+    assert not (machine.folder / "profiles").exists()
+    assert machine.told[-1].startswith("how fast torch:cuda:0 computes is not known")
+
+
+def test_what_was_kept_without_one_of_the_devices_is_not_used(machine: Machine, llama: Model) -> None:
+    machine.measurer().profile(machine.node, llama, 50)
+    [kept] = (machine.folder / "profiles").iterdir()
+    kept.write_bytes(msgspec.json.encode(replace(PROFILE, devices={})))
+    machine.measurer().profile(machine.node, llama, 50)
+    assert machine.n_measured == 2
 
 
 def test_who_wants_it_afresh_gets_it(machine: Machine, llama: Model) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from prima_core.plan.check import complete
-from prima_core.plan.costs import compute_s, pass_cost, touched_types
+from prima_core.plan.costs import compute_s, demand_bytes_s, pass_cost, touched_types
 from prima_core.plan.plan import Plan, Visit
-from prima_core.plan.problem import OUTPUT, DeviceFacts, ModelFacts, NodeFacts, Problem
+from prima_core.plan.predict import predict
+from prima_core.plan.problem import (
+    OUTPUT,
+    RANDOM_BYTES,
+    DeviceFacts,
+    ModelFacts,
+    NodeFacts,
+    Problem,
+    TensorKind,
+)
 
 RATES = {"Q4_K": ((1, 10e9), (4, 8e9), (16, 4e9), (128, 1e9)), OUTPUT: ((1, 20e9), (4, 10e9))}
 CPU = DeviceFacts("cpu", 10**9, decode_bytes_s=5e9, prefill_bytes_s=50e9, rates=RATES)
@@ -73,3 +83,48 @@ def test_bytes_that_only_grow_on_the_device_take_no_longer() -> None:
     problem = Problem(MODEL, (NodeFacts("a", 10**9, (grown,)),), "a", 8)
     plan = complete(Plan(n_layers=2, head="a", visits=(Visit("a", 0, 2),)), problem)
     assert pass_cost(plan, problem).compute_s("a") == pytest.approx(2500 / 5e9)
+
+
+# ---------------------------------------------------------------- experts from disk
+
+MB = 10**6
+
+
+def sparse(matrix_bytes: int) -> ModelFacts:
+    """Four layers of eight experts with three matrices."""
+    stacks = (3 * 8 * matrix_bytes,) * 4
+    model = ModelFacts("moe", stacks, 0, MB, 0, 64, expert_bytes=stacks, n_experts=8, n_experts_used=2)
+    return msgspec.structs.replace(model, largest_tensor_bytes=matrix_bytes)
+
+
+def test_experts_are_read_at_the_rate_of_pieces_from_anywhere_the_larger_the_nearer_to_that_in_order() -> None:
+    node = NodeFacts("a", 10**9, disk_bytes_s=2e9, random_bytes_s=1e9)
+    rates = [demand_bytes_s(node, sparse(size)) for size in (RANDOM_BYTES // 8, RANDOM_BYTES, 32 * RANDOM_BYTES)]
+    assert rates == pytest.approx([2e9 / 9, 1e9, 64e9 / 33])
+
+
+def test_of_matrices_of_several_sizes_the_mean_counts() -> None:
+    node = NodeFacts("a", 10**9, disk_bytes_s=2e9, random_bytes_s=1e9)
+    kinds = tuple(TensorKind("Q4_K", 8 * size) for size in (RANDOM_BYTES // 2, RANDOM_BYTES, 3 * RANDOM_BYTES // 2))
+    known = msgspec.structs.replace(sparse(12345), kinds=kinds, layer_kinds=((0, 1, 2),) * 4, tensor_bytes=((),) * 4)
+    assert demand_bytes_s(node, known) == pytest.approx(1e9)
+
+
+def test_without_experts_or_a_rate_of_pieces_all_is_read_as_in_order() -> None:
+    model = sparse(RANDOM_BYTES)
+    assert demand_bytes_s(NodeFacts("a", 1, disk_bytes_s=2e9), model) == 2e9
+    assert demand_bytes_s(NodeFacts("a", 1, disk_bytes_s=2e9, random_bytes_s=3e9), model) == pytest.approx(2e9)
+    assert demand_bytes_s(NodeFacts("a", 1, disk_bytes_s=2e9, random_bytes_s=1e9), MODEL) == 2e9
+    assert demand_bytes_s(NodeFacts("a", 1, random_bytes_s=1e9), model) == 0
+
+
+def test_a_token_waits_for_its_experts_as_long_as_pieces_from_anywhere_take() -> None:
+    model, device = sparse(RANDOM_BYTES), DeviceFacts("cpu", 80 * MB, decode_bytes_s=1e15)
+    times = []
+    for random_bytes_s in (0.0, 1e9):
+        node = NodeFacts("a", 80 * MB, (device,), 2e9, random_bytes_s=random_bytes_s)
+        problem = Problem(model, (node,), "a", 1)
+        plan = complete(Plan(4, "a", (Visit("a", 0, 4),)), problem)
+        assert 0 < plan.residency[0].streamed_bytes <= sum(model.expert_bytes), "experts alone"
+        times.append(predict(plan, problem).token_s)
+    assert times[1] == pytest.approx(2 * times[0], rel=1e-3)

@@ -73,6 +73,13 @@ def test_no_pass_is_faster_than_its_disk_or_its_computing() -> None:
     assert (without.stall_s, without.read_bytes) == ({}, {})
 
 
+def test_a_buffer_beside_which_there_is_room_for_all_makes_nothing_be_read() -> None:
+    beside = Reader(0, 1, compute_s=0.125, bytes_s=2 * GB, least_bytes=GB // 4, spare_bytes=GB)
+    assert reading_s([beside], [GB]) == 0
+    assert reading_s([beside], [1.5 * GB]) == pytest.approx(0.25)
+    assert best_buffers([beside, reader(2)], rest_s(2))[1] == best_buffers([reader(2)], rest_s(2))[0]
+
+
 def test_a_fast_disk_hides_all_at_over_bytes_by_gaps() -> None:
     fast = Reader(GB, 3, compute_s=0.1, bytes_s=100 * GB)
     [size] = best_buffers([fast], 1.0)

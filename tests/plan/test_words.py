@@ -61,7 +61,7 @@ def test_what_the_host_of_a_gpu_keeps_is_told_with_what_is_read() -> None:
     [sentence] = section(plan, "Who does what")
     [need], [node] = plan.residency, plan.forecast.nodes if plan.forecast else ()
     host, read = size(need.host_bytes), size(node.read_bytes)
-    assert f"in memory, and {host} in the host's, from where every token copies them and reads {read}" in sentence
+    assert f"in memory, copies {host} from the host's for every token and reads {read} from disk" in sentence
     [[more], *_] = changes(plan, plan.forecast, home(lone)) if plan.forecast else [[]]
     assert (more.change, more.node) == ("memory", "desk")
     plenty = msgspec.structs.replace(lone, memory_bytes=5000 * MB)
@@ -81,7 +81,7 @@ def test_the_time_is_told_with_what_it_goes_to_and_what_limits_it() -> None:
     token, prompt, limit = section(PLAN, "How long it takes")
     assert token.startswith(f"A token takes {duration(TIME_S)}, {1 / TIME_S:.3g} tokens a second: computing ")
     assert "links" in token
-    assert prompt.startswith("The first one after a prompt of 512 tokens comes after ")
+    assert prompt.startswith("The first token after a prompt of 512 comes after ")
     assert limit.startswith("What limits it most: ")
 
 

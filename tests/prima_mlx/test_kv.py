@@ -31,10 +31,6 @@ def fork(sequence: int, source: int, length: int, capacity: int = 8) -> KvOp:
     return KvOp(KvKind.FORK, sequence, length, capacity, source)
 
 
-def truncate(sequence: int, length: int) -> KvOp:
-    return KvOp(KvKind.TRUNCATE, sequence, length)
-
-
 def move(sequence: int, source: int, length: int, capacity: int = 8) -> KvOp:
     return KvOp(KvKind.MOVE, sequence, length, capacity, source)
 
@@ -81,7 +77,7 @@ def test_positions_are_written_where_the_chunk_says_by_head() -> None:
 def test_operations_apply_in_their_order_to_the_visited_layers_before_the_chunks() -> None:
     kv = cache()
     fill(kv, Chunk(0, 0, 4), 1, open_(0))
-    operations = (fork(1, 0, 2), drop(0), open_(0, 3), truncate(1, 1), drop(7))
+    operations = (fork(1, 0, 2), drop(0), open_(0, 3), move(1, 1, 1), drop(7))
     kv.begin(Layers(1, 3), Step((Chunk(0, 0, 1), Chunk(1, 1, 1)), operations))
     assert lengths(kv, layer=1) == {0: 0, 1: 1}
     assert room(kv, 0, layer=1).capacity == 3
@@ -157,7 +153,7 @@ def test_what_a_step_gives_back_makes_room_in_the_next_layer() -> None:
     kv.begin(ALL, Step((), (move(0, 0, 4, capacity=6),)))
     assert keys(kv, 0, layer=2) == [3] * 4
     left[0] = 0
-    kv.begin(ALL, Step((), (move(1, 0, 4, capacity=6), truncate(1, 2), drop(0))))  # these take nothing
+    kv.begin(ALL, Step((), (move(1, 0, 4, capacity=6), move(1, 1, 2, capacity=6), drop(0))))  # these take nothing
     assert lengths(kv) == {1: 2}
 
 

@@ -26,10 +26,6 @@ def fork(sequence: int, source: int, length: int, capacity: int = 8) -> KvOp:
     return KvOp(KvKind.FORK, sequence, length, capacity, source)
 
 
-def truncate(sequence: int, length: int) -> KvOp:
-    return KvOp(KvKind.TRUNCATE, sequence, length)
-
-
 def move(sequence: int, source: int, length: int, capacity: int = 8) -> KvOp:
     return KvOp(KvKind.MOVE, sequence, length, capacity, source)
 
@@ -124,16 +120,9 @@ def test_operations_of_a_step_may_build_on_each_other() -> None:
 def test_operations_apply_in_their_order_before_the_chunks() -> None:
     kv = cache()
     fill(kv, Chunk(0, 0, 4), 1, open_(0))
-    kv.begin(ALL, Step((Chunk(0, 0, 1), Chunk(1, 2, 1)), (fork(1, 0, 2), drop(0), open_(0, 3), truncate(1, 2))))
+    kv.begin(ALL, Step((Chunk(0, 0, 1), Chunk(1, 2, 1)), (fork(1, 0, 2), drop(0), open_(0, 3), move(1, 1, 2))))
     assert lengths(kv) == {0: 0, 1: 2}
     assert room(kv, 0).capacity == 3
-
-
-def test_truncate_beyond_what_is_written_changes_nothing() -> None:
-    kv = cache()
-    fill(kv, Chunk(0, 0, 4), 1, open_(0))
-    kv.begin(ALL, Step((), (truncate(0, 7),)))
-    assert lengths(kv) == {0: 4}
 
 
 def test_drop_is_idempotent_and_gives_room_back() -> None:
@@ -240,8 +229,7 @@ GOOD = open_(2)
 @pytest.mark.parametrize(
     ("step", "complaint"),
     [
-        (Step((), (GOOD, truncate(9, 0))), "unknown"),
-        (Step((), (GOOD, truncate(0, -1))), "not negative"),
+        (Step((), (GOOD, move(0, 0, -1))), "positions can be copied"),
         (Step((), (GOOD, open_(0))), "open already"),
         (Step((), (GOOD, open_(9, 0))), "room for one position"),
         (Step((), (GOOD, fork(0, 1, 1))), "open already"),
@@ -254,12 +242,12 @@ GOOD = open_(2)
         (Step((), (GOOD, move(2, 0, 1))), "open already"),
         (Step((), (GOOD, move(9, 0, 5))), "only 4 positions"),
         (Step((), (GOOD, move(0, 0, 4, capacity=3))), "only 3 positions"),
-        (Step((), (GOOD, move(9, 0, 4), truncate(0, 1))), "unknown"),
-        (Step((), (GOOD, drop(0), truncate(0, 1))), "unknown"),
+        (Step((), (GOOD, move(9, 0, 4), move(0, 0, 1))), "unknown"),
+        (Step((), (GOOD, drop(0), move(0, 0, 1))), "unknown"),
         (Step((Chunk(9, 0, 1),), (GOOD,)), "not open"),
         (Step((Chunk(0, 4, 1),), (GOOD, drop(0))), "not open"),
         (Step((Chunk(0, 5, 1),), (GOOD,)), "leaves a gap: 4 positions"),
-        (Step((Chunk(0, 3, 1),), (GOOD, truncate(0, 2))), "leaves a gap: 2 positions"),
+        (Step((Chunk(0, 3, 1),), (GOOD, move(0, 0, 2))), "leaves a gap: 2 positions"),
         (Step((Chunk(0, 4, 5),), (GOOD,)), "does not fit the sequence's 8 positions"),
         (Step((Chunk(0, 4, 2), Chunk(0, 6, 3)), (GOOD,)), "does not fit"),
         (Step((Chunk(0, -1, 2),), (GOOD,)), "does not fit"),

@@ -186,7 +186,7 @@ def test_rows_of_many_sequences_attend_to_their_own(ops: ReferenceOps, rule: Att
     first, other = attend((Chunk(1, 0, 33), slice(0, 33)), (Chunk(2, 0, 5), slice(40, 45)))
     other_2, second = attend((Chunk(2, 5, 1), slice(45, 46)), (Chunk(1, 33, 37), slice(33, 70)))
     np.testing.assert_array_equal(np.concatenate([first, second]), whole)
-    kv.begin(Layers(0, 1), Step((), (KvOp(KvKind.TRUNCATE, 0),)))
+    kv.begin(Layers(0, 1), Step((), (KvOp(KvKind.MOVE, 0, capacity=100, source=0),)))
     [alone] = attend((Chunk(0, 0, 6), slice(40, 46)))
     np.testing.assert_array_equal(np.concatenate([other, other_2]), alone)
 

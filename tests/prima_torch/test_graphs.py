@@ -46,3 +46,27 @@ def test_others_are_recorded_meanwhile() -> None:
     arrays = {"x": np.ones((1, 2), np.float32)}
     assert replays.answer(("the layers", 1), 1, arrays, lambda inputs: inputs["x"]) is None
     assert replays.answer(("the output", 1), 1, arrays, lambda inputs: inputs["x"]) is not None
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3], ids=["staged", "on the device", "answer"])
+def test_what_a_recording_has_no_memory_for_is_computed_without_it(monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
+    n_taken = 0
+
+    def full(take: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def taken(*args: object, **options: object) -> torch.Tensor:
+            nonlocal n_taken
+            n_taken += 1
+            if n_taken == nth:
+                raise RuntimeError("CUDA error: out of memory")  # of cudaHostAlloc: not torch's OutOfMemoryError
+            return take(*args, **options)
+
+        return taken
+
+    replays = Replays(Reruns(), torch.device("cpu"))
+    arrays = {"x": np.ones((1, 2), np.float32)}
+    with monkeypatch.context() as short:
+        short.setattr(torch, "zeros", full(torch.zeros))
+        short.setattr(torch, "empty", full(torch.empty))
+        assert replays.answer(("the layers", 1), 1, arrays, lambda inputs: inputs["x"]) is None
+    assert n_taken == nth
+    assert replays.answer(("the output", 1), 1, arrays, lambda inputs: inputs["x"]) is not None

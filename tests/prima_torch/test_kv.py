@@ -34,10 +34,6 @@ def move(sequence: int, source: int, length: int, capacity: int = 100) -> KvOp:
     return KvOp(KvKind.MOVE, sequence, length, capacity, source)
 
 
-def truncate(sequence: int, length: int) -> KvOp:
-    return KvOp(KvKind.TRUNCATE, sequence, length)
-
-
 def drop(sequence: int) -> KvOp:
     return KvOp(KvKind.DROP, sequence)
 
@@ -107,12 +103,12 @@ def test_operations_of_a_step_may_build_on_each_other_and_on_pages_just_given_ba
     assert kv.n_bytes <= n_bytes * 2
 
 
-def test_dropped_and_truncated_pages_are_used_again() -> None:
+def test_dropped_pages_and_those_behind_a_shorter_end_are_used_again() -> None:
     kv = cache(kv_tokens=PAGE)
     n_bytes = kv.n_bytes
     for sequence in range(50):
         fill(kv, Chunk(sequence, 0, 100), sequence, open_(sequence))
-        fill(kv, Chunk(sequence, 3, 1), 7, truncate(sequence, 3))
+        fill(kv, Chunk(sequence, 3, 1), 7, move(sequence, sequence, 3))
         kv.begin(ALL, Step((), (drop(sequence), drop(sequence))))
     assert kv.n_bytes == n_bytes
 
@@ -130,11 +126,11 @@ def test_room_for_the_plans_tokens_is_there_from_the_start() -> None:
     "step",
     [
         Step((Chunk(9, 0, 1),), (drop(0),)),
-        Step((), (drop(0), truncate(9, 1))),
+        Step((), (drop(0), move(9, 9, 1))),
         Step((), (move(1, 0, 3), fork(0, 7, 1))),
-        Step((Chunk(0, 0, 101),), (truncate(0, 1),)),
+        Step((Chunk(0, 0, 101),), (move(0, 0, 1),)),
         Step((), (drop(0), open_(5, 0))),
-        Step((Chunk(0, 5, 1),), (truncate(0, 4),)),
+        Step((Chunk(0, 5, 1),), (move(0, 0, 4),)),
     ],
     ids=lambda step: ",".join(op.kind for op in step.kv),
 )
@@ -159,19 +155,26 @@ def test_a_step_without_memory_for_it_changes_nothing(capacity: int) -> None:
 def test_a_fork_without_memory_for_its_copy_is_an_error_of_ours_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Not even what the same step drops, in whose place the copy would be."""
     kv = cache(layers=(Layers(0, 1), Layers(1, 3)))
     for layers in (Layers(0, 1), Layers(1, 3)):
         fill(kv, Chunk(0, 0, 6), 1, open_(0), layers=layers)
-    copied = []
+        fill(kv, Chunk(7, 0, 6), 7, open_(7), layers=layers)
+    fill(kv, Chunk(0, 6, 1), 1, layers=Layers(0, 1))  # so that layers have not seen the same steps
+    space, taken = kv_module._space, []
 
-    def copy(pages: torch.Tensor, rows: torch.Tensor) -> None:
-        copied.append(True)
-        if len(copied) == 4:
+    def no_space(like: torch.Tensor, n_pages: int) -> torch.Tensor:
+        taken.append(n_pages)
+        if len(taken) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
+        return space(like, n_pages)
 
-    monkeypatch.setattr(kv_module, "_copy", copy)
-    with pytest.raises(DeviceMemoryError, match="a copy of KV on cpu"):
-        kv.begin(ALL, Step((), (fork(1, 0, 6),)))
+    with monkeypatch.context() as full:
+        full.setattr(kv_module, "_space", no_space)
+        with pytest.raises(DeviceMemoryError, match="a copy of KV on cpu"):
+            kv.begin(ALL, Step((), (drop(7), fork(1, 0, 6))))
+    assert len(taken) == 2
+    assert seen(fill(kv, Chunk(7, 6, 1), 2)) == [7] * 6 + [2]
     assert seen(fill(kv, Chunk(1, 0, 1), 3, open_(1))) == [3], "there is no sequence 1 yet"
     assert seen(fill(kv, Chunk(0, 6, 1), 2)) == [1] * 6 + [2]
 

@@ -72,7 +72,7 @@ def life_of_sequences() -> Iterator[Step]:
     yield step_of(2, [9] * 5, kv=[opened(2)])
     yield decode((2, 5), (0, 8), (1, 258))
     yield replace(decode((3, 8), (2, 6)), kv=(KvOp(KvKind.FORK, 3, length=8, capacity=64, source=0),))
-    yield replace(decode((1, 40), (3, 9)), kv=(KvOp(KvKind.TRUNCATE, 1, length=40), KvOp(KvKind.DROP, 0)))
+    yield replace(decode((1, 40), (3, 9)), kv=(KvOp(KvKind.MOVE, 1, 40, 300, source=1), KvOp(KvKind.DROP, 0)))
     yield replace(decode((0, 0), (1, 41), (2, 7), (3, 10)), kv=(opened(0),))
     yield replace(decode((3, 11)), kv=(KvOp(KvKind.MOVE, 3, length=11, capacity=100, source=3),))
 
@@ -197,9 +197,15 @@ def test_a_pass_without_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         prefill(shard, 0, 2)
     with pytest.raises(DeviceMemoryError, match="no memory for a pass of 1 rows on cpu"):
         shard.logits(np.ones((3, MODEL.spec.d_model), np.float32), [2])
+
+
+def test_a_pass_without_memory_for_its_recording_is_computed_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    expected = shard_of(None).embed(step_of(0, [1]))
     monkeypatch.setattr(graphs, "Inputs", full)
-    with pytest.raises(DeviceMemoryError, match="no memory for a pass of 1 rows on cpu"):
-        shard_of(CountingRecorder()).embed(step_of(0, [1]))
+    np.testing.assert_array_equal(shard_of(CountingRecorder()).embed(step_of(0, [1])), expected)
 
 
 def test_layers_of_which_something_is_streamed_are_computed_as_they_come() -> None:

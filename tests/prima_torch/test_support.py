@@ -53,6 +53,25 @@ def test_a_build_without_cuda_is_told_where_there_is_one(
     assert bool(hint) == bool(CPU_BUILD.hint)
 
 
+@pytest.mark.parametrize(
+    ("built", "others"), [("hip = '7.1.52802'", "AMD's GPUs (ROCm)"), ("xpu = '20250302'", "Intel's GPUs (XPU)")]
+)
+def test_a_build_for_other_gpus_is_told_as_such(
+    built: str, others: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch/version.py of such a build says it."""
+    (tmp_path / "version.py").write_text(
+        f"__version__ = '2.13.0+other'\ncuda = None\nhip = None\nxpu = None\n{built}\n"
+    )
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(support_module, "find_spec", lambda name: spec)
+    [plugin] = prima_backends()
+    probe = plugin.probe()
+    said = f"on the CPU only: torch 2.13.0+other was built for {others}, which prima does not use"
+    assert (probe.usable, probe.cpu_only, probe.reason) == (True, True, said)
+    assert "numpy:cpu" in probe.hint
+
+
 def test_the_driver_says_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(pointer: object) -> int:
         pointer._obj.value = 12080  # type: ignore[attr-defined]  # what ctypes.byref makes

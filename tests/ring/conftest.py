@@ -22,3 +22,11 @@ def ring_of() -> Iterator[MakeRing]:
     yield make
     for ring in made:
         ring.close()
+
+
+@pytest.fixture
+def ring(ring_of: MakeRing) -> Ring:
+    """The head has layers 0 and 5, b 1 to 3, c 4."""
+    made = ring_of("head", "b", "c")
+    made.load(("head", 0, 1), ("b", 1, 4), ("c", 4, 5), ("head", 5, 6))
+    return made

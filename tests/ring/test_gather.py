@@ -50,7 +50,6 @@ def test_rows_are_bounded_but_for_a_first_step_that_has_more_alone() -> None:
         OPEN_7,
         KvOp(KvKind.FORK, 7, length=2, capacity=9, source=3),
         KvOp(KvKind.MOVE, 7, length=2, capacity=9, source=3),
-        KvOp(KvKind.TRUNCATE, 7, length=1),
         KvOp(KvKind.DROP, 7),
         KvOp(KvKind.DROP, 7, source=1),  # it has no source
     ],
@@ -66,7 +65,6 @@ def test_changes_of_the_kv_of_others_go_along(operation: KvOp) -> None:
         KvOp(KvKind.FORK, 7, length=2, capacity=9, source=1),
         KvOp(KvKind.MOVE, 7, length=2, capacity=9, source=1),
         KvOp(KvKind.MOVE, 1, length=2, capacity=9, source=1),
-        KvOp(KvKind.TRUNCATE, 1, length=1),
         KvOp(KvKind.DROP, 1),
     ],
     ids=lambda operation: operation.kind.value,

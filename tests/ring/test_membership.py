@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 import pytest
@@ -469,6 +470,36 @@ def test_a_node_is_lost_once_whoever_notices_it_first(
         wall.is_walled = True
     table.turn(LOST_AFTER_S + 1)
     assert sorted(lost) == ["a", "b"]
+
+
+def test_a_node_that_joins_again_while_its_loss_is_told_is_not_lost_by_that(
+    table: Table, walls: list[WalledLink]
+) -> None:
+    """Another thread was to tell it something and could not."""
+    told, listener = table.told, table.members._listener
+    has_rejoined = threading.Event()
+    worker = table.worker("a", node_id="me")
+    worker.join()
+    again = table.worker("a", node_id="me")
+    again.knock()
+    again.take_answer()
+    table.send(again.sealed(Heartbeat()))
+    rejoining = threading.Thread(target=table.turn)
+
+    def lost(name: str, why: str) -> None:
+        rejoining.start()
+        has_rejoined.wait(0.1)  # it has not, unless the order is wrong
+        listener.lost(name, why)
+
+    def joined(facts: PeerFacts) -> None:
+        listener.joined(facts)
+        has_rejoined.set()
+
+    table.members._listener = replace(listener, lost=lost, joined=joined)
+    walls[0].is_walled = True
+    table.members.send("a", Release())
+    rejoining.join()
+    assert [what for what, *_ in told] == ["joined", "lost", "joined"]
 
 
 # ---------------------------------------------------------------- messages

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from prima_core.errors import LinkBroken, LinkTimeout
+from prima_core.errors import LinkBroken, LinkClosed, LinkTimeout
 from prima_core.interfaces import Credentials, Limits, ReceiveLink, SendLink
 from prima_core.ring import probes
 from prima_core.ring.probes import MAX_PING_BYTES, MAX_PROBES, LinkFigures, Probes, is_probe
@@ -114,6 +114,17 @@ def test_nobody_is_answered_for_ever(ends: tuple[End, End], monkeypatch: pytest.
     assert a.probes.measure(ID, b.address, 100) is None
 
 
+def test_a_probe_that_is_over_holds_no_link(ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "ANSWER_S", -1.0)
+    a, b = ends
+    b.probes.answer(ID, a.address)
+    link = b.probes._answering[ID].link
+    b.probes.let_go()
+    with pytest.raises(LinkClosed):
+        link.send([b"x"], 0.0)
+    assert b.probes._answering == {}
+
+
 def test_so_many_pings_are_answered_and_no_more(ends: tuple[End, End]) -> None:
     a, b = ends
     b.probes.answer(ID, a.address)
@@ -168,6 +179,22 @@ def test_a_node_that_is_closed_gives_up(ends: tuple[End, End]) -> None:
     until("pings come", lambda: len(b.received) > 0)
     a.probes.close()
     assert found == [None]
+
+
+def test_a_node_that_is_closed_waits_for_no_echo(ends: tuple[End, End]) -> None:
+    a, b = ends
+    b.probes.answer(ID, a.address)
+    b.probes._answering[ID].n_left = 1
+    found: list[LinkFigures | None] = []
+    a.probes.ask(ID, b.address, 100, found.append)
+    until("it has pinged once more", lambda: len(b.received) > 1)
+    a.probes.close()
+    assert found == [None]
+
+
+def test_who_has_waited_long_enough_waits_no_longer(ends: tuple[End, End]) -> None:
+    a, b = ends
+    assert a.probes.measure(ID, b.address, 100, within_s=0.1) is None
 
 
 def test_an_address_that_can_never_work_is_not_known() -> None:

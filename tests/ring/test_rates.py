@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from prima_core.arch.families import open_model
-from prima_core.errors import ClusterError
+from prima_core.errors import ClusterError, DeviceMemoryError
 from prima_core.interfaces import Backend, Device, Layers, Slice, Step, Store
 from prima_core.memory.system import System, host
 from prima_core.model.weights import Model, end_tensors
@@ -21,7 +21,7 @@ from prima_core.plan.costs import compute_s
 from prima_core.plan.problem import OUTPUT, DeviceFacts
 from prima_core.plan.profile import DeviceRates
 from prima_core.ring import rates, timing
-from prima_core.ring.rates import Bench, decode_rate, sample_of, touched_types, typical_layers
+from prima_core.ring.rates import Bench, Sample, decode_rate, sample_of, touched_types, typical_layers
 from prima_core.testing.tinymodel import TinyModel, write_tiny_model
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from prima_core.model.spec import ModelSpec
 
 CPU = Device("fake:cpu", 20_000_000)
+OUTPUT_PART = Slice((), has_output=True)
 
 
 class Clock:
@@ -157,6 +158,24 @@ def test_no_more_of_the_hosts_memory_is_taken_than_the_node_may_use(model: Model
     assert len(backend.held) == 6
 
 
+def test_layers_that_the_node_has_no_memory_for_are_not_measured(model: Model, clock: Clock) -> None:
+    layer = sizes_of(model)[0]
+    for measured in (rates.device_rates, decode_rate):
+        backend = Timed(clock)
+        bench = Bench(cast("Backend", backend), CPU, model, layer - 1, host(), lambda: False)
+        with pytest.raises(DeviceMemoryError, match="a layer takes"):
+            measured(bench)
+        assert not backend.held
+
+
+def test_rarer_layers_are_left_out_where_they_have_no_room(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "m.gguf", TinyModel(n_layers=8, d_model=256, d_ff=512, types="Q4_K_M"))
+    with open_model(path) as model:
+        whole = sample_of(model, 1)
+        assert whole.others
+        assert sample_of(model, 1, sizes_of(model)[whole.run.start]) == Sample(whole.run)
+
+
 def test_a_program_that_was_at_work_for_a_moment_does_not_count(model: Model, clock: Clock) -> None:
     backend = Timed(clock)
     run = backend.run
@@ -185,9 +204,14 @@ def test_where_many_devices_are_timed_no_one_takes_long(model: Model, clock: Clo
     assert set(backend.widths) == {1}
 
 
-def test_an_output_part_that_is_too_large_for_the_device_is_left_out(model: Model, clock: Clock) -> None:
+def test_an_output_part_that_is_too_large_for_the_device_is_left_out(
+    model: Model, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = Timed(clock)
-    found = device_rates(cast("Backend", backend), Device("fake:cpu", 500_000), model, host(), lambda: False)
+    small = Device("fake:cpu", sizes_of(model)[0])
+    output_bytes = sum(model.file.tensors[name].n_bytes for name in end_tensors(model.spec, OUTPUT_PART))
+    monkeypatch.setattr(rates, "OUTPUT_SHARE", small.memory_bytes / output_bytes + 1)
+    found = device_rates(cast("Backend", backend), small, model, host(), lambda: False)
     assert OUTPUT not in found.rates
     assert not backend.rows
 

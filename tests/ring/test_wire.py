@@ -23,7 +23,7 @@ STEP = Step(
     kv=(
         KvOp(KvKind.OPEN, 7, capacity=64),
         KvOp(KvKind.FORK, 2**40, length=10, capacity=32, source=5),
-        KvOp(KvKind.TRUNCATE, 5, length=4),
+        KvOp(KvKind.MOVE, 5, length=4, capacity=9, source=5),
         KvOp(KvKind.DROP, 5),
         KvOp(KvKind.MOVE, 8, length=30, capacity=32, source=7),
     ),

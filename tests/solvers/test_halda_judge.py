@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -31,10 +32,24 @@ def with_experts(problem: Problem) -> Problem:
     model = msgspec.structs.replace(
         problem.model, expert_bytes=experts, n_experts=8, n_experts_used=2, largest_tensor_bytes=4_000_000
     )
-    return msgspec.structs.replace(problem, model=model)
+    nodes = tuple(
+        msgspec.structs.replace(node, random_bytes_s=share * node.disk_bytes_s)
+        for node, share in zip(problem.nodes, itertools.cycle((0.5, 0.0, 1.2)), strict=False)
+    )
+    return msgspec.structs.replace(problem, model=model, nodes=nodes)
 
 
-@pytest.mark.parametrize("kind", ["plain", "experts", "kept", "width", *Goal])
+def with_lone_gpus(problem: Problem) -> Problem:
+    """Each node has one, and of its host's memory twice as much or little."""
+    nodes = []
+    for node, share in zip(problem.nodes, itertools.cycle((2.0, 0.6)), strict=False):
+        device = msgspec.structs.replace(node.places[0], shares_host=False, copies=True, copy_bytes_s=1e10)
+        host = int(share * node.memory_bytes)
+        nodes.append(msgspec.structs.replace(node, devices=(device,), memory_bytes=host))
+    return msgspec.structs.replace(problem, nodes=tuple(nodes))
+
+
+@pytest.mark.parametrize("kind", ["plain", "experts", "gpus", "kept", "width", *Goal])
 def test_the_judge_and_the_originals_agree_on_what_can_be_and_how_long_it_takes(kind: str) -> None:
     chance, n_agreed, n_streaming = random.Random(kind), 0, 0
     for seed in range(60):
@@ -43,6 +58,8 @@ def test_the_judge_and_the_originals_agree_on_what_can_be_and_how_long_it_takes(
             problem = msgspec.structs.replace(small_problem(seed, Goal.THROUGHPUT), goal=Goal.LATENCY)
         elif kind == "experts":
             problem = with_experts(problem)
+        elif kind == "gpus":
+            problem = with_lone_gpus(problem)
         elif kind == "kept":
             problem = msgspec.structs.replace(problem, streaming=False)
         cluster = Cluster.of(problem)
@@ -78,6 +95,27 @@ def test_a_way_that_is_no_faster_than_its_rival_is_given_up() -> None:
     assert len(found) > 3
     assert judge.trial(found[-1].way, found[0]) is None
     assert judge.trial(found[0].way, found[-1]) == found[0]
+
+
+@pytest.mark.parametrize("kind", ["plain", "experts", "gpus"])
+def test_a_way_that_is_faster_than_its_rival_is_never_given_up(kind: str) -> None:
+    chance, n_streaming = random.Random(kind), 0
+    for seed in range(60):
+        problem = small_problem(seed)
+        if kind == "experts":
+            problem = with_experts(problem)
+        elif kind == "gpus":
+            problem = with_lone_gpus(problem)
+        judge = Judge(Cluster.of(problem).with_output(chance.choice(Judges.of(problem).outputs)))
+        for _ in range(4):
+            trial = judge.trial(
+                tuple(sorted(chance.choices(range(len(judge.cluster.places)), k=problem.model.n_layers)))
+            )
+            if trial is not None:
+                rival = replace(trial, time_s=1.001 * trial.time_s)
+                assert judge.trial(trial.way, rival) == trial, (seed, trial.way)
+                n_streaming += bool(trial.buffers)
+    assert n_streaming > 15
 
 
 def test_ways_and_runs_are_the_same_told_otherwise() -> None:

@@ -286,12 +286,12 @@ class SharesForks(NumpyKv):
         return at
 
 
-class TruncatesEverywhere(NumpyKv):
+class ShortensEverywhere(NumpyKv):
     """At once in all layers, also those that the step has not come to."""
 
     def begin(self, layers: Layers, step: Step) -> Pass:
         for op in step.kv if layers.start == 0 else ():
-            if op.kind is KvKind.TRUNCATE:
+            if op.kind is KvKind.MOVE and op.source == op.sequence:
                 for rooms in self._rooms.values():
                     if op.sequence in rooms:
                         rooms[op.sequence].length = min(op.length, rooms[op.sequence].length)

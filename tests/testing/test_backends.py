@@ -77,7 +77,7 @@ def test_the_backend_that_faults_are_put_into_is_sound() -> None:
         (faults.RaisesKeyErrors, "a refused step changes nothing"),
         (faults.IgnoresGaps, "a refused step changes nothing"),
         (faults.SharesForks, "forks stay apart"),
-        (faults.TruncatesEverywhere, "steps in flight"),
+        (faults.ShortensEverywhere, "steps in flight"),
         (faults.KeepsTheCapacity, "move"),
         (faults.LosesWhatItCopies, "fork"),
     ],

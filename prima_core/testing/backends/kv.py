@@ -92,8 +92,6 @@ class Texts:
                 texts[sequence] = texts[operation.source][: operation.length]
             case KvKind.MOVE:
                 texts[sequence] = texts.pop(operation.source)[: operation.length]
-            case KvKind.TRUNCATE:
-                del texts[sequence][operation.length :]
             case KvKind.DROP:
                 texts.pop(sequence, None)
 
@@ -119,7 +117,7 @@ def opens_by_themselves(texts: Texts) -> None:
     """Steps without tokens change KV too."""
     texts.run(kv=[opened(1, 8), opened(2, 8)])
     texts.run(Say(1, IDS[:4]))
-    texts.run(kv=[truncated(1, 2), dropped(2)])
+    texts.run(kv=[shortened(1, 2, 8), dropped(2)])
     texts.run(Say(1, OTHER[:3]))
 
 
@@ -136,9 +134,9 @@ def forks_stay_apart(texts: Texts) -> None:
     """Source and fork may be written again at positions that they shared."""
     texts.run(Say(0, IDS[:40]), kv=[opened(0, 60)])
     texts.run(Say(1, OTHER[:2]), kv=[KvOp(KvKind.FORK, 1, 40, 60, source=0)])
-    texts.run(Say(0, OTHER[:10], at=20), kv=[truncated(0, 20)])
+    texts.run(Say(0, OTHER[:10], at=20), kv=[shortened(0, 20, 60)])
     texts.run(Say(1, OTHER[2:4]))
-    texts.run(Say(1, OTHER[:5], at=30), Say(0, OTHER[10:12]), kv=[truncated(1, 30)])
+    texts.run(Say(1, OTHER[:5], at=30), Say(0, OTHER[10:12]), kv=[shortened(1, 30, 60)])
     texts.run(Say(0, IDS[3:5]), kv=[dropped(1)])
 
 
@@ -153,12 +151,13 @@ def moves(texts: Texts) -> None:
     texts.run(Say(5, OTHER[:2]), Say(0, OTHER[2:3]), kv=[opened(5, 4)])
 
 
-def truncates(texts: Texts) -> None:
+def shortens(texts: Texts) -> None:
+    """By a move to itself."""
     texts.run(Say(0, IDS[:70]), kv=[opened(0, 80)])
-    texts.run(Say(0, OTHER[:4]), kv=[truncated(0, 65)])
-    texts.run(Say(0, OTHER[4:6]), kv=[truncated(0, 100)])  # longer than it is: nothing to forget
-    texts.run(Say(0, OTHER[6:7]), kv=[truncated(0, 3)])
-    texts.run(Say(0, OTHER[7:9]), kv=[truncated(0, 0)])
+    texts.run(Say(0, OTHER[:4]), kv=[shortened(0, 65, 80)])
+    texts.run(Say(0, OTHER[4:6]), kv=[shortened(0, 69, 80)])  # as long as it is: nothing to forget
+    texts.run(Say(0, OTHER[6:7]), kv=[shortened(0, 3, 80)])
+    texts.run(Say(0, OTHER[7:9]), kv=[shortened(0, 0, 80)])
 
 
 def drops(texts: Texts) -> None:
@@ -185,10 +184,9 @@ def rewrites(texts: Texts) -> None:
 def refuses_and_lives(texts: Texts) -> None:
     """A refused step changes nothing: neither by the operations and chunks before the wrong one, nor after it."""
     texts.run(Say(0, IDS[:20]), Say(1, IDS[:3]), kv=[opened(0, 24), opened(1, 8)])
-    right = [dropped(1), truncated(0, 5), opened(4, 8)]
+    right = [dropped(1), shortened(0, 5, 24), opened(4, 8)]
     texts.refused("a fork of an unknown sequence", kv=[*right, KvOp(KvKind.FORK, 2, 1, 8, source=99)])
     texts.refused("a move of an unknown sequence", kv=[*right, KvOp(KvKind.MOVE, 2, 1, 8, source=99)])
-    texts.refused("a truncate of an unknown sequence", kv=[*right, truncated(99, 1)])
     texts.refused("a fork longer than its source", kv=[KvOp(KvKind.FORK, 2, 21, 30, source=0)])
     texts.refused("a fork longer than its room", kv=[KvOp(KvKind.FORK, 2, 9, 8, source=0)])
     texts.refused("a token of an unknown sequence", Say(0, OTHER[:3], at=10), Say(99, IDS[:1]), kv=[dropped(1)])
@@ -204,7 +202,7 @@ def in_flight(texts: Texts) -> None:
     steps, expected = [], []
     for says, kv in (
         ((Say(0, IDS[10:13]), Say(1, IDS[6:7])), ()),
-        ((Say(0, OTHER[:3]), Say(1, OTHER[:2])), (truncated(0, 8), dropped(1), opened(1, 5))),
+        ((Say(0, OTHER[:3]), Say(1, OTHER[:2])), (shortened(0, 8, 30), dropped(1), opened(1, 5))),
         ((Say(2, OTHER[3:6]),), (KvOp(KvKind.MOVE, 2, 9, 30, source=0), dropped(1))),
     ):
         steps.append(texts.step(*says, kv=kv))
@@ -235,7 +233,7 @@ SCENARIOS: Mapping[str, Callable[[Texts], None]] = {
     "fork": forks,
     "forks stay apart": forks_stay_apart,
     "move": moves,
-    "truncate": truncates,
+    "a move to itself": shortens,
     "drop": drops,
     "positions are rewritten": rewrites,
     "a refused step changes nothing": refuses_and_lives,
@@ -266,8 +264,8 @@ def _texts(subject: Subject, kv_type: KvType) -> Iterator[Texts]:
         yield Texts(subject, Loaded(tuple((shard, layers) for layers in LAYERS)), kv_type)
 
 
-def truncated(sequence: int, length: int) -> KvOp:
-    return KvOp(KvKind.TRUNCATE, sequence, length)
+def shortened(sequence: int, length: int, capacity: int) -> KvOp:
+    return KvOp(KvKind.MOVE, sequence, length, capacity, source=sequence)
 
 
 def dropped(sequence: int) -> KvOp:

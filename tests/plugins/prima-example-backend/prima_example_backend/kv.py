@@ -65,9 +65,6 @@ class Cache:
             match operation.kind:
                 case KvKind.OPEN:
                     rooms[operation.sequence] = self._room(operation.capacity)
-                case KvKind.TRUNCATE:
-                    room = rooms[operation.sequence]
-                    rooms[operation.sequence] = replace(room, length=min(room.length, operation.length))
                 case KvKind.DROP:
                     rooms.pop(operation.sequence, None)
                 case KvKind.FORK:

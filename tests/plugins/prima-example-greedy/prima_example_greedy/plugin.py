@@ -33,4 +33,4 @@ def solve(problem: Problem) -> Plan:
         start = stop
     if start < n_layers:
         raise PlanError(f"layers {start} to {n_layers - 1} do not fit on any node", hint="add a node")
-    return Plan(n_layers=n_layers, head=problem.head, visits=split_visits(problem, visits), solver="greedy")
+    return Plan(n_layers, problem.head, split_visits(problem, visits), solver="greedy", output=problem.output)
