@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from bench.paper_problems import HOME, paper_problem
 from bench.solvers import N_WAYS, exhaustive, large_problem, small_problem, time_s
 from prima_core.errors import PlanError
 from prima_core.interfaces import Goal, SolverPlugin
@@ -218,6 +219,26 @@ def test_a_node_too_small_for_all_keeps_what_it_can_where_reading_costs_more_tha
     plan = complete(solve(problem := problem_of(node("a", 2000, disk=1e8), node("b", 5000, rate=2e9))), problem)
     assert not any(need.buffer_bytes for need in plan.residency)
     assert counts(plan)["a"] >= 18
+
+
+def test_a_node_that_is_left_out_costs_nothing() -> None:
+    """The relaxation would use D6, a slow laptop."""
+    home = paper_problem("70B")
+    with_more = paper_problem("70B", (*HOME, "D6"))
+    assert time_s(solve(with_more), with_more) <= WORTH * time_s(solve(home), home)
+
+
+def test_a_prompt_goes_past_a_gpu_where_its_long_chunks_keep_the_others_waiting() -> None:
+    """With a GPU in use chunks are of 512 tokens, of which this prompt has four; without it of 64."""
+    gpu = DeviceFacts("gpu", 650 * MB, shares_host=False, decode_bytes_s=100e9)
+    cpu = DeviceFacts("cpu", 1300 * MB, decode_bytes_s=10e9)
+    with_gpu = NodeFacts("a", 1300 * MB, (cpu, gpu), 1e9)
+    nodes = (with_gpu, *(node(name, 1300) for name in "bc"))
+    problem = rated(problem_of(*nodes, n_layers=30), goal=Goal.TTFT, n_prompt=2048)
+    plan = solve(problem)
+    assert "gpu" not in {part.device for visit in plan.visits for part in visit.split}
+    assert plan.certificate is not None
+    assert time_s(plan, problem) < 1.1 * plan.certificate.bound_s
 
 
 def test_only_the_node_that_reads_is_visited_often() -> None:

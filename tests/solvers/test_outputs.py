@@ -6,11 +6,15 @@ import msgspec
 import pytest
 
 from bench.solvers import N_WAYS, exhaustive, small_problem, time_s
+from prima_core.errors import PlanError
 from prima_core.interfaces import Goal
 from prima_core.plan.check import complete
+from prima_core.plan.cures import with_cures
 from prima_core.plan.predict import predict
 from prima_core.plan.problem import DeviceFacts, LinkFacts, ModelFacts, NodeFacts, Problem
+from prima_halda.judge import Judges
 from prima_halda.solver import solve
+from prima_halda.starts import bound_s
 
 MB = 10**6
 
@@ -70,3 +74,38 @@ def test_no_plan_with_the_output_part_on_any_node_is_faster_by_2_percent(seed: i
     best_s = min(time for time in times if time is not None)
     plan = solve(problem)
     assert time_s(plan, problem) <= 1.02 * best_s
+
+
+def test_where_the_output_part_fits_only_elsewhere_it_goes_there() -> None:
+    problem = msgspec.structs.replace(problem_of(node("a", 450), node("b", 1050)), streaming=False)
+    assert solve(problem).output == "b"
+    with pytest.raises(PlanError, match=r"input and output part 0\.6 GB on a"):
+        solve(msgspec.structs.replace(problem, model=msgspec.structs.replace(problem.model, logits_bytes=0)))
+
+
+def test_where_it_fits_nowhere_the_error_says_that_others_were_tried() -> None:
+    problem = msgspec.structs.replace(problem_of(node("a", 450), node("b", 500)), streaming=False)
+    with pytest.raises(PlanError, match="with the output part on another node it does not fit either") as raised:
+        solve(problem)
+    cured = with_cures(problem, raised.value).hint
+    _, name, _, gb, *_ = cured.split()
+    more = {name: int(1010 * float(gb))}
+    larger = problem_of(node("a", 450 + more.get("a", 0)), node("b", 500 + more.get("b", 0)))
+    assert solve(msgspec.structs.replace(larger, streaming=False))
+
+
+@pytest.mark.parametrize("goal", Goal)
+def test_the_bound_holds_wherever_the_output_part_is(goal: Goal) -> None:
+    n_elsewhere = 0
+    for seed in range(40):
+        problem = small_problem(seed, goal)
+        n_places = sum(len(node.places) for node in problem.nodes)
+        if len(set(problem.model.layer_bytes)) > 1 or n_places**problem.model.n_layers > 300:
+            continue
+        judges = Judges.of(problem)
+        for name in problem.outputs:
+            best_s = exhaustive(problem.with_output(name))
+            if best_s is not None:
+                assert bound_s(judges) <= best_s * (1 + 1e-6), (seed, name)
+                n_elsewhere += name != problem.head
+    assert n_elsewhere > 5
