@@ -131,8 +131,8 @@ def exhaustive(problem: Problem) -> float | None:
     budget = Budget.more(judges.work, 1 << 60)
     refined = [with_better_buffers(judges[trial.output], trial, budget) for trial in near[::-1][:MOST_NEAR]]
     refined.sort(key=lambda trial: trial.time_s)
-    found = solver.fastest(judges, refined)
-    return None if found is None else found.time_s
+    best = solver.fastest(judges, refined)
+    return None if best is None else best.time_s
 
 
 def compare_small(first: int, n_problems: int, goal: Goal) -> None:
