@@ -49,7 +49,6 @@ _FOLLOWED = 1.002
 """Who is slower by more, as the judge has it, than the fastest has no last word."""
 _BETTER = 0.995
 """For less nobody is asked to do the head's work."""
-_HARDLY_SLOWER = 1.05
 _MUCH_SLOWER = 1.3
 _REPAIR_STEPS = 6_000
 _FEW_LAYERS = 24
@@ -115,7 +114,7 @@ def _searched(judges: Judges, trials: Sequence[Trial]) -> list[Trial]:
         best = sorted([*best, *_with_those_in_use(judges, best[0], n_steps // 2)], key=_time_s)
     best += with_output_elsewhere(judges, min(best, key=_time_s), Budget.more(work, n_steps // 2))
     if not rounds and cluster.n_layers <= _FEW_LAYERS:
-        best += _far_from(judges, best)
+        best.append(_far_from(judges, min(best, key=_time_s)))
     budget = Budget.more(work, n_steps // 2)
     best.sort(key=_time_s)
     return [*best, *(with_better_buffers(judges[trial.output], trial, budget) for trial in best[:_FINALISTS])]
@@ -175,23 +174,16 @@ def _shaken_until_possible(judges: Judges, starts: Sequence[Start]) -> list[Star
     return []
 
 
-def _far_from(judges: Judges, trials: Sequence[Trial]) -> list[Trial]:
-    """By steps that a local search would not take, and back to where it leads from there: from the best, and from those
-    that have the output part elsewhere and are hardly slower."""
-    by_output: dict[int, Trial] = {}
-    for trial in sorted(trials, key=_time_s):
-        if not by_output or trial.time_s <= _HARDLY_SLOWER * next(iter(by_output.values())).time_s:
-            by_output.setdefault(trial.output, trial)
-    return [_kicked(judges, trial, _KICK_STEPS // len(by_output)) for trial in by_output.values()]
-
-
-def _kicked(judges: Judges, trial: Trial, n_steps: int) -> Trial:
+def _far_from(judges: Judges, trial: Trial) -> Trial:
+    """By steps that a local search would not take, and back to where it leads from there: with the output part where it
+    is, or anywhere."""
     chance = Random(judges.base.cluster.n_layers)  # the same in every run
-    kicks = Budget.more(judges.work, n_steps)
+    kicks = Budget.more(judges.work, _KICK_STEPS)
     for _ in range(_KICKS):
         if kicks.is_spent:
             break
-        trial = kicked(judges[trial.output], trial, chance, kicks)
+        output = chance.choice((trial.output, chance.choice(judges.outputs)))
+        trial = kicked(judges[output], trial, chance, kicks)
     return trial
 
 

@@ -42,8 +42,9 @@ def counts(plan: Plan) -> dict[str, int]:
 
 
 def n_ways(problem: Problem) -> int:
+    """To lay layers on places, with the output part on any node that may have it."""
     n_places = sum(len(node.places) for node in problem.nodes)
-    return int(n_places**problem.model.n_layers)
+    return int(n_places**problem.model.n_layers) * len(problem.outputs)
 
 
 SEARCHED = [seed for seed in range(80) if _TRIED_OUT < n_ways(small_problem(seed)) <= N_WAYS // 3]
