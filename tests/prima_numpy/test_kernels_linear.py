@@ -120,6 +120,19 @@ def test_extreme_codes_do_not_overflow(variant: str) -> None:
                     np.testing.assert_array_equal(kernels.linear(weight, x[:n]), y[:n])
 
 
+@every_variant
+@pytest.mark.parametrize("width", [16, 32])
+def test_groups_with_just_so_many_large_activations_do_not_overflow(variant: str, width: int) -> None:
+    """So many in each group of 16 or 32 columns that their sum with the largest codes fits a word, or just does not."""
+    kernels = Kernels(1, variant)
+    for type in QUANTISED:
+        for byte in (0x00, 0xFF):
+            weight = extreme_weight(type, byte)
+            for n_large in (4, 8, 9, 16, 17, 18):
+                x = np.tile(-(np.arange(512) % width < n_large).astype(np.float32), (20, 1))
+                np.testing.assert_array_equal(kernels.linear(weight, x), linear_int8(weight, x))
+
+
 def extreme_weight(type: GGUFType, byte: int) -> Weight:
     data = np.full(18 * 512 // BLOCKS[type].n_weights * BLOCKS[type].n_bytes, byte, np.uint8)
     blocks = data.reshape(-1, BLOCKS[type].n_bytes)

@@ -53,6 +53,7 @@ struct alignas(64) SixteenK {
     int16_t sum16[8][16][2];
     int16_t sum32[4][16][2];
     float scale[16];
+    int32_t most16, most32;  // largest sum of magnitudes of q of a row's 16 or 32 from a multiple of that on
 };
 struct alignas(64) Sixteen8 {
     int8_t q[kQ8Block / 4][16][4];

@@ -29,10 +29,10 @@ struct Coding {
     static constexpr int kTop = B::kLargest + kRaised;
     static constexpr int kBytes = kIsWords ? 2 : 1;  // of a code
 
+    static constexpr int farthest(int centre) { return centre > kTop - centre ? centre : kTop - centre; }
     // Whether the products of so many quads of codes that stand for code - centre, added up, fit a word.
     static constexpr bool fits(int centre, int quads) {
-        const int largest = centre > kTop - centre ? centre : kTop - centre;
-        return !kIsWords && largest * 127 * (kDotsAnyBytes ? 4 : 2) * quads <= 32767;
+        return !kIsWords && farthest(centre) * 127 * (kDotsAnyBytes ? 4 : 2) * quads <= 32767;
     }
     static constexpr int centre_for(int quads) {
         return kOffset != 0 || kIsWords || fits(0, quads) ? kOffset : (kTop + 1) / 2;
@@ -86,6 +86,21 @@ struct Side<X, W, true> : Side<X, W, false> {
     PRIMA_INLINE Ints step(int w, int k) const { return Ints::load(words[k][w]); }
 };
 
+// Rows of weights that are taken apart next, so many bytes of each: fetched beside the products of those before, a few
+// at a time, so that none is awaited.
+struct Wanted {
+    const uint8_t* rows;  // null: none
+    size_t row_bytes;
+    int n_bytes;
+
+    void fetch(int r) const {
+        if (rows == nullptr) return;
+        const uint8_t* row = rows + size_t(r) * row_bytes;
+        for (int i = 0; i < n_bytes; i += 64) prefetch(row + i);
+        prefetch(row + n_bytes - 1);
+    }
+};
+
 // totals += x_scale * term
 inline void add_term(float* total, const float* x_scale, Floats term) {
     (Floats::load(total) + Floats::load(x_scale) * term).store(total);
@@ -122,10 +137,22 @@ struct alignas(64) BigPanel {
     }
     static constexpr bool kIsWeighed = find_part() != 0;
     static_assert(kIsWeighed || kDotsAnyBytes || Code::kIsWords, "sums would leave their words");
-    static constexpr int kPart = kIsWeighed ? find_part() : kQuads;
-    static constexpr int kParts = 64 / kPart;
-    static constexpr int kSteps = kPart * Code::kBytes;  // of a part
-    static constexpr bool kIsGivenBack = kCentre != Code::kOffset;
+
+    // That is for activations of any size. Nearly always they are small enough that whole groups fit, and small codes
+    // without a centre: then fewer sums are weighed, and none given back.
+    static constexpr int kTameCentre = Code::kOffset == 0 && Code::kTop <= 15 ? 0 : kCentre;
+    static constexpr int kTameMost = 32767 / Code::farthest(kTameCentre);  // sum of magnitudes of a group's activations
+    static constexpr bool kCanBeTame =
+        kDotsAnyBytes && kIsWeighed && (find_part() < kQuads || kTameCentre != kCentre);
+
+    template <bool kIsTame>
+    struct Way {
+        static constexpr int kCentre = kIsTame ? kTameCentre : BigPanel::kCentre;
+        static constexpr int kPart = kIsTame || !kIsWeighed ? kQuads : find_part();
+        static constexpr int kParts = 64 / kPart;
+        static constexpr int kSteps = kPart * Code::kBytes;  // of a part
+        static constexpr bool kIsGivenBack = kCentre != Code::kOffset;
+    };
 
     uint8_t codes[kPanelRowsX86][kKBlock * Code::kBytes];
     int32_t scales[kPanelRowsX86][B::kGroups];  // where kIsWeighed for each word that counts
@@ -137,7 +164,6 @@ struct alignas(64) BigPanel {
 
     void unpack(const uint8_t* block, size_t row_bytes, int n_rows, int) {
         for (int r = 0; r < n_rows; ++r, block += row_bytes) {
-            for (int i = 0; i < B::kBytes; i += 64) prefetch(block + B::kBytes + i);
             int16_t row_scales[B::kGroups];
             B::scales(block, row_scales, minima[r]);
             for (int j = 0; j < B::kGroups; j += 8) {
@@ -146,7 +172,7 @@ struct alignas(64) BigPanel {
                 if constexpr (kIsWeighed && !kDotsAnyBytes) wide = _mm256_or_si256(wide, _mm256_slli_epi32(wide, 16));
                 _mm256_storeu_si256((__m256i*)(scales[r] + j), wide);
                 const __m128i products = _mm_mullo_epi16(words, _mm_set1_epi16(short(kCentre)));
-                if constexpr (kIsGivenBack) _mm_storeu_si128((__m128i*)(given_back[r] + j), products);
+                if constexpr (Way<false>::kIsGivenBack) _mm_storeu_si128((__m128i*)(given_back[r] + j), products);
             }
             PRIMA_UNROLL
             for (int i = 0; i < 8; ++i) Code::store(block, i, codes[r] + 32 * Code::kBytes * i);
@@ -155,36 +181,54 @@ struct alignas(64) BigPanel {
         }
     }
 
-    template <class S>
+    template <class How, class S>
     static Ints start_of(const S& side, int w, int p) {
-        if constexpr (kCentre == 0) return Ints::zero();
-        if constexpr (!kDotsAnyBytes) return start_words(side, w, p * kPart, kPart, kCentre);
+        if constexpr (How::kCentre == 0) return Ints::zero();
+        if constexpr (!kDotsAnyBytes) return start_words(side, w, p * How::kPart, How::kPart, How::kCentre);
         const X& x = side.at(w);
-        const int16_t(*pairs)[16][2] = kPart == 8 ? x.sum32 : kPart == 4 ? x.sum16 : x.sum8;
+        const int16_t(*pairs)[16][2] = How::kPart == 8 ? x.sum32 : How::kPart == 4 ? x.sum16 : x.sum8;
         const Ints both = Ints::load(pairs[p / 2][side.lane(w)]);
         if constexpr (kIsWeighed) {  // the lower half of a lane counts
-            return multiply_words(p % 2 ? both.high_words() : both, Ints::set_words(-kCentre));
+            return multiply_words(p % 2 ? both.high_words() : both, Ints::set_words(-How::kCentre));
         }
-        return (p % 2 ? both.high_words() : both.low_words()) * Ints::set(-kCentre);
+        return (p % 2 ? both.high_words() : both.low_words()) * Ints::set(-How::kCentre);
     }
 
     template <int W>
-    void multiply(const X* x, int first, int64_t, int, int n_rows, VectorTotals* totals) const {
+    void multiply(const X* x, int first, int64_t, int, int n_rows, const Wanted& next, VectorTotals* totals) const {
         const Side<X, W, Code::kIsWords> side(x, first);
-        alignas(64) int32_t starts[kParts][W][kLanes];
-        for (int p = 0; p < kParts; ++p) {
-            for (int w = 0; w < W; ++w) start_of(side, w, p).store(starts[p][w]);
+        if constexpr (kCanBeTame) {
+            bool is_tame = true;
+            for (int w = 0; w < W; ++w) is_tame &= (kQuads == 8 ? side.at(w).most32 : side.at(w).most16) <= kTameMost;
+            if (is_tame) return multiply_rows<Way<true>, W>(side, n_rows, next, totals);
         }
-        constexpr int R = W == kTileVectors ? kBigTileRows : kNarrowTileRows;
-        for (int r = 0; r < n_rows; r += R) multiply_tile<R, W>(side, r, starts, totals);
+        multiply_rows<Way<false>, W>(side, n_rows, next, totals);
     }
 
-    template <int R, int W, class S>
+    template <class How, int W, class S>
+    void multiply_rows(const S& side, int n_rows, const Wanted& next, VectorTotals* totals) const {
+        alignas(64) int32_t starts[How::kParts][W][kLanes];
+        for (int p = 0; p < How::kParts; ++p) {
+            for (int w = 0; w < W; ++w) start_of<How>(side, w, p).store(starts[p][w]);
+        }
+        constexpr int R = W == kTileVectors ? kBigTileRows : kNarrowTileRows;
+        for (int r = 0; r < n_rows; r += R) {
+            for (int i = r; i < r + R && i < n_rows; ++i) next.fetch(i);
+            multiply_tile<How, R, W>(side, r, starts, totals);
+        }
+    }
+
+    template <class How, int R, int W, class S>
     PRIMA_NOINLINE void multiply_tile(const S& side, int r0, const int32_t (*starts)[W][kLanes],
                                       VectorTotals* totals) const {
+        constexpr int kPart = How::kPart, kSteps = How::kSteps;
         alignas(64) int32_t sums[R][W][kLanes];
-        std::memset(sums, 0, sizeof(sums));
-        for (int p = 0; p < kParts; ++p) {
+        PRIMA_UNROLL
+        for (int r = 0; r < R; ++r) {
+            PRIMA_UNROLL
+            for (int w = 0; w < W; ++w) Ints::zero().store(sums[r][w]);
+        }
+        for (int p = 0; p < How::kParts; ++p) {
             Ints part[R][W];
             PRIMA_UNROLL
             for (int w = 0; w < W; ++w) {
@@ -215,22 +259,22 @@ struct alignas(64) BigPanel {
             }
         }
         PRIMA_UNROLL
-        for (int r = 0; r < R; ++r) finish<W>(side, r0 + r, sums[r], totals);
+        for (int r = 0; r < R; ++r) finish<How, W>(side, r0 + r, sums[r], totals);
     }
 
     // Sums over a block to terms of a row's totals.
-    template <int W, class S>
+    template <class How, int W, class S>
     void finish(const S& side, int r, const int32_t (*sums)[kLanes], VectorTotals* totals) const {
         Ints sum[W], low[W];
         for (int w = 0; w < W; ++w) sum[w] = Ints::load(sums[w]), low[w] = Ints::zero();
-        if constexpr (kIsGivenBack || B::kHasMinima) {
+        if constexpr (How::kIsGivenBack || B::kHasMinima) {
             PRIMA_UNROLL
             for (int j = 0; j < B::kGroups / 2; ++j) {
                 const Ints back = broadcast4(given_back[r] + 2 * j), minimum = broadcast4(minima[r] + 2 * j);
                 for (int w = 0; w < W; ++w) {
                     const X& x = side.at(w);
                     const Ints x_sums = Ints::load((B::kGroups == 8 ? x.sum32[j] : x.sum16[j])[side.lane(w)]);
-                    if constexpr (kIsGivenBack) sum[w] = add_pairs(sum[w], x_sums, back);
+                    if constexpr (How::kIsGivenBack) sum[w] = add_pairs(sum[w], x_sums, back);
                     if constexpr (B::kHasMinima) low[w] = add_pairs(low[w], x_sums, minimum);
                 }
             }
@@ -271,7 +315,6 @@ struct alignas(64) SmallPanel {
         __m256 largest = _mm256_setzero_ps();
         for (int r = 0; r < n_rows; ++r) {
             const uint8_t* block = rows + size_t(r) * row_bytes;
-            for (int i = 0; i < kBlocks * B::kBytes; i += 64) prefetch(block + kBlocks * B::kBytes + i);
             for (int b = 0; b < n_blocks; ++b, block += B::kBytes) {
                 Code::store(block, 0, codes[r][b]);
                 d[r][b] = B::d(block);
@@ -288,8 +331,10 @@ struct alignas(64) SmallPanel {
     }
 
     template <int W>
-    void multiply(const X* x, int first, int64_t n_groups, int n_blocks, int n_rows, VectorTotals* totals) const {
+    void multiply(const X* x, int first, int64_t n_groups, int n_blocks, int n_rows, const Wanted& next,
+                  VectorTotals* totals) const {
         for (int b = 0; b < n_blocks; ++b, x += n_groups) {
+            for (int r = b; r < n_rows; r += n_blocks) next.fetch(r);
             const Side<X, W, Code::kIsWords> side(x, first);
             if (is_plain) {
                 for (int r = 0; r < n_rows; ++r) multiply_tile<1, W, true>(side, r, b, totals);
@@ -394,26 +439,17 @@ struct Walk {
 
     // W vectors from the v-th on by the blocks from b on; the last ones give the result.
     template <int W>
-    void add_blocks(int64_t b, int n_here, int64_t t0, int64_t v) {
+    void add_blocks(int64_t b, int n_here, int64_t t0, int64_t v, const Wanted& next) {
         const bool is_last = b + n_here == a.cols / B::kWeights;
         const int64_t t = t0 + v * kLanes, n = a.n - t < W * kLanes ? a.n - t : W * kLanes, n_groups = sixteens(a.n);
-        prefetch_out(b / Panel::kBlocks, t, n);
         panel.template multiply<W>(Panel::activations(a) + b * n_groups + t / 16, int(t % 16), n_groups, n_here, n_rows,
-                                   totals + v);
+                                   t + n == a.n || v + W == kWalkVectors ? next : Wanted{}, totals + v);
         if (!is_last) return;
         for (int w = 0; w < W; ++w) {
             float* to = out + (t + kLanes * w) * out_stride;
             for (int r = 0; r < n_rows; r += kLanes) {
                 store_turned(totals[v + w] + r, n_rows - r, n - kLanes * w, to + r, out_stride);
             }
-        }
-    }
-
-    // Lines of `out` are far apart and not in the cache: some are fetched beside each block, so that none is awaited.
-    void prefetch_out(int64_t unit, int64_t t0, int64_t n) const {
-        const int64_t n_units = (a.cols / B::kWeights + Panel::kBlocks - 1) / Panel::kBlocks;
-        for (int64_t t = t0 + unit; t < t0 + n; t += n_units) {
-            for (int r = 0; r < n_rows; r += 16) prefetch(out + t * out_stride + r);
         }
     }
 
@@ -424,10 +460,13 @@ struct Walk {
         for (int64_t b = 0; b < n_blocks; b += Panel::kBlocks) {
             const int n_here = int(n_blocks - b < Panel::kBlocks ? n_blocks - b : Panel::kBlocks);
             panel.unpack(rows + b * B::kBytes, row_bytes, n_rows, n_here);
+            const int64_t left = n_blocks - b - n_here, n_next = left < Panel::kBlocks ? left : Panel::kBlocks;
+            const uint8_t* after = rows + (b + n_here) * B::kBytes;
+            const Wanted next{left > 0 ? after : nullptr, row_bytes, int(n_next) * B::kBytes};
             int64_t v = 0;
-            for (; v + kTileVectors <= n; v += kTileVectors) add_blocks<kTileVectors>(b, n_here, t0, v);
-            if (kTileVectors > 2 && (n & 2)) add_blocks<2>(b, n_here, t0, v), v += 2;
-            if (n & 1) add_blocks<1>(b, n_here, t0, v);
+            for (; v + kTileVectors <= n; v += kTileVectors) add_blocks<kTileVectors>(b, n_here, t0, v, next);
+            if (kTileVectors > 2 && (n & 2)) add_blocks<2>(b, n_here, t0, v, next), v += 2;
+            if (n & 1) add_blocks<1>(b, n_here, t0, v, next);
         }
     }
 };

@@ -1,6 +1,7 @@
 #include "products.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 
 namespace prima {
@@ -54,44 +55,61 @@ void run_panels(const MatrixKernels& kernels, const Product& p, size_t bytes, in
 // A task is this part of a thread's share of what is left, but not less than that part of its share of all.
 constexpr int64_t kShare = 4, kLeastShare = 32;
 
-Target target_of(const Product& p, int64_t r0) { return {p.out + r0, p.rows}; }
-
 void multiply(const Product& p, const Activations& a, int64_t r0, int64_t r1, const Target& to) {
     const auto run = uses_panel(*p.kernels, a.n) ? run_panels : run_rows;
     run(*p.kernels, p, row_bytes(*p.kernels, a.cols), r0, r1, a, to);
     for (int64_t t = 0; p.bias != nullptr && t < a.n; ++t) {
         for (int64_t r = r0; r < r1; ++r) to.out[t * to.stride + r - r0] += p.bias[r];
     }
-    for (int64_t t = 0; p.added != nullptr && t < a.n; ++t) {
-        for (int64_t r = r0; r < r1; ++r) to.out[t * to.stride + r - r0] += p.added[t * p.rows + r];
-    }
 }
 
-// What gates go with is needed for a moment only: so many rows of it that they stay in the cache.
-void multiply_gated(const Job& job, int64_t r0, int64_t r1) {
-    const Activations& a = *job.a;
-    const int64_t together = uses_panel(*job.product.kernels, a.n) ? job.product.kernels->panel_rows : r1 - r0;
-    const std::unique_ptr<float[]> ups(new float[size_t(a.n * std::min(together, r1 - r0))]);
-    for (int64_t r = r0; r < r1; r += together) {
-        const int64_t n = std::min(together, r1 - r);
-        const Target gates = target_of(job.product, r);
-        multiply(job.product, a, r, r + n, gates);
-        multiply(*job.up, a, r, r + n, {ups.get(), n});
-        for (int64_t t = 0; t < a.n; ++t) {
-            float* gate = gates.out + t * gates.stride;
-            job.gating(gate, ups.get() + t * n, n, gate);
+// The products of rows r0.. of a job, n_rows of them, to where they belong, with what is added to them or gated by them.
+void deliver(const Job& job, int64_t r0, int64_t n_rows, const Target& products, const float* ups) {
+    const Product& p = job.product;
+    for (int64_t t = 0; t < job.a->n; ++t) {
+        const float* own = products.out + t * products.stride;
+        float* out = p.out + t * p.rows + r0;
+        if (ups != nullptr) {
+            job.gating(own, ups + t * n_rows, n_rows, out);
+        } else if (p.added != nullptr) {
+            const float* added = p.added + t * p.rows + r0;
+            for (int64_t r = 0; r < n_rows; ++r) out[r] = own[r] + added[r];
+        } else if (own != out) {
+            std::memcpy(out, own, size_t(n_rows) * sizeof(float));
         }
     }
 }
 
+// So many floats, from the beginning of a line on.
+class Lines {
+public:
+    explicit Lines(int64_t n) : memory_(n > 0 ? new float[size_t(n + kLine)] : nullptr) {}
+    float* begin() const { return memory_.get() + (0 - uintptr_t(memory_.get()) / sizeof(float)) % kLine; }
+
+private:
+    static constexpr int64_t kLine = 64 / sizeof(float);
+    std::unique_ptr<float[]> memory_;
+};
+
 }  // namespace
 
+// Panels' products, and what gates go with, are first kept where they stay in the cache, some rows at a time: lines of
+// the result are far apart, mostly by a power of two, and would be waited for as often as they are looked at.
 void run_task(const Task& task) {
     const Job& job = *task.job;
-    if (job.up != nullptr) {
-        multiply_gated(job, task.r0, task.r1);
-    } else {
-        multiply(job.product, *job.a, task.r0, task.r1, target_of(job.product, task.r0));
+    const Activations& a = *job.a;
+    const Product& p = job.product;
+    const bool is_panel = uses_panel(*p.kernels, a.n);
+    const int64_t together = std::min(is_panel ? p.kernels->panel_rows : task.r1, task.r1 - task.r0);
+    const int64_t room = a.n * together, own_room = is_panel ? room : 0;
+    const Lines memory(own_room + (job.up ? room : 0));
+    float* ups = job.up ? memory.begin() + own_room : nullptr;
+    for (int64_t r = task.r0; r < task.r1; r += together) {
+        const int64_t n_rows = std::min(together, task.r1 - r);
+        const Target products = is_panel ? Target{memory.begin(), n_rows} : Target{p.out + r, p.rows};
+        multiply(p, a, r, r + n_rows, products);
+        if (ups) multiply(*job.up, a, r, r + n_rows, {ups, n_rows});
+        deliver(job, r, n_rows, products, ups);
     }
 }
 

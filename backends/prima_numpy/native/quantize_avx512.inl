@@ -81,11 +81,20 @@ void join_k(const float* x, int64_t stride, int64_t n, SixteenK* out) {
     const __m512i ones = _mm512_set1_epi8(1), zero = _mm512_setzero_si512();
     alignas(64) int8_t rows[16][kKBlock];
     for (int t = 0; t < 16; ++t) out->scale[t] = t < n ? quantize_256(x + t * stride, rows[t]) : 0.0f;
-    __m512i sums[32];
+    __m512i sums[32], most16 = zero, most32 = zero;
     for (int k = 0; k < 64; k += 16) {
-        __m512i v[16];
+        __m512i v[16], magnitude[4];
         for (int t = 0; t < 16; ++t) v[t] = t < n ? _mm512_load_si512(rows[t] + 4 * k) : zero;
         transpose(v);
+        for (int i = 0; i < 4; ++i) {
+            magnitude[i] = zero;
+            for (int j = 4 * i; j < 4 * i + 4; ++j) {
+                magnitude[i] = _mm512_dpbusd_epi32(magnitude[i], _mm512_abs_epi8(v[j]), ones);
+            }
+            most16 = _mm512_max_epi32(most16, magnitude[i]);
+        }
+        most32 = _mm512_max_epi32(most32, _mm512_add_epi32(magnitude[0], magnitude[1]));
+        most32 = _mm512_max_epi32(most32, _mm512_add_epi32(magnitude[2], magnitude[3]));
         for (int i = 0; i < 16; ++i) _mm512_store_si512(out->q[k + i], v[i]);
         for (int i = 0; i < 8; ++i) {
             sums[k / 2 + i] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(zero, ones, v[2 * i]), ones, v[2 * i + 1]);
@@ -98,6 +107,8 @@ void join_k(const float* x, int64_t stride, int64_t n, SixteenK* out) {
             sums[i] = _mm512_add_epi32(sums[2 * i], sums[2 * i + 1]);
         }
     }
+    out->most16 = _mm512_reduce_max_epi32(most16);
+    out->most32 = _mm512_reduce_max_epi32(most32);
 }
 
 void join_8(const float* x, int64_t stride, int64_t n, Sixteen8* out) {
