@@ -100,10 +100,10 @@ def _measured(model: str) -> float:
 
 
 def test_streaming_and_rounds_make_models_that_do_not_fit_faster() -> None:
-    for model in ("65B", "70B"):
+    for model, share in (("65B", 0.97), ("70B", 0.75)):
         resident, once, rounds = by_streaming(model).values()
         assert resident is None
-        assert time_s(rounds) < 0.9 * time_s(once)
+        assert time_s(rounds) < share * time_s(once)
     resident, *_ = by_streaming("60B").values()
     assert resident is not None
     assert not resident.read

@@ -107,9 +107,12 @@ def test_a_worker_whose_file_is_cut_says_why_and_the_head_lives(
 
 @pytest.mark.parametrize("n_nodes", ["1", "2"])
 def test_a_head_whose_file_is_cut_tells_its_clients_why_and_leaves_no_sockets(tmp_path: Path, n_nodes: str) -> None:
+    """The head computes all layers: were another node the first to miss weights, only that one would end."""
     copy, folder = written(tmp_path / "copy.gguf"), tmp_path / "temporary"
     folder.mkdir()
-    options = ("--port", "0", "--threads", "1", "-c", "4096", "--nodes", n_nodes)
+    plan = tmp_path / "plan.json"
+    plan.write_bytes(subprocess.check_output([sys.executable, "-c", PRIMA, "plan", str(copy), "--json", "-c", "4096"]))
+    options = ("--port", "0", "--threads", "1", "-c", "4096", "--nodes", n_nodes, "--plan", str(plan))
     with process("serve", str(copy), *options, folder=folder) as (server, said):
         until("serving", lambda: any("serving " in line for line in said) or server.poll() is not None)
         url = next(found[0] for line in said if (found := re.search(r"http://\S+/v1", line)))
