@@ -355,13 +355,14 @@ class Driver:
     # ------------------------------------------------------------ plans
 
     @property
-    def _fit_members(self) -> tuple[Member, ...]:
+    def fit_members(self) -> tuple[Member, ...]:
+        """Those that plans are made for. For the driver's thread."""
         return tuple(member for name, member in self._members.items() if name not in self._unfit)
 
     def _replan(self, why: str) -> None:
         """Make a plan for the members that are fit; `why` is told to the requests that end by it."""
         self._replan_when_idle = False
-        members = self._fit_members
+        members = self.fit_members
         if len(members) < self._wait_for:
             self._wait(f"waiting for nodes: {len(members)} of {self._wait_for} are here", why)
             return
@@ -382,7 +383,7 @@ class Driver:
         """What was measured while serving may make another plan better."""
         self._has_relearned, self._busy_s = False, self._clock()
         try:
-            plan = self._better(running.plan, self._fit_members)
+            plan = self._better(running.plan, self.fit_members)
         except PrimaError as error:  # also of a solver that is broken
             log.warning("the present plan stays: %s", error)
             return

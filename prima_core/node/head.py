@@ -331,7 +331,7 @@ class Head(ModelText):
 
     def assign(self, epoch: Epoch, plan: Plan, addresses: Mapping[str, str]) -> None:
         own = self._options.name
-        self.explainer.ask(plan, self.driver.status.members)
+        self.explainer.ask(plan, self.driver.fit_members)
         assignment = Assignment(epoch, plan, lambda: self.model, self._options.wire, addresses)
         if self._membership is not None:
             model = control.ModelId(self.model.fingerprint, self.model.file.size, self.model_name)

@@ -309,6 +309,7 @@ def test_a_node_that_cannot_load_is_left_out_until_it_joins_again() -> None:
     rig.ready()
     rig.join("c")
     assert rig.visited() == ("head", "c"), "still without b"
+    assert [member.name for member in rig.driver.fit_members] == ["head", "c"], "nor is it told what b would give"
     rig.ready()
     rig.lose("b")
     rig.join("b")
