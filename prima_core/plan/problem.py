@@ -193,9 +193,9 @@ class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return own + min(shared, self.memory_bytes)
 
 
-class LinkFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LinkFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The way from `source` to `target`, each a node's name or "" for any: how long a message of no length takes, and
-    how many bytes go in a second (0: as many as you like)."""
+    how many bytes go in a second (0, which no problem file says: as many as you like)."""
 
     source: Name = ""
     target: Name = ""
@@ -355,11 +355,28 @@ def problem_to_json(problem: Problem) -> bytes:
     return msgspec.json.format(msgspec.json.encode(problem), indent=2)
 
 
+class _StatedLink(msgspec.Struct):
+    bytes_s: float | None = None
+
+
+class _Stated(msgspec.Struct):
+    """What a file says itself of links: none and 0 are not the same."""
+
+    links: tuple[_StatedLink, ...] = ()
+
+
 def problem_from_json(data: bytes) -> Problem:
-    """Raises PlanError naming the field when `data` is not a problem."""
+    """Raises PlanError naming the field when `data` is not a problem, or a link of it carries nothing."""
     try:
-        return msgspec.json.decode(data, type=Problem)
+        problem = msgspec.json.decode(data, type=Problem)
+        stated = msgspec.json.decode(data, type=_Stated)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PlanError(
             f"not a problem file: {error}", hint="`problem_to_json` of prima_core.plan.problem writes one"
         ) from error
+    for link, own in zip(problem.links, stated.links, strict=True):
+        if own.bytes_s == 0:
+            ends = f"from {link.source or 'any node'} to {link.target or 'any node'}"
+            hint = "state what it carries, leave bytes_s out where that does not matter, or leave out the node"
+            raise PlanError(f"the link {ends} has a bandwidth of 0 bytes per second: nothing gets through", hint=hint)
+    return problem

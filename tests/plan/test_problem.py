@@ -125,3 +125,13 @@ def test_a_problem_file_from_before_there_were_rates_is_still_one() -> None:
     problem = problem_from_json(old)
     assert (problem.rounds, problem.streaming, problem.links) == (0, True, ())
     assert problem.node("a").disk_bytes_s == 0
+
+
+def test_a_link_without_bandwidth_is_refused_and_one_whose_bandwidth_does_not_matter_is_not() -> None:
+    links = LinkFacts("head", "b", latency_s=0.001), LinkFacts("b", "head", bytes_s=1e9)
+    free = msgspec.structs.replace(PROBLEM, links=links)
+    assert problem_from_json(problem_to_json(free)) == free
+    tree = json.loads(problem_to_json(free))
+    tree["links"][0]["bytes_s"] = 0
+    with pytest.raises(PlanError, match="link from head to b has a bandwidth of 0"):
+        problem_from_json(json.dumps(tree).encode())
